@@ -1,0 +1,72 @@
+"""Makes the calling process one that keeps running when the machine is short of everything. Standard library only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import stat
+from contextlib import suppress
+from typing import Final
+
+_MCL_CURRENT: Final = 1
+_MCL_FUTURE: Final = 2
+_OOM_SCORE: Final = "-900"
+_PRIORITY: Final = 1
+_NICE: Final = -10
+
+
+def harden() -> list[str]:
+    """Takes what the host permits; returns what it refused, in words for a log."""
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _unblock_log()
+    steps = {
+        "locked memory": _lock_memory,
+        "an OOM score of " + _OOM_SCORE: _lower_oom_score,
+        "raised priority": _raise_priority,
+    }
+    return [name for name, step in steps.items() if not step()]
+
+
+def _lock_memory() -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    # With a limit in force MCL_FUTURE would turn a later allocation into a MemoryError: then only what is there is locked.
+    unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+    return bool(libc.mlockall(_MCL_CURRENT | _MCL_FUTURE if unlimited else _MCL_CURRENT) == 0)
+
+
+def _lower_oom_score() -> bool:
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(_OOM_SCORE)
+    except OSError:
+        return False
+    return True
+
+
+def _raise_priority() -> bool:
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_PRIORITY))
+    except OSError:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+        except OSError:
+            return False
+    return True
+
+
+def _unblock_log() -> None:
+    """A pipe or socket as stderr never blocks; anything else, which could wait for a disk, is dropped."""
+    with suppress(OSError):
+        if stat.S_ISFIFO(mode := os.fstat(2).st_mode) or stat.S_ISSOCK(mode):
+            os.set_blocking(2, False)
+        else:
+            null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, 2)
+            os.close(null)

@@ -1,0 +1,116 @@
+"""Commands of consensus: who leads what. Whether this node leads *now* is read from the page, not asked here."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from piccolod.protocol.base import Nothing, Request
+
+
+class Term(msgspec.Struct, frozen=True, kw_only=True):
+    """What a campaign won. The page carries the same token before the reply is sent."""
+
+    resource: str
+    gen: int
+    epoch: int
+    token: int
+
+
+class Campaign(Request[Term], frozen=True, kw_only=True):
+    """Lead `resource`. Idempotent: the holder gets its term again. Busy while it is closing; NotLeader: another has it."""
+
+    command: ClassVar[str] = "consensus.campaign"
+    reply: ClassVar[type] = Term
+    resource: str
+    reason: str = "bootstrap"
+
+
+class Closing(Request[Nothing], frozen=True, kw_only=True):
+    """Marks the resource `closing` on the page: nothing starts it again in this term. Idempotent."""
+
+    command: ClassVar[str] = "consensus.closing"
+    reply: ClassVar[type] = Nothing
+    resource: str
+    token: int
+
+
+class Withdraw(Request[Nothing], frozen=True, kw_only=True):
+    """Ends the term. Only after every effect is proven stopped. Idempotent; an older token than the current is no-op."""
+
+    command: ClassVar[str] = "consensus.withdraw"
+    reply: ClassVar[type] = Nothing
+    resource: str
+    token: int
+    reason: str = "released"
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    node: str
+    eligible: bool
+    reason: str
+
+
+class Leadership(msgspec.Struct, frozen=True, kw_only=True):
+    """`deadline_s`: seconds left to D_hard; null when the term never runs out (one node)."""
+
+    resource: str
+    role: str
+    node: str
+    address: str
+    epoch: int
+    token: int
+    since_ms: int
+    reason: str
+    deadline_s: float | None
+    candidates: tuple[Candidate, ...] = ()
+
+
+class Leaderships(msgspec.Struct, frozen=True, kw_only=True):
+    leaderships: tuple[Leadership, ...]
+
+
+class GetLeadership(Request[Leaderships], frozen=True, kw_only=True):
+    """All resources known here, or the one named (NotFound)."""
+
+    command: ClassVar[str] = "consensus.leadership"
+    reply: ClassVar[type] = Leaderships
+    resource: str | None = None
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of history. `phases` in milliseconds."""
+
+    resource: str
+    epoch: int
+    at_ms: int
+    from_node: str
+    to_node: str
+    reason: str
+    phases: dict[str, float]
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    changes: tuple[Change, ...]
+
+
+class GetHistory(Request[Changes], frozen=True, kw_only=True):
+    """Newest first."""
+
+    command: ClassVar[str] = "consensus.history"
+    reply: ClassVar[type] = Changes
+    resource: str | None = None
+    limit: int = 50
+
+
+class Why(msgspec.Struct, frozen=True, kw_only=True):
+    leadership: Leadership
+    explanation: str  # one sentence for a person
+    history: tuple[Change, ...]
+
+
+class GetWhy(Request[Why], frozen=True, kw_only=True):
+    command: ClassVar[str] = "consensus.why"
+    reply: ClassVar[type] = Why
+    resource: str

@@ -1,0 +1,204 @@
+"""One life of a module's process: from the wish for it to its end. Knows processes and pairs, not modules' rules."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from piccolod import clock
+from piccolod.link import Link, LinkClosed, Message
+from piccolod.supervisor.logs import LogPipe
+from piccolod.supervisor.loop import Loop, Timer
+from piccolod.supervisor.reaper import Ending, Reaper
+from piccolod.supervisor.rights import Rights
+from piccolod.supervisor.spawner import Order, Spawner
+
+_DUMP_S: Final = 0.3  # for faulthandler to write the stacks
+_OUTBOX: Final = 256
+_MESSAGES: Final = 64  # heard in a turn: a flood must not keep the others waiting
+
+
+class Life:
+    """`on_message(life, message, fds)` owns the descriptors; `on_spawned` and `on_end` come once, in this order."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        pipe: LogPipe,
+        inst: str,
+        on_message: Callable[[Life, Message, list[int]], None],
+        on_spawned: Callable[[Life], None],
+        on_end: Callable[[Life, Ending], None],
+    ) -> None:
+        self._loop = loop
+        self._reaper = reaper
+        self._pipe = pipe
+        self.inst = inst
+        self._on_message = on_message
+        self._on_spawned = on_spawned
+        self._on_end = on_end
+        self._link, self._theirs = Link.pair()
+        self._outbox: deque[tuple[Message, tuple[int, ...]]] = deque()
+        self._timer: Timer | None = None
+        self._pidfd = -1
+        self.pid = 0
+        self.ended = False
+        self.asked_at = clock.now()
+        self.started_at = 0.0  # START was sent
+        self.ready_at = 0.0
+        self.heard_at = 0.0
+        self.cause = ""  # why we ended it; empty while we did not
+
+    def spawn(self, spawner: Spawner, target: str, fork: bool, rights: Rights, path: list[str]) -> None:
+        self._link.send({"t": "ENTRY", "target": target, "path": path, "rights": rights.to_wire()})
+        self._loop.watch(self._link.fileno(), self._io)
+        spawner.spawn(Order(target, fork, self._theirs, self._pipe.write_fd, self._spawned))
+
+    def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        """In order, and later if the module is slow. One that stops reading is ended."""
+        if self._link.sock.fileno() < 0:
+            return
+        if not self._outbox and self._send(message, fds):
+            return
+        if len(self._outbox) >= _OUTBOX:
+            self.kill("it does not read what it is told")
+            return
+        self._outbox.append((message, tuple(os.dup(fd) for fd in fds)))
+        self._loop.modify(self._link.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    # --- ending it
+
+    def abort(self, cause: str) -> None:
+        """For one that hangs: its stacks into the log, then its end. A stopped process cannot do the first."""
+        if self.ended or self.cause:
+            return
+        if _stopped(self.pid):
+            self.kill(cause)
+            return
+        self.cause = cause
+        self._signal(signal.SIGABRT)
+        self._timer = self._loop.after(_DUMP_S, lambda: self._signal(signal.SIGKILL))
+
+    def kill(self, cause: str) -> None:
+        if self.ended:
+            return
+        self.cause = self.cause or cause
+        self._signal(signal.SIGKILL)
+
+    def stop(self, seconds: float, cause: str, more: dict[str, Any] | None = None) -> None:
+        """Asks it to end, and ends it when it has not after `seconds`."""
+        if self.ended:
+            return
+        self.cause = self.cause or cause
+        if not self.started_at:  # it does nothing yet
+            self._signal(signal.SIGKILL)
+            return
+        self.send({"t": "STOP", "seconds": seconds, **(more or {})})
+        if self._timer is None:
+            self._timer = self._loop.after(seconds, lambda: self._signal(signal.SIGKILL))
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+        elif not self.pid:
+            self._close_link()  # on its way into being: it finds the pair closed and ends
+
+    # --- what happens
+
+    def _spawned(self, pid: int) -> None:
+        self._theirs.close()
+        self._pipe.close_write()
+        if pid == 0:
+            self._ended(Ending(code=1))
+            return
+        self.pid = pid
+        if self._reaper.expect(pid, self._ended):
+            with suppress(OSError):
+                self._pidfd = os.pidfd_open(pid)
+            if self.cause:  # it was unwanted before it was there
+                self._signal(signal.SIGKILL)
+        self._on_spawned(self)
+
+    def _io(self, events: int) -> None:
+        try:
+            if events & select.EPOLLOUT:
+                self._flush()
+            for _ in range(_MESSAGES):
+                got = self._receive()
+                if got is None:
+                    return
+                self._on_message(self, *got)
+        except LinkClosed:
+            self._close_link()
+            # Its end follows by SIGCHLD; a process that lives without its pair cannot be led and must not stay.
+            self._timer = self._timer or self._loop.after(_DUMP_S, lambda: self.kill("it closed its pair"))
+
+    def _receive(self) -> tuple[Message, list[int]] | None:
+        if self._link.sock.fileno() < 0:
+            return None
+        try:
+            return self._link.receive()
+        except RecursionError:  # nested deeper than any message of ours
+            return {"t": ""}, []
+
+    def _send(self, message: Message, fds: tuple[int, ...]) -> bool:
+        try:
+            return self._link.send(message, fds)
+        except LinkClosed:
+            return True  # nobody is there to miss it
+
+    def _flush(self) -> None:
+        while self._outbox:
+            message, fds = self._outbox[0]
+            if not self._send(message, fds):
+                return
+            self._outbox.popleft()
+            for fd in fds:
+                os.close(fd)
+        self._loop.modify(self._link.fileno(), select.EPOLLIN)
+
+    def _ended(self, ending: Ending) -> None:
+        if self.ended:
+            return
+        self._hear_the_rest()
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._close_link()
+        self._theirs.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._pipe.drain()
+        self._on_end(self, ending)
+
+    def _hear_the_rest(self) -> None:
+        """What it said before it ended counts: a deposit, a lock."""
+        with suppress(LinkClosed):
+            while (got := self._receive()) is not None:
+                self._on_message(self, *got)
+
+    def _close_link(self) -> None:
+        if self._link.sock.fileno() >= 0:
+            self._loop.forget(self._link.fileno())
+            self._link.close()
+        for _, fds in self._outbox:
+            for fd in fds:
+                os.close(fd)
+        self._outbox.clear()
+
+
+def _stopped(pid: int) -> bool:
+    """SIGSTOP, or a debugger."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except OSError:
+        return False

@@ -1,0 +1,221 @@
+"""Makes processes: forked by the zygote where that is possible, else executed. Never waits.
+
+A zygote that does not answer is killed and made anew; whatever it was asked for is executed instead.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from piccolod import clock
+from piccolod.link import Link, LinkClosed, Message
+from piccolod.supervisor import entry, zygote
+from piccolod.supervisor.loop import Loop, Timer
+from piccolod.supervisor.reaper import Ending, Reaper
+
+# A warm zygote forks in a few ms; while it imports, it answers between two imports.
+_WARM_ANSWER_S: Final = 0.3
+_COLD_ANSWER_S: Final = 20.0
+_PING_S: Final = 1.0
+_AGAIN_S: Final = 1.0
+
+# Nothing else of the supervisor's environment reaches a module: no secret of the caller's shell, no notify socket.
+_PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "TMPDIR")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A process that is wanted. `pair` and `log` stay the caller's until `done`, which closes nothing."""
+
+    target: str
+    fork: bool
+    pair: socket.socket
+    log: int
+    done: Callable[[int], None]  # its pid; 0: it could not be made
+
+
+@dataclass(slots=True)
+class _Asked:
+    order: Order
+    give_up: Timer
+
+
+class Spawner:
+    def __init__(
+        self, loop: Loop, reaper: Reaper, targets: tuple[str, ...], log: Callable[[], int], say: Callable[..., None]
+    ) -> None:
+        """`log` gives a new descriptor for the zygote's output; `say(level, event, **facts)` is the supervisor's log."""
+        self._loop = loop
+        self._reaper = reaper
+        self._targets = targets
+        self._log = log
+        self._say = say
+        self._link: Link | None = None
+        self.zygote_pid = 0
+        self.zygote_restarts = -1
+        self.warm = False
+        self._asked: dict[int, _Asked] = {}
+        self._ids = 0
+        self._pinged = 0
+        self._heard_at = 0.0
+        self._closed = False
+
+    @property
+    def in_flight(self) -> int:
+        """Forks that are asked for and not reported: their processes are on their way to become our children."""
+        return len(self._asked)
+
+    def start(self) -> None:
+        """Makes the zygote."""
+        if self._closed or not self._targets:
+            return
+        ours, theirs = Link.pair()
+        log = self._log()
+        try:
+            pid = execute(zygote.__file__, theirs.fileno(), log)
+        except OSError as error:
+            ours.close()
+            self._say("error", "the zygote cannot be started, modules are executed", reason=str(error))
+            self._loop.after(_AGAIN_S, self.start)
+            return
+        finally:
+            theirs.close()
+            os.close(log)
+        self._link, self.zygote_pid, self.warm = ours, pid, False
+        self.zygote_restarts += 1
+        self._heard_at = clock.now()
+        self._loop.watch(ours.fileno(), self._readable)
+        self._reaper.expect(pid, lambda ending: self._ended(pid, ending))
+        ours.send({"t": "IMPORT", "path": sys.path, "targets": list(self._targets)})
+        self._loop.after(_PING_S, lambda: self._ping(pid))
+
+    def spawn(self, order: Order) -> None:
+        if self._link is None or not order.fork:
+            self._execute(order)
+            return
+        self._ids += 1
+        number = self._ids
+        message = {"t": "FORK", "id": number, "target": order.target}
+        try:
+            sent = self._link.send(message, (order.pair.fileno(), order.log))
+        except LinkClosed:
+            sent = False
+        if not sent:
+            self._execute(order)
+            return
+        answer_s = _WARM_ANSWER_S if self.warm else _COLD_ANSWER_S
+        self._asked[number] = _Asked(order, self._loop.after(answer_s, lambda: self._late(number)))
+
+    def close(self) -> None:
+        self._closed = True
+        self._drop("")
+
+    # --- the zygote's words
+
+    def _readable(self, _events: int) -> None:
+        try:
+            while self._link is not None and (got := self._link.receive()) is not None:
+                self._heard_at = clock.now()
+                self._hear(got[0])
+        except LinkClosed:
+            self._drop("the zygote has ended")
+
+    def _hear(self, message: Message) -> None:
+        if message["t"] == "PONG":
+            self.warm = bool(message.get("warm"))
+            return
+        asked = self._asked.pop(int(message.get("id", 0)), None)
+        if asked is None:
+            return
+        asked.give_up.cancel()
+        if message["t"] == "FORKED":
+            asked.order.done(int(message["pid"]))
+        else:
+            self._say("warning", "executed instead of forked", target=asked.order.target, reason=message.get("reason"))
+            self._execute(asked.order)
+        if not self._asked:
+            self._reaper.forget_strangers()
+
+    def _ping(self, pid: int) -> None:
+        if self._link is None or pid != self.zygote_pid:
+            return
+        silent_s = clock.now() - self._heard_at
+        if self.warm and silent_s > 2 * _PING_S + _WARM_ANSWER_S or silent_s > _COLD_ANSWER_S + _PING_S:
+            self._drop("the zygote does not answer")
+            return
+        self._pinged += 1
+        with suppress(LinkClosed):
+            self._link.send({"t": "PING", "id": self._pinged})
+        self._loop.after(_PING_S, lambda: self._ping(pid))
+
+    def _late(self, number: int) -> None:
+        if number in self._asked:
+            self._drop("the zygote does not fork")
+
+    def _ended(self, pid: int, ending: Ending) -> None:
+        if pid == self.zygote_pid:
+            self._drop(f"the zygote has ended: {ending}")
+
+    def _drop(self, reason: str) -> None:
+        """Whoever the old zygote may still have forked finds its pair closed, or no release, and ends by itself."""
+        if self._link is None:
+            return
+        self._loop.forget(self._link.fileno())
+        self._link.close()
+        self._link, self.warm = None, False
+        with suppress(ProcessLookupError):
+            os.kill(self.zygote_pid, signal.SIGKILL)
+        asked, self._asked = list(self._asked.values()), {}
+        for each in asked:
+            each.give_up.cancel()
+        if self._closed:
+            return
+        self._say("warning", "making a new zygote", reason=reason)
+        for each in asked:
+            self._execute(each.order)
+        self._loop.after(0.0 if self.zygote_restarts == 0 else _AGAIN_S, self.start)
+
+    # --- without the zygote
+
+    def _execute(self, order: Order) -> None:
+        try:
+            pid = execute(entry.__file__, order.pair.fileno(), order.log)
+        except OSError as error:
+            self._say("error", "a process cannot be made", target=order.target, reason=str(error))
+            self._loop.after(0.0, lambda: order.done(0))
+            return
+        order.done(pid)
+
+
+def execute(file: str, fd: int, log: int) -> int:
+    """A Python process of ours: `python -I FILE 3 OUR_PID`, with `fd` as 3, in a session of its own. Raises OSError."""
+    keep = os.dup(fd) if fd == 3 else fd  # dup2 onto itself would leave it close-on-exec
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", file, "3", str(os.getpid())],
+            environment(),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+                (os.POSIX_SPAWN_DUP2, keep, 3),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD),
+        )
+    finally:
+        if keep != fd:
+            os.close(keep)
+
+
+def environment(source: Mapping[str, str] = os.environ) -> dict[str, str]:
+    return {name: source[name] for name in _PASSED_ON if name in source}

@@ -1,0 +1,94 @@
+"""Files that containers see and that must never touch a disk: secrets and app_config. One tmpfs, a folder an app.
+
+Also what is wanted of each running app, so that a restart of this module on a locked node goes on minding it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from ruamel.yaml import YAML
+
+from piccolod.errors import Failed, Invalid
+from services.apps.desired import Desired, from_body, to_body
+
+_SIZE: Final = b"size=64m,mode=0700"
+_MS_NOSUID: Final = 2
+_MS_NODEV: Final = 4
+_MS_NOEXEC: Final = 8
+_DESIRED: Final = "desired"
+
+
+class AppFiles:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, app: str, secrets: Mapping[str, bytes], app_config: Any) -> None:
+        """Replaces what the app is given. Raises Failed when there is no memory file system for it."""
+        self._mount()
+        folder = self._folder / app
+        (folder / "secrets").mkdir(mode=0o755, parents=True, exist_ok=True)
+        # The mounts of a container lead here whatever its user; the folder above lets nobody of the host in.
+        for name, value in secrets.items():
+            _write(folder / "secrets" / name, value, 0o444)
+        if app_config is not None:
+            with (folder / "app.yaml.new").open("w", encoding="utf-8") as file:
+                YAML(typ="safe", pure=True).dump(app_config, file)
+            (folder / "app.yaml.new").chmod(0o444)
+            (folder / "app.yaml.new").replace(folder / "app.yaml")
+
+    def remember(self, desired: Desired) -> None:
+        self._mount()
+        folder = self._folder / desired.name
+        folder.mkdir(mode=0o755, exist_ok=True)
+        _write(folder / _DESIRED, msgspec.json.encode(to_body(desired)), 0o600)
+
+    def remembered(self) -> list[Desired]:
+        """The apps that ran here when they were last looked at."""
+        found = []
+        for file in sorted(self._folder.glob(f"*/{_DESIRED}")):
+            try:
+                found.append(from_body(msgspec.json.decode(file.read_bytes())))
+            except (OSError, ValueError, Invalid):
+                continue  # half-written or of another version: the document itself comes with the unlock
+        return found
+
+    def remove(self, app: str) -> None:
+        shutil.rmtree(self._folder / app, ignore_errors=True)
+        if self._is_mounted() and not any(self._folder.iterdir()):
+            _libc().umount2(os.fsencode(self._folder), 0)
+
+    def _mount(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._is_mounted():
+            return
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        if _libc().mount(b"piccolo", os.fsencode(self._folder), b"tmpfs", flags, _SIZE):
+            reason = os.strerror(ctypes.get_errno())
+            raise Failed(f"no memory file system for secrets at {self._folder}: {reason}", hint="secrets are never put on a disk")
+
+    def _is_mounted(self) -> bool:
+        return os.path.ismount(self._folder)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _write(file: Path, content: bytes, mode: int) -> None:
+    """Readers see the old content or the new one, and a container's mount of the file keeps the one that it began with."""
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+    new.replace(file)

@@ -1,0 +1,387 @@
+"""From desired and actual to the next steps of one app on this node: pure, level-triggered, and with a reason.
+
+Invariant: nothing of a led app starts but under an open term whose token is the container's own; nothing is released
+before its effects are proven stopped. `plan` looks at one situation and forgets: whoever dies between two steps is
+followed by somebody who looks again.
+
+    up      fetch -> campaign -> attach -> create -> init, arm -> start -> (ready) -> route local
+    down    route closed -> closing -> stop, proven -> disarm -> detach -> withdraw
+    trial   the candidate's container replaces the current one; ready in time: promote, otherwise give up, and back
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from services.apps.backoff import Failures
+from services.apps.badge import Badge
+from services.apps.desired import Desired, Version
+from services.apps.health import Health, Phase
+from services.apps.podman_status import Status
+
+
+class State(StrEnum):
+    """apps.md, life cycle: what people see."""
+
+    PENDING = "pending"
+    PULLING = "pulling"
+    STARTING = "starting"
+    RUNNING = "running"
+    DEGRADED = "degraded"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    STANDBY = "standby"
+    FAILED = "failed"
+
+
+class Route(StrEnum):
+    LOCAL = "local"
+    HOLD = "hold"
+    CLOSED = "closed"
+
+
+class Do(StrEnum):
+    """What the shell can do. Each is idempotent."""
+
+    FETCH = "fetch"  # in the background: pull or build
+    PIN = "pin"  # write the image's id into the document
+    CAMPAIGN = "campaign"
+    ATTACH = "attach"
+    CREATE = "create"
+    INIT = "init"
+    ARM = "arm"
+    START = "start"
+    CLOSING = "closing"
+    STOP = "stop"
+    DISARM = "disarm"
+    REMOVE = "remove"
+    DETACH = "detach"
+    WITHDRAW = "withdraw"
+    PROMOTE = "promote"
+    GIVE_UP = "give_up"
+    PURGE = "purge"
+    FORGET = "forget"  # the app is gone: delete its documents
+
+
+class ImageIs(StrEnum):
+    PRESENT = "present"
+    ABSENT = "absent"
+    FETCHING = "fetching"
+    REFUSED = "refused"  # a fetch failed; `image_reason` says why, and it is tried again later
+
+
+class Image(msgspec.Struct, frozen=True):
+    """What is known here of the image of one version. `id` is what its name means when it is present."""
+
+    status: ImageIs
+    id: str = ""
+    reason: str = ""
+
+
+class Container(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    status: Status
+    pid: int = 0
+    badge: Badge
+    armed: bool = False
+    exit_code: int = 0
+    address: str = ""
+
+
+class TermIs(msgspec.Struct, frozen=True):
+    """The term of the app on this node's page."""
+
+    token: int
+    epoch: int
+    closing: bool = False
+
+
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
+    now: float
+    boot_id: str
+    locked: bool = False
+    term: TermIs | None = None
+    container: Container | None = None
+    digest: str = ""  # of the current version's container
+    trial_digest: str = ""
+    image: Image = Image(ImageIs.PRESENT)
+    trial_image: Image = Image(ImageIs.PRESENT)
+    attached: frozenset[str] = frozenset()
+    health: Health | None = None
+    failures: Failures = Failures()
+    trial_since_at: float = 0.0  # when the candidate's container was first seen; 0 = not yet
+    waits_for: tuple[str, ...] = ()  # apps that it depends on and that do not run
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do now, what to show, and why. `wake_at`: when to look again even if nothing happens (0 = no need)."""
+
+    state: State
+    reason: str
+    route: Route
+    steps: tuple[Do, ...] = ()
+    wake_at: float = 0.0
+    note: str = ""  # for PROMOTE and GIVE_UP
+    trial: bool = False  # the steps are about the candidate
+
+    @property
+    def sentence(self) -> str:
+        doing = f"{', '.join(self.steps)}" if self.steps else "nothing to do"
+        return f"{self.state}{': ' + self.reason if self.reason else ''} ({doing})"
+
+
+def plan(desired: Desired, now: Situation) -> Plan:
+    if not desired.wanted(now.boot_id) or _term_ends(desired, now):
+        return _down(desired, now)
+    if desired.candidate is not None:
+        return _trial(desired, now)
+    return _up(desired, desired.current, now, now.digest, now.image, trial=False)
+
+
+def _term_ends(desired: Desired, now: Situation) -> bool:
+    """A closing term cannot be used again, and an app that is no longer led needs none."""
+    return now.term is not None and (now.term.closing or not desired.current.manifest.is_led)
+
+
+# --- down
+
+
+def _down(desired: Desired, now: Situation) -> Plan:
+    """Stop politely, prove it, then give back what was held: in this order, whatever of it is already done."""
+    again = desired.wanted(now.boot_id)
+    route = Route.HOLD if again else Route.CLOSED
+    steps: list[Do] = []
+    container = now.container
+    alive = container is not None and container.status.has_processes
+    if now.term is not None and not now.term.closing:
+        steps.append(Do.CLOSING)
+    if alive:
+        steps.append(Do.STOP)
+    if container is not None and (alive or container.armed):
+        steps.append(Do.DISARM)
+    if container is not None and desired.removing:
+        steps.append(Do.REMOVE)
+    if now.attached:
+        steps.append(Do.DETACH)
+    if now.term is not None:
+        steps.append(Do.WITHDRAW)
+    if desired.removing:
+        if now.locked:
+            reason = "to be uninstalled when the store is unlocked"
+            return Plan(state=State.STOPPED, reason=reason, route=route, steps=tuple(steps))
+        return Plan(
+            state=State.STOPPING,
+            reason="is being uninstalled",
+            route=route,
+            steps=(*steps, *((Do.PURGE,) if desired.purge and desired.current.manifest.is_stateful else ()), Do.FORGET),
+        )
+    if steps:
+        return Plan(state=State.STOPPING, reason=_why_down(desired, again), route=route, steps=tuple(steps))
+    return Plan(state=State.STOPPED, reason=_why_down(desired, again), route=route)
+
+
+def _why_down(desired: Desired, again: bool) -> str:
+    if again:
+        return "its term ends before a new one begins"
+    if desired.running and not desired.enabled:
+        return "disabled: it does not start by itself after a boot"
+    return "stopped by its admin"
+
+
+# --- up
+
+
+def _up(desired: Desired, version: Version, now: Situation, digest: str, image: Image, *, trial: bool) -> Plan:
+    container = now.container
+    led = version.manifest.is_led
+    if container is not None and _foreign(container, now, led):
+        return Plan(
+            state=State.STARTING,
+            reason="a container of another term is in the way",
+            route=Route.HOLD,
+            steps=_replace(container),
+        )
+    if container is None or container.badge.spec != digest:
+        return _begin(version, now, image, trial=trial)
+    status = container.status
+    if status in (Status.CREATED, Status.INITIALIZED):
+        return _ignite(version, now, led)
+    if status is Status.EXITED:
+        return _again(version, now, led)
+    if status is Status.RUNNING:
+        return _running(version, now, led)
+    if status is Status.PAUSED:
+        return Plan(state=State.DEGRADED, reason="its container is paused", route=Route.HOLD)
+    return Plan(state=State.STARTING, reason=f"its container is {status}", route=Route.HOLD, wake_at=now.now + 0.1)
+
+
+def _foreign(container: Container, now: Situation, led: bool) -> bool:
+    """Whether it was made under a term that is not the one of now: it may not run, and cannot be taken over."""
+    if not led:
+        return container.badge.token != 0
+    return now.term is None or now.term.token != container.badge.token
+
+
+def _replace(container: Container) -> tuple[Do, ...]:
+    stop = (Do.STOP,) if container.status.has_processes else ()
+    disarm = (Do.DISARM,) if container.status.has_processes or container.armed else ()
+    return (*stop, *disarm, Do.REMOVE)
+
+
+def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Plan:
+    """There is no container of this version: get all that it needs, in order."""
+    container = now.container
+    serves = container is not None and container.status is Status.RUNNING
+    waiting = Route.CLOSED if container is None else Route.HOLD
+    if now.locked:
+        return Plan(state=State.PENDING, reason="locked: nothing new starts until the store is unlocked", route=waiting)
+    if image.status is not ImageIs.PRESENT:
+        return _without_image(now, image, waiting)
+    steps: list[Do] = []
+    if image.id and version.image_id != image.id:
+        # Pinned first and looked at again: what is created must be what the document names.
+        return Plan(state=State.STARTING, reason="the image is here", route=waiting, steps=(Do.PIN,), trial=trial)
+    if now.waits_for and not serves:
+        reason = f"waits for {', '.join(now.waits_for)}"
+        return Plan(state=State.PENDING, reason=reason, route=waiting, wake_at=now.now + 1.0)
+    if now.failures.retry_at > now.now and not serves:
+        return _wait(now)
+    if version.manifest.is_led and now.term is None:
+        steps.append(Do.CAMPAIGN)
+    if container is not None:
+        steps += _replace(container)
+    if missing_volumes(version, now):
+        steps.append(Do.ATTACH)
+    steps += [Do.CREATE, Do.INIT, *((Do.ARM,) if version.manifest.is_led else ()), Do.START]
+    reason = "its manifest or image changed" if container is not None else "is being started"
+    return Plan(state=State.STARTING, reason=reason, route=Route.HOLD, steps=tuple(steps), trial=trial)
+
+
+def missing_volumes(version: Version, now: Situation) -> frozenset[str]:
+    return frozenset(version.manifest.storage.persistent) - now.attached
+
+
+def _without_image(now: Situation, image: Image, route: Route) -> Plan:
+    if image.status is ImageIs.FETCHING:
+        return Plan(state=State.PULLING, reason=image.reason or "the image is being fetched", route=route)
+    if image.status is ImageIs.REFUSED:
+        return Plan(state=State.PENDING, reason=image.reason, route=route)
+    return Plan(state=State.PULLING, reason="the image is not on this node", route=route, steps=(Do.FETCH,))
+
+
+def _ignite(version: Version, now: Situation, led: bool) -> Plan:
+    """The container is there and has run nothing yet."""
+    container = now.container
+    assert container is not None
+    steps: list[Do] = []
+    if missing_volumes(version, now):
+        if now.locked:
+            return Plan(state=State.PENDING, reason="locked: its volumes cannot be opened", route=Route.HOLD)
+        steps.append(Do.ATTACH)
+    if container.status is not Status.INITIALIZED:
+        steps.append(Do.INIT)
+    if led:
+        steps.append(Do.ARM)
+    return Plan(state=State.STARTING, reason="is being started", route=Route.HOLD, steps=(*steps, Do.START))
+
+
+def _again(version: Version, now: Situation, led: bool) -> Plan:
+    """Its process ended by itself."""
+    if now.failures.retry_at > now.now:
+        return _wait(now)
+    again = _ignite(version, now, led)
+    reason = now.failures.reason or "its process ended"
+    return msgspec.structs.replace(again, reason=f"restarted: {reason}") if again.steps else again
+
+
+def _wait(now: Situation) -> Plan:
+    failures = now.failures
+    if failures.too_many:
+        return Plan(state=State.FAILED, reason=failures.reason, route=Route.CLOSED, wake_at=failures.retry_at)
+    return Plan(state=State.DEGRADED, reason=failures.reason, route=Route.HOLD, wake_at=failures.retry_at)
+
+
+def _running(version: Version, now: Situation, led: bool) -> Plan:
+    container, health = now.container, now.health
+    assert container is not None
+    arm = (Do.ARM,) if led and not container.armed else ()
+    if health is None or health.phase is Phase.STARTING:
+        reason = "waits for its first answer" + (f" ({health.reason})" if health is not None and health.reason else "")
+        return Plan(state=State.STARTING, reason=reason, route=Route.HOLD, steps=arm)
+    if health.phase is Phase.UNHEALTHY:
+        return Plan(
+            state=State.DEGRADED,
+            reason=f"restarted as unhealthy: {health.reason}",
+            route=Route.HOLD,
+            steps=(*arm, Do.STOP),
+        )
+    if health.phase is Phase.FAILING:
+        return Plan(state=State.DEGRADED, reason=health.reason, route=Route.LOCAL, steps=arm)
+    return Plan(state=State.RUNNING, reason="", route=Route.LOCAL, steps=arm)
+
+
+# --- trial
+
+
+def _trial(desired: Desired, now: Situation) -> Plan:
+    """An update. The old container serves until the new image is here; then the new one has `health_deadline`."""
+    candidate = desired.candidate
+    assert candidate is not None
+    if now.locked:
+        # The trial can be neither won nor lost while nothing can be written: what runs goes on.
+        version = candidate if _is_trial(now) else desired.current
+        return _up(desired, version, now, now.trial_digest if _is_trial(now) else now.digest, now.image, trial=False)
+    if now.trial_image.status is ImageIs.REFUSED:
+        note = f"the update to {_called(candidate)} was not possible: {now.trial_image.reason}"
+        return _judged(desired, now, Do.GIVE_UP, note)
+    if now.trial_image.status is not ImageIs.PRESENT:
+        old = _up(desired, desired.current, now, now.digest, now.image, trial=False)
+        fetch = (Do.FETCH,) if now.trial_image.status is ImageIs.ABSENT else ()
+        reason = f"fetches {_called(candidate)} for an update"
+        return msgspec.structs.replace(old, steps=(*old.steps, *fetch), reason=old.reason or reason, trial=bool(fetch))
+    if not candidate.image_id:
+        return Plan(state=State.STARTING, reason="the image is here", route=_kept(now), steps=(Do.PIN,), trial=True)
+    if _is_trial(now):
+        if now.health is not None and now.health.phase is Phase.READY:
+            return _judged(desired, now, Do.PROMOTE, f"updated to {_called(candidate)}")
+        if (why := _lost(desired, now)) and desired.current.manifest.update.auto_rollback:
+            return _judged(desired, now, Do.GIVE_UP, f"the update to {_called(candidate)} was rolled back: {why}")
+        if why:
+            return _judged(desired, now, Do.PROMOTE, f"updated to {_called(candidate)}, which is not well: {why}")
+    tried = _up(desired, candidate, now, now.trial_digest, now.trial_image, trial=True)
+    deadline = now.trial_since_at + candidate.manifest.update.health_deadline_s if now.trial_since_at else 0.0
+    wake_at = min((at for at in (tried.wake_at, deadline) if at), default=0.0)
+    return msgspec.structs.replace(tried, reason=f"update to {_called(candidate)}: {tried.reason}", wake_at=wake_at, trial=True)
+
+
+def _is_trial(now: Situation) -> bool:
+    return now.container is not None and now.container.badge.spec == now.trial_digest
+
+
+def _lost(desired: Desired, now: Situation) -> str:
+    """Why the trial is over; empty while it may still be won."""
+    assert desired.candidate is not None
+    deadline_s = desired.candidate.manifest.update.health_deadline_s
+    if now.health is not None and now.health.phase is Phase.UNHEALTHY:
+        return now.health.reason
+    if now.failures.row >= 3:
+        return now.failures.reason
+    if now.trial_since_at and now.now >= now.trial_since_at + deadline_s:
+        last = now.health.reason if now.health is not None else now.failures.reason
+        return f"not ready within {desired.candidate.manifest.update.health_deadline}" + (f" ({last})" if last else "")
+    return ""
+
+
+def _judged(desired: Desired, now: Situation, verdict: Do, note: str) -> Plan:
+    return Plan(state=State.STARTING, reason=note, route=_kept(now), steps=(verdict,), note=note)
+
+
+def _kept(now: Situation) -> Route:
+    serves = now.health is not None and now.health.serves
+    return Route.LOCAL if serves else Route.HOLD
+
+
+def _called(version: Version) -> str:
+    return version.manifest.image or version.image_id[:19] or "its build"

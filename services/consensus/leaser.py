@@ -1,0 +1,42 @@
+"""What consensus asks of whatever keeps leadership: one small interface, a static twin for a node alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from piccolod.leadership.records import ChangeRecord, TermRecord
+from piccolod.leadership.roles import Reason
+
+
+class Leaser(Protocol):
+    """Terms are durable before they open, and shut before they end.
+
+    `epoch` grows by one with each term of a resource, `token` grows with everything; neither is ever used twice, whatever
+    crashes. The deadline page follows every method before it returns. Raises StoreUnavailable, StoreFull or StoreCorrupt
+    when the store of terms refuses.
+    """
+
+    async def open(self) -> None:
+        """Resumes this node's session if it is still the same boot, with the very terms it had; else begins a new one."""
+
+    def records(self) -> Mapping[str, TermRecord]:
+        """The newest term of every resource that was ever led, as of the last method that returned."""
+
+    async def campaign(self, resource: str, reason: Reason) -> TermRecord:
+        """Leads the resource, or goes on leading it in the same term. Raises Busy while it is closing."""
+
+    async def close(self, resource: str, token: int) -> None:
+        """Marks the term closing: from now on nothing of it starts, also after restarts. A term that is over stays so."""
+
+    async def release(self, resource: str, token: int, reason: Reason) -> None:
+        """Ends the term; others may have the resource. Only after every effect of it is proven stopped."""
+
+    async def verify(self, resource: str, token: int) -> bool:
+        """Whether the store of terms itself, asked now, still gives this node the open term."""
+
+    async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
+        """The last changes, newest first."""
+
+    async def end(self) -> None:
+        """Lets go of files and connections. Ends no term."""

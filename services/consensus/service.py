@@ -1,0 +1,206 @@
+"""The consensus module: holds elections and keeps the deadline page. On a node alone every campaign is granted.
+
+It judges nothing: persistence decides whether this node should lead `kernel`, apps decides for `app:*`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Final
+
+import msgspec
+
+from piccolod import clock
+from piccolod.errors import Busy, Conflict, Forbidden, Invalid, NotFound
+from piccolod.leadership import leash_table
+from piccolod.leadership.page import PageReader, PageWriter
+from piccolod.leadership.records import ChangeRecord, TermRecord, TermState
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.roles import Reason
+from piccolod.module import Caller, Module
+from piccolod.protocol.base import Level, Nothing
+from piccolod.protocol.consensus import (
+    Campaign,
+    Change,
+    Changes,
+    Closing,
+    GetHistory,
+    GetLeadership,
+    GetWhy,
+    Leadership,
+    Leaderships,
+    Term,
+    Why,
+    Withdraw,
+)
+from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit, NodeStateChanged
+from services.consensus.leaser import Leaser
+from services.consensus.registry import Registry, explanation, listed
+from services.consensus.static_leaser import StaticLeaser
+from services.consensus.term_store import set_aside
+
+_RESOURCE: Final = re.compile(r"kernel|app:[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
+# After a crash of the supervisor the old consensus lives on for at most 0.5 s (architecture.md, Orphans).
+_PAGE_WAIT_S: Final = 2.0
+_HISTORY_LIMIT: Final = 1000
+
+
+class Service:
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        self._registry = Registry(module.config.node.name, module.config.node.address)
+        self._reader = PageReader(module.paths.page)
+        self._file = module.paths.consensus / "terms.db"
+        self._page: PageWriter
+        self._leaser: Leaser
+        self._announced_rev = 0
+
+    async def start(self) -> None:
+        module = self._module
+        module.paths.consensus.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._page = await self._only_writer()
+        self._leaser = StaticLeaser(self._file, self._page, module.config.node.name)
+        await self._leaser.open()
+        module.serve(Campaign, self._campaign)
+        module.serve(Closing, self._closing)
+        module.serve(Withdraw, self._withdraw)
+        module.serve(GetLeadership, self._leadership)
+        module.serve(GetHistory, self._history)
+        module.serve(GetWhy, self._why)
+        module.on(ControlStoreCommit, self._on_commit)
+        module.publish(NodeStateChanged(node=module.config.node.name, state="alive"))
+        self._announce()
+        self._judge_health()
+        module.log.info("opened the terms", held=[record.resource for record in listed(self._leaser.records().values())])
+
+    async def stop(self) -> None:
+        """Terms live on: only those who act in them may end them."""
+        await self._leaser.end()
+        self._page.close()
+
+    def _judge_health(self) -> None:
+        if damaged := set_aside(self._file):
+            reason = f"the store of terms was damaged and begun anew; the old one is {damaged[-1]}: remove it once seen"
+            self._module.health(Level.WARN, reason)
+        else:
+            self._module.health(Level.OK)
+
+    async def _only_writer(self) -> PageWriter:
+        give_up_at = clock.now() + _PAGE_WAIT_S
+        while True:
+            try:
+                return PageWriter(self._module.paths.page)
+            except BlockingIOError:
+                if clock.now() >= give_up_at:
+                    raise
+                await asyncio.sleep(0.02)
+
+    # --- commands of those who lead
+
+    async def _campaign(self, request: Campaign, caller: Caller) -> Term:
+        _check_right(request.resource, caller)
+        before = self._leaser.records().get(request.resource)
+        record = await self._leaser.campaign(request.resource, _reason(request.reason))
+        self._announce()
+        if before is None or before.token != record.token:
+            self._module.log.info(
+                "claimed leadership", resource=record.resource, epoch=record.epoch, token=record.token, reason=record.reason
+            )
+        return Term(resource=record.resource, gen=record.gen, epoch=record.epoch, token=record.token)
+
+    async def _closing(self, request: Closing, caller: Caller) -> Nothing:
+        _check_right(request.resource, caller)
+        await self._leaser.close(request.resource, request.token)
+        self._announce()
+        return Nothing()
+
+    async def _withdraw(self, request: Withdraw, caller: Caller) -> Nothing:
+        _check_right(request.resource, caller)
+        reason = _reason(request.reason)
+        record = self._leaser.records().get(request.resource)
+        if record is not None and record.held and record.token == request.token:
+            await self._check_stopped(record)
+        await self._leaser.release(request.resource, request.token, reason)
+        self._announce()
+        if record is not None and record.held and record.token == request.token:
+            self._module.log.info("released leadership", resource=record.resource, epoch=record.epoch, reason=reason)
+        return Nothing()
+
+    async def _check_stopped(self, record: TermRecord) -> None:
+        """Refuses to end a term that still acts. The word of who withdraws is checked where that is possible."""
+        if record.resource == RESOURCE_KERNEL:
+            if record.state is TermState.OPEN:
+                raise Conflict("writes may be under way: `kernel` is closing first, then drained, then withdrawn")
+            return
+        # Shut first, looked at second: what starts after the look is refused by the gate.
+        await self._leaser.close(record.resource, record.token)
+        running = await asyncio.to_thread(_running, self._module, record.resource)
+        if running:
+            raise Busy(f"{record.resource} still runs in {', '.join(running)}", hint="it is not fenced; stop it first")
+
+    # --- questions
+
+    async def _leadership(self, request: GetLeadership, caller: Caller) -> Leaderships:
+        if request.resource is not None:
+            return Leaderships(leaderships=(self._shown(request.resource),))
+        records = listed(self._leaser.records().values())
+        names = [record.resource for record in records]
+        return Leaderships(leaderships=tuple(self._shown(name) for name in dict.fromkeys([RESOURCE_KERNEL, *names])))
+
+    async def _history(self, request: GetHistory, caller: Caller) -> Changes:
+        if not 1 <= request.limit <= _HISTORY_LIMIT:
+            raise Invalid(f"limit must be 1 to {_HISTORY_LIMIT}, not {request.limit}")
+        return Changes(changes=_changes(await self._leaser.history(request.resource, request.limit)))
+
+    async def _why(self, request: GetWhy, caller: Caller) -> Why:
+        leadership = self._shown(request.resource)
+        record = self._leaser.records().get(request.resource)
+        closing = record is not None and record.state is TermState.CLOSING
+        history = await self._leaser.history(request.resource, 10)
+        return Why(leadership=leadership, explanation=explanation(leadership, closing), history=_changes(history))
+
+    def _shown(self, resource: str) -> Leadership:
+        record = self._leaser.records().get(resource)
+        if record is not None:
+            page = self._reader.read()
+            return self._registry.leadership(record, page.hard_at if page else 0.0, clock.now())
+        if resource != RESOURCE_KERNEL:
+            raise NotFound(f"{resource} has never been led here", hint="`piccoloctl leaders list` shows what is led")
+        return self._registry.nobody(resource)
+
+    # --- events
+
+    def _announce(self) -> None:
+        for event in self._registry.news(self._leaser.records()):
+            self._module.publish(event)
+
+    def _on_commit(self, event: ControlStoreCommit) -> None:
+        """This node alone is the leader of the store: what it committed is the head."""
+        if event.rev != self._announced_rev:
+            self._announced_rev = event.rev
+            self._module.publish(ControlRevChanged(rev=event.rev))
+
+
+def _check_right(resource: str, caller: Caller) -> None:
+    if not _RESOURCE.fullmatch(resource):
+        raise Invalid(f"{resource!r} is no resource", hint="`kernel` or `app:<name>`")
+    owner = "persistence" if resource == RESOURCE_KERNEL else "apps"
+    if caller.module != owner:
+        raise Forbidden(f"{caller.module} does not decide who leads {resource}: {owner} does")
+
+
+def _reason(text: str) -> Reason:
+    try:
+        return Reason(text)
+    except ValueError:
+        raise Invalid(f"{text!r} is no reason", hint=", ".join(Reason)) from None
+
+
+def _running(module: Module, resource: str) -> list[str]:
+    entries = leash_table.read(module.paths.leash).values()
+    return [entry.container for entry in entries if entry.resource == resource and not leash_table.proven_dead(entry)]
+
+
+def _changes(records: tuple[ChangeRecord, ...]) -> tuple[Change, ...]:
+    return tuple(msgspec.convert(msgspec.to_builtins(record), Change) for record in records)

@@ -1,0 +1,212 @@
+"""The life of the control store on this node: set up, locked, unlocked, damaged, repaired.
+
+    uninitialized  no password yet        locked       a keyset and a log that hang together as far as digests show
+    unlocked       folded and verified    corrupt      damaged: nothing is written and nothing deleted, `repair` goes on
+    unavailable    the disk does not answer; tried again by itself
+
+One change of condition at a time. Who may ask for one, and who is told of it, is the service's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from piccolod import clock
+from piccolod.errors import Busy, Exists, Locked, PiccoloError, StoreCorrupt, StoreUnavailable
+from piccolod.protocol.persistence import StoreReport
+from services.persistence import keyset as keysets
+from services.persistence.committer import Committer
+from services.persistence.head import HeadFile
+from services.persistence.keyset import Kdf
+from services.persistence.log import REPAIR_HINT, LogReader
+from services.persistence.passwords import Passwords
+from services.persistence.repair import Salvage, finish, rebuild, salvage
+from services.persistence.secret import SecretKey
+from services.persistence.store import Store
+from services.persistence.verify import Survey, head_path, survey
+
+
+class Condition(StrEnum):
+    OPENING = "opening"
+    UNINITIALIZED = "uninitialized"
+    LOCKED = "locked"
+    UNLOCKED = "unlocked"
+    CORRUPT = "corrupt"
+    UNAVAILABLE = "unavailable"
+
+
+class Vault:
+    """`reason` says in one sentence why the store is not usable; `damage` what a check found under a running store."""
+
+    def __init__(self, db: Path, keyset: Path, committer: Callable[[Store], Committer], log: Any, kdf: Kdf | None = None) -> None:
+        """`kdf`: the parameters of Argon2id for a new keyset; None measures this host."""
+        self._db = db
+        self._keyset = keyset
+        self._committer = committer
+        self._log = log
+        self._kdf = kdf
+        self._changing = asyncio.Lock()
+        self._key: SecretKey | None = None
+        self.condition = Condition.OPENING
+        self.reason = "the store is being read"
+        self.damage = ""
+        self.opened = asyncio.Event()
+        self.passwords = Passwords(keyset, None)
+        self.cluster = ""
+        self.locked_rev = 0
+        self.store: Store | None = None
+        self.commits: Committer | None = None
+
+    # --- what callers stand on
+
+    def unlocked(self) -> tuple[Store, Committer]:
+        """The store and its writer. Raises Locked, StoreCorrupt, StoreUnavailable with the reason."""
+        if self.store is not None and self.commits is not None:
+            return self.store, self.commits
+        raise self._refusal()
+
+    def _refusal(self) -> PiccoloError:
+        match self.condition:
+            case Condition.CORRUPT:
+                return StoreCorrupt(self.reason, hint=REPAIR_HINT)
+            case Condition.UNAVAILABLE | Condition.OPENING:
+                return StoreUnavailable(self.reason, hint="it is tried again by itself")
+            case Condition.UNINITIALIZED:
+                return Locked(self.reason, hint="set a password: `piccoloctl setup`")
+            case _:
+                return Locked(self.reason, hint="unlock it: `piccoloctl unlock`")
+
+    def key_if_held(self) -> SecretKey | None:
+        return self._key
+
+    # --- changes of condition
+
+    async def open(self, deposited: bytes | None) -> None:
+        """Finds out what is there, and unlocks at once with the key that a former life left."""
+        async with self._changing:
+            key = _key_of(deposited) or self._key
+            try:
+                await self._look(key)
+            except StoreCorrupt as error:
+                self._key = key
+                self._become(Condition.CORRUPT, error.detail)
+            except PiccoloError as error:
+                self._key = key
+                self._become(Condition.UNAVAILABLE, error.detail)
+            finally:
+                self.opened.set()
+
+    async def _look(self, key: SecretKey | None) -> None:
+        await asyncio.to_thread(finish, self._db)
+        keyset = await asyncio.to_thread(keysets.load, self._keyset)
+        self.passwords.keyset = keyset
+        if keyset is None:
+            self.cluster = await asyncio.to_thread(_cluster_of_empty, self._db, self._keyset)
+            self._become(Condition.UNINITIALIZED, "this node has no password yet")
+            return
+        self.cluster = keyset.cluster
+        if key is not None:
+            await self._unlock(key)
+            return
+        found = await asyncio.to_thread(survey, self._db, keyset.cluster)
+        self.locked_rev = found.good_rev
+        if not found.ok:
+            raise StoreCorrupt(found.problem, hint=REPAIR_HINT)
+        self._become(Condition.LOCKED, "the control store is locked")
+
+    async def set_up(self, password: str) -> None:
+        """The first password; the store is unlocked afterwards. Raises Exists, Invalid, StoreFull, StoreUnavailable.
+
+        The keyset is the point of no return: a death before it leaves an empty log, which the next setup takes over.
+        """
+        async with self._changing:
+            if self.condition is not Condition.UNINITIALIZED:
+                raise Exists("this node has a password already", hint="`piccoloctl unlock`, or `piccoloctl keys password`")
+            cluster = self.cluster or uuid.uuid4().hex
+            keyset, sdek = await self.passwords.set_up(cluster, password, self._kdf)
+            if not self.cluster:
+                await asyncio.to_thread(Store.create, self._db, cluster)
+                self.cluster = cluster
+            await self.passwords.keep(keyset)
+            await self._unlock(sdek)
+
+    async def unlock(self, sdek: SecretKey) -> None:
+        """Folds and verifies the log. Raises StoreCorrupt, StoreUnavailable; nothing when it is unlocked already."""
+        async with self._changing:
+            if self.store is not None:
+                return
+            try:
+                await self._unlock(sdek)
+            except StoreCorrupt as error:
+                # Kept for `repair`, which with the key proves more than digests.
+                self._key = sdek
+                self._become(Condition.CORRUPT, error.detail)
+                raise
+
+    async def _unlock(self, sdek: SecretKey) -> None:
+        store = await asyncio.to_thread(Store, self._db, self.cluster, sdek)
+        self._key, self.store, self.commits = sdek, store, self._committer(store)
+        self.damage = ""
+        self._become(Condition.UNLOCKED, "")
+
+    async def lock(self) -> None:
+        """Ends the writes under way, then forgets. Idempotent."""
+        async with self._changing:
+            await self._let_go(Locked("the control store is locked", hint="unlock it: `piccoloctl unlock`"))
+            self._key = None
+            if self.condition is Condition.UNLOCKED:
+                self._become(Condition.LOCKED, "the control store is locked")
+
+    async def close(self) -> None:
+        """For the end of the process: what is under way is ended, the condition stays."""
+        async with self._changing:
+            await self._let_go(StoreUnavailable("persistence is stopping", hint="try again in a moment"))
+            self.passwords.close()
+
+    async def _let_go(self, reason: PiccoloError) -> None:
+        commits, store = self.commits, self.store
+        self.store = self.commits = None
+        if store is not None and commits is not None:
+            await commits.close(reason)
+            self.locked_rev = store.state.rev
+
+    # --- check and repair
+
+    async def check(self) -> StoreReport:
+        """Looks at the whole log, with the key when it is held. What it finds is remembered until it is gone."""
+        if self.passwords.keyset is None:
+            raise self._refusal()
+        found = await asyncio.to_thread(survey, self._db, self.cluster, self._key)
+        if self.store is not None:
+            self.damage = found.problem
+        return _report(found)
+
+    async def repair(self) -> StoreReport:
+        """Sets the damaged file aside and keeps what proves itself. Does nothing to a log that is whole."""
+        async with self._changing:
+            if self.passwords.keyset is None:
+                raise self._refusal()
+            before = await asyncio.to_thread(survey, self._db, self.cluster, self._key)
+            if before.ok:
+                if self.condition is Condition.CORRUPT:
+                    await self._after_repair()
+                return _report(before)
+            saved = await self._salvage()
+            aside = await asyncio.to_thread(rebuild, self._db, saved)
+            self._log.warning("repaired the control store", problem=before.problem, kept_rev=saved.rev, lost_revs=saved.lost)
+            await self._after_repair()
+            after = await asyncio.to_thread(survey, self._db, self.cluster, self._key)
+            return _report(after, set_aside=str(aside or ""), lost=saved.lost)
+
+    async def _salvage(self) -> Salvage:
+        also = []
+        if self.store is not None:
+            # The state in memory is verified and newer than anything that the damage left: nothing of it is lost.
+            await self._let_go_for_repair()
+            also = [self._last_snapshot]
+        return await asyncio.to_thread(salvage, self._db, self.cluster, self._key, also)

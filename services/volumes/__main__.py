@@ -1,0 +1,11 @@
+"""Entry of the volumes module."""
+
+from __future__ import annotations
+
+from piccolod.link import Link
+from piccolod.module import run
+from services.volumes.service import Service
+
+
+def main(link: Link) -> None:
+    run(link, Service)

@@ -1,0 +1,86 @@
+"""A hard limit anywhere: an ext4 file system in a sparse file, mounted through a loop device.
+
+Measured beside a plain folder: 0.5 ms more for a 4 KiB write with fsync, 10 ms to make one of 10 GiB. The loop device
+frees itself when the image is unmounted or the machine dies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from piccolod.errors import Failed, PiccoloError
+from services.volumes import mounts, process
+
+_MAKE_S = 300.0
+_MOUNT_S = 20.0
+_CHECK_S = 300.0
+_REPAIRED = (0, 1)  # e2fsck: nothing to do, or done
+
+
+def why_not() -> str:
+    """Why images cannot be used on this host, or empty."""
+    for program in ("mke2fs", "e2fsck", "resize2fs", "losetup"):
+        if shutil.which(program, path=os.defpath + ":/usr/sbin:/sbin") is None:
+            return f"{program} is not installed"
+    if not Path("/dev/loop-control").exists():
+        return "it has no loop devices"
+    if os.geteuid() != 0:
+        return "mounting needs root"
+    return ""
+
+
+def make(image: Path, content: Path, size_bytes: int, keep: tuple[int, ...]) -> None:
+    """A new image with a copy of `content`, owners, links and attributes included. Raises Failed when it does not fit."""
+    with image.open("xb") as file:
+        file.truncate(size_bytes)
+    process.run(
+        "mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-E", "nodiscard,root_owner=0:0", "-d", str(content), str(image),
+        timeout_s=_MAKE_S, keep=keep,
+    )  # fmt: skip
+    with image.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def mount(image: Path, point: Path) -> None:
+    """Mounts the image, checked. Nothing happens when it is mounted there. Raises Failed when it needs a person."""
+    if mounts.at(point) is not None:
+        return
+    process.run("e2fsck", "-p", str(image), timeout_s=_CHECK_S, fine=_REPAIRED)
+    point.mkdir(mode=0o700, parents=True, exist_ok=True)
+    process.run(
+        "mount", "-i", "-t", "ext4", "-o", "loop,nosuid,nodev,noatime,errors=remount-ro", str(image), str(point),
+        timeout_s=_MOUNT_S,
+    )  # fmt: skip
+    mounted = mounts.at(point)
+    if mounted is not None:
+        with suppress(PiccoloError):  # around the page cache is faster, where the disk below can
+            process.run("losetup", "--direct-io=on", mounted.source, timeout_s=_MOUNT_S)
+
+
+def fill(image: Path, size_bytes: int, keep: tuple[int, ...]) -> None:
+    """An image that is not mounted becomes this large. Repeated after a crash, it goes on."""
+    os.truncate(image, size_bytes)
+    process.run("e2fsck", "-f", "-p", str(image), timeout_s=_CHECK_S, fine=_REPAIRED, keep=keep)
+    process.run("resize2fs", str(image), timeout_s=_CHECK_S, keep=keep)
+
+
+def fill_mounted(image: Path, point: Path, size_bytes: int) -> bool:
+    """The same while it is mounted; False where the kernel does not let us (it asks for CAP_SYS_RESOURCE)."""
+    mounted = mounts.at(point)
+    if mounted is None:
+        return False
+    os.truncate(image, size_bytes)
+    try:
+        process.run("losetup", "--set-capacity", mounted.source, timeout_s=_MOUNT_S)
+        process.run("resize2fs", mounted.source, timeout_s=_MOUNT_S)
+    except Failed:
+        return False
+    return True
+
+
+def used_bytes(point: Path) -> int:
+    stat = os.statvfs(point)
+    return (stat.f_blocks - stat.f_bfree) * stat.f_frsize

@@ -1,0 +1,83 @@
+"""What the tests of persistence share: a store on a real disk, and cheap parameters of Argon2id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.persistence.keyset import Kdf
+from services.persistence.secret import SecretKey
+from services.persistence.state import put
+from services.persistence.store import Batch, Store, Write
+
+CLUSTER = "cluster-under-test"
+CHEAP = Kdf(memory_kib=16, iterations=1, lanes=1)
+
+
+class Bench:
+    """A store with shorthand for what tests do with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.db = folder / "store" / "control.db"
+        self.key = SecretKey.random()
+        Store.create(self.db, CLUSTER)
+        self.store = self.reopen()
+
+    def reopen(self, key: SecretKey | None = None) -> Store:
+        self.close()
+        self.store = Store(self.db, CLUSTER, key or self.key)
+        return self.store
+
+    def close(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
+
+    def put(self, id: str, document: Any, *, idem: str = "", expect: dict[tuple[str, str], int] | None = None) -> int:
+        return self.write(Write([put("apps", id, document)], expect or {}, "admin", idem, 1))
+
+    def write(self, write: Write, epoch: int = 1, gen: int = 1) -> int:
+        batch = Batch(self.store, gen, epoch)
+        rev = batch.add(write)
+        if batch.items:
+            self.store.append(batch)
+            self.store.fold(batch)
+        return rev
+
+    def grow(self, count: int, size: int = 60) -> int:
+        """`count` more revs, in one transaction for each hundred, with the snapshots that become due."""
+        while count > 0:
+            batch = Batch(self.store, 1, 1)
+            first = self.store.state.rev
+            for at in range(first, first + min(100, count)):
+                batch.add(Write([put("apps", f"a{at % 37}", {"at": at, "text": "x" * size})], {}, "admin", f"grow-{at}", at))
+            self.store.append(batch)
+            self.store.fold(batch)
+            count -= len(batch.items)
+            if self.store.wants_snapshot():
+                self.store.keep_snapshot(self.store.snapshot(1))
+        return self.store.state.rev
+
+    def documents(self) -> dict[tuple[str, str], tuple[int, bytes]]:
+        return {(c, i): (d.generation, d.body) for c, i, d in self.store.state.documents()}
+
+
+@pytest.fixture()
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture()
+def flip() -> Callable[[Path, int], None]:
+    """Flips one bit of the byte at an offset (negative: from the end)."""
+
+    def flip(path: Path, offset: int, mask: int = 0x01) -> None:
+        content = bytearray(path.read_bytes())
+        content[offset] ^= mask
+        path.write_bytes(bytes(content))
+
+    return flip

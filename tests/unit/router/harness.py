@@ -1,0 +1,181 @@
+"""A relay on the test's own loop, with real sockets on both sides."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+from piccolod import clock
+from services.router.flow import Port
+from services.router.limits import Limits
+from services.router.relay import Relay
+from services.router.route import ClientIp, Listener, Mode, Protocol, Target
+
+LIMITS = Limits(total=20_000, per_client=20_000)
+RESET = struct.pack("ii", 1, 0)
+
+
+def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs a test on a loop of its own, at most 60 s."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+
+    return run
+
+
+async def until(condition: Callable[[], object], what: str, within_s: float = 10.0) -> None:
+    """Waits for a condition, with a deadline and a message."""
+    deadline = clock.now() + within_s
+    while not condition():
+        assert clock.now() < deadline, f"not within {within_s} s: {what}"
+        await asyncio.sleep(0.002)
+
+
+def listening(backlog: int = 1024, family: int = socket.AF_INET, number: int = 0) -> socket.socket:
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", number))
+    sock.listen(backlog)
+    return sock
+
+
+@dataclasses.dataclass
+class Bench:
+    """A relay with one port. `judge` is the verdict on it; `allow` changes it."""
+
+    relay: Relay
+    port: Port
+    number: int
+    judge: Callable[[Port], Mode]
+
+    def allow(self, mode: Mode) -> None:
+        self.port.mode = mode
+
+    async def connect(self, **more: Any) -> Client:
+        return Client(*await asyncio.open_connection("127.0.0.1", self.number, **more))
+
+    async def refuses(self) -> bool:
+        """Whether a new connection is reset, at once or a moment later."""
+        try:
+            client = await self.connect()
+        except ConnectionResetError:
+            return True
+        try:
+            return await client.was_reset()
+        finally:
+            await client.close()
+
+
+@dataclasses.dataclass
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def ask(self, data: bytes) -> bytes:
+        """Sends, ends its side, reads to the end."""
+        self.writer.write(data)
+        self.writer.write_eof()
+        return await self.rest()
+
+    async def rest(self) -> bytes:
+        return await asyncio.wait_for(self.reader.read(-1), 30)
+
+    async def was_reset(self) -> bool:
+        try:
+            return await self.rest() is None
+        except ConnectionResetError:
+            return True
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+    def abort(self) -> None:
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def relaying(
+    target: tuple[str, int] | None,
+    *,
+    mode: Mode = Mode.LOCAL,
+    protocol: Protocol = Protocol.RAW,
+    client_ip: ClientIp = ClientIp.NONE,
+    hold_s: float = 10.0,
+    **limits: Any,
+) -> AsyncIterator[Bench]:
+    relay = Relay(dataclasses.replace(LIMITS, **limits), lambda port: bench.judge(port))
+    door = listening()
+    number = door.getsockname()[1]
+    port = Port("app", Listener(name="web", public_port=number, protocol=protocol, client_ip=client_ip, hold_s=hold_s))
+    port.mode = mode
+    port.target = target and Target(listener="web", address=target[0], port=target[1])
+    relay.open(port, door)
+    relay.attach(asyncio.get_running_loop())
+    bench = Bench(relay, port, number, lambda port: port.mode)
+    try:
+        yield bench
+    finally:
+        relay.close()
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def backend(serve: Serve) -> AsyncIterator[tuple[str, int]]:
+    """A real server whose connections end with the test."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await serve(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            tasks.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, backlog=2048)
+    try:
+        yield server.sockets[0].getsockname()[:2]
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+
+
+async def http_ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers every request of a connection with the head that arrived, as a body."""
+    while True:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(head) + head)
+        await writer.drain()
+        if b"connection: close" in head.lower():
+            return
