@@ -114,3 +114,20 @@ class GetWhy(Request[Why], frozen=True, kw_only=True):
     command: ClassVar[str] = "consensus.why"
     reply: ClassVar[type] = Why
     resource: str
+
+
+class Switchover(Request[Leadership], frozen=True, kw_only=True):
+    """A planned handover to `to`, or to the best candidate. NotFound: no such node. Exists: it leads already. Conflict: alone."""
+
+    command: ClassVar[str] = "consensus.switchover"
+    reply: ClassVar[type] = Leadership
+    resource: str
+    to: str = ""
+
+
+class Release(Request[Leadership], frozen=True, kw_only=True):
+    """Gives leadership away. Conflict: no other node can take it."""
+
+    command: ClassVar[str] = "consensus.release"
+    reply: ClassVar[type] = Leadership
+    resource: str

@@ -71,7 +71,9 @@ class AppFiles:
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
         if _libc().mount(b"piccolo", os.fsencode(self._folder), b"tmpfs", flags, _SIZE):
             reason = os.strerror(ctypes.get_errno())
-            raise Failed(f"no memory file system for secrets at {self._folder}: {reason}", hint="secrets are never put on a disk")
+            raise Failed(
+                f"no memory file system for secrets at {self._folder}: {reason}", hint="secrets are never put on a disk"
+            )
 
     def _is_mounted(self) -> bool:
         return os.path.ismount(self._folder)

@@ -96,7 +96,9 @@ class _Worker:
                 states = await self._call(msgspec.structs.replace(request, epoch=behind), self._name)
         except PiccoloError:
             return False
-        self.troubles[app] = next((f"{state.listener}: {state.reason}" for state in states.routes if _is_port(state.reason)), "")
+        self.troubles[app] = next(
+            (f"{state.listener}: {state.reason}" for state in states.routes if _is_port(state.reason)), ""
+        )
         if self._wanted.get(app) == request:
             known.set()
             if isinstance(request, ForgetAppRoute):
@@ -112,5 +114,3 @@ def _newer_epoch(request: RegisterAppRoute, states: RouteStates) -> int:
 
 def _is_port(reason: str) -> bool:
     return "port" in reason
-
-

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from piccolod import clock
-from piccolod.errors import Busy, Conflict, Forbidden, Invalid, NotFound
+from piccolod.errors import Busy, Conflict, Exists, Forbidden, Invalid, NotFound
 from piccolod.leadership import leash_table
 from piccolod.leadership.page import PageReader, PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord, TermState
@@ -30,6 +30,8 @@ from piccolod.protocol.consensus import (
     GetWhy,
     Leadership,
     Leaderships,
+    Release,
+    Switchover,
     Term,
     Why,
     Withdraw,
@@ -68,6 +70,8 @@ class Service:
         module.serve(GetLeadership, self._leadership)
         module.serve(GetHistory, self._history)
         module.serve(GetWhy, self._why)
+        module.serve(Switchover, self._switchover)
+        module.serve(Release, self._release)
         module.on(ControlStoreCommit, self._on_commit)
         module.publish(NodeStateChanged(node=module.config.node.name, state="alive"))
         self._announce()
@@ -159,6 +163,20 @@ class Service:
         closing = record is not None and record.state is TermState.CLOSING
         history = await self._leaser.history(request.resource, 10)
         return Why(leadership=leadership, explanation=explanation(leadership, closing), history=_changes(history))
+
+    async def _switchover(self, request: Switchover, caller: Caller) -> Leadership:
+        """On a node alone there is nobody to hand over to: each refusal says which of the reasons it is."""
+        here = self._module.config.node.name
+        self._shown(request.resource)
+        if request.to == here:
+            raise Exists(f"{here} is the only node and keeps {request.resource}")
+        if request.to:
+            raise NotFound(f"there is no node {request.to}", hint=f"this is a node alone: {here}")
+        raise Conflict(f"{here} is a node alone: there is nobody to hand {request.resource} over to")
+
+    async def _release(self, request: Release, caller: Caller) -> Leadership:
+        self._shown(request.resource)
+        raise Conflict(f"{self._module.config.node.name} is a node alone: nobody could take {request.resource}")
 
     def _shown(self, resource: str) -> Leadership:
         record = self._leaser.records().get(resource)

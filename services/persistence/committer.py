@@ -48,12 +48,16 @@ class _Waiting:
 
 
 class Committer:
-    """Owns the store while it is unlocked. `on_commit` is called after each transaction that became visible."""
+    """Owns the store while it is unlocked. `on_commit` is called after each transaction that became visible.
+
+    A gate reads its page without a lock: the thread that commits has one of its own.
+    """
 
     def __init__(
         self,
         store: Store,
         gate: Gatekeeper,
+        gate_of_thread: Gatekeeper,
         on_commit: Callable[[Sequence[Folded]], None],
         on_trouble: Callable[[PiccoloError | None], None],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
@@ -61,6 +65,7 @@ class Committer:
     ) -> None:
         self._store = store
         self._gate = gate
+        self._gate_of_thread = gate_of_thread
         self._on_commit = on_commit
         self._on_trouble = on_trouble
         self._spawn = spawn
@@ -168,7 +173,7 @@ class Committer:
 
     async def _write(self, batch: Batch, token: Token) -> None:
         try:
-            await self.in_thread(lambda: self._store.append(batch, lambda: self._gate.still(RESOURCE_KERNEL, token)))
+            await self.in_thread(lambda: self._store.append(batch, lambda: self._gate_of_thread.still(RESOURCE_KERNEL, token)))
         except (StoreFull, StoreUnavailable) as error:
             self._trouble(error)
             if not await self._settle() or self._store.chain.rev < batch.items[-1].header.rev:

@@ -14,6 +14,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -156,6 +157,14 @@ def save(path: Path, keyset: Keyset) -> None:
         raise kind(
             f"cannot replace {path}: {error.strerror}", hint="unless said otherwise the former keys are still valid"
         ) from error
+
+
+def replace_damaged(path: Path, keyset: Keyset) -> None:
+    """Puts a keyset that is known to be whole in the place of a damaged file, which is kept under another name."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    with contextlib.suppress(OSError):
+        os.link(path, aside)
+    save(path, keyset)
 
 
 def _write_synced(path: Path, content: bytes) -> None:

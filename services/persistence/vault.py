@@ -16,8 +16,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from piccolod import clock
-from piccolod.errors import Busy, Exists, Locked, PiccoloError, StoreCorrupt, StoreUnavailable
+from piccolod.errors import Exists, Locked, PiccoloError, StoreCorrupt, StoreUnavailable
 from piccolod.protocol.persistence import StoreReport
 from services.persistence import keyset as keysets
 from services.persistence.committer import Committer
@@ -26,7 +28,7 @@ from services.persistence.keyset import Kdf
 from services.persistence.log import REPAIR_HINT, LogReader
 from services.persistence.passwords import Passwords
 from services.persistence.repair import Salvage, finish, rebuild, salvage
-from services.persistence.secret import SecretKey
+from services.persistence.secret import KEY_BYTES, SecretKey
 from services.persistence.store import Store
 from services.persistence.verify import Survey, head_path, survey
 
@@ -43,11 +45,20 @@ class Condition(StrEnum):
 class Vault:
     """`reason` says in one sentence why the store is not usable; `damage` what a check found under a running store."""
 
-    def __init__(self, db: Path, keyset: Path, committer: Callable[[Store], Committer], log: Any, kdf: Kdf | None = None) -> None:
+    def __init__(
+        self,
+        db: Path,
+        keyset: Path,
+        committer: Callable[[Store], Committer],
+        on_change: Callable[[], None],
+        log: Any,
+        kdf: Kdf | None = None,
+    ) -> None:
         """`kdf`: the parameters of Argon2id for a new keyset; None measures this host."""
         self._db = db
         self._keyset = keyset
         self._committer = committer
+        self._on_change = on_change
         self._log = log
         self._kdf = kdf
         self._changing = asyncio.Lock()
@@ -55,6 +66,7 @@ class Vault:
         self.condition = Condition.OPENING
         self.reason = "the store is being read"
         self.damage = ""
+        self.keyset_damage = ""
         self.opened = asyncio.Event()
         self.passwords = Passwords(keyset, None)
         self.cluster = ""
@@ -132,7 +144,11 @@ class Vault:
             if not self.cluster:
                 await asyncio.to_thread(Store.create, self._db, cluster)
                 self.cluster = cluster
-            await self.passwords.keep(keyset)
+            try:
+                await self.passwords.keep(keyset)
+            finally:
+                if self.passwords.keyset is not None:
+                    self._become(Condition.LOCKED, "the control store is locked")
             await self._unlock(sdek)
 
     async def unlock(self, sdek: SecretKey) -> None:
@@ -166,6 +182,7 @@ class Vault:
         """For the end of the process: what is under way is ended, the condition stays."""
         async with self._changing:
             await self._let_go(StoreUnavailable("persistence is stopping", hint="try again in a moment"))
+            self.condition, self.reason = Condition.OPENING, "persistence is stopping"
             self.passwords.close()
 
     async def _let_go(self, reason: PiccoloError) -> None:
@@ -182,15 +199,33 @@ class Vault:
         if self.passwords.keyset is None:
             raise self._refusal()
         found = await asyncio.to_thread(survey, self._db, self.cluster, self._key)
+        self.keyset_damage = await self._keyset_damage()
         if self.store is not None:
             self.damage = found.problem
+        elif self.condition is Condition.LOCKED and not found.ok:
+            self._become(Condition.CORRUPT, found.problem)
+        if found.ok and self.keyset_damage:
+            return msgspec.structs.replace(_report(found), ok=False, file=str(self._keyset), problem=self.keyset_damage)
         return _report(found)
+
+    async def _keyset_damage(self) -> str:
+        """What is wrong with the keyset on the disk; the one in memory is whole."""
+        try:
+            on_disk = await asyncio.to_thread(keysets.load, self._keyset)
+        except StoreCorrupt as error:
+            return error.detail
+        except PiccoloError:
+            return ""
+        return "" if on_disk is not None else f"{self._keyset} is missing"
 
     async def repair(self) -> StoreReport:
         """Sets the damaged file aside and keeps what proves itself. Does nothing to a log that is whole."""
         async with self._changing:
             if self.passwords.keyset is None:
                 raise self._refusal()
+            if self.keyset_damage or await self._keyset_damage():
+                await asyncio.to_thread(keysets.replace_damaged, self._keyset, self.passwords.keyset)
+                self.keyset_damage = ""
             before = await asyncio.to_thread(survey, self._db, self.cluster, self._key)
             if before.ok:
                 if self.condition is Condition.CORRUPT:
@@ -198,15 +233,66 @@ class Vault:
                 return _report(before)
             saved = await self._salvage()
             aside = await asyncio.to_thread(rebuild, self._db, saved)
+            self.damage = ""
             self._log.warning("repaired the control store", problem=before.problem, kept_rev=saved.rev, lost_revs=saved.lost)
             await self._after_repair()
             after = await asyncio.to_thread(survey, self._db, self.cluster, self._key)
             return _report(after, set_aside=str(aside or ""), lost=saved.lost)
 
     async def _salvage(self) -> Salvage:
-        also = []
+        """What can be kept. The state of a running store is verified, so with its snapshot nothing of it is lost."""
+        also = [] if self.store is None else [self.store.snapshot(clock.wall_ms())]
         if self.store is not None:
-            # The state in memory is verified and newer than anything that the damage left: nothing of it is lost.
-            await self._let_go_for_repair()
-            also = [self._last_snapshot]
+            await self._let_go(StoreUnavailable("the control store is being repaired", hint="try again in a moment"))
+            self._become(Condition.CORRUPT, self.damage or "the control store is being repaired")
         return await asyncio.to_thread(salvage, self._db, self.cluster, self._key, also)
+
+    async def _after_repair(self) -> None:
+        try:
+            await self._look(self._key)
+        except StoreCorrupt as error:
+            self._become(Condition.CORRUPT, error.detail)
+            raise
+
+    def _become(self, condition: Condition, reason: str) -> None:
+        if (condition, reason) != (self.condition, self.reason):
+            self._log.info("changed the condition of the store", condition=condition, reason=reason)
+        self.condition, self.reason = condition, reason
+        self._on_change()
+
+
+def _key_of(deposited: bytes | None) -> SecretKey | None:
+    return SecretKey(deposited) if deposited is not None and len(deposited) == KEY_BYTES else None
+
+
+def _cluster_of_empty(db: Path, keyset: Path) -> str:
+    """Where there is no keyset: "" for nothing at all, the cluster of an empty log. Raises StoreCorrupt for more than that."""
+    mark = HeadFile(head_path(db)).read()
+    lost = StoreCorrupt(
+        f"{keyset} is missing, and {db} is a store that was in use", hint="put the keyset back from a backup, or move both away"
+    )
+    if mark is not None and mark.rev > 0:
+        raise lost
+    if not db.exists():
+        return ""
+    reader = LogReader(db)
+    try:
+        if next(reader.entries(limit=1), None) is not None or next(reader.snapshots(), None) is not None:
+            raise lost
+        return reader.meta().cluster
+    finally:
+        reader.close()
+
+
+def _report(found: Survey, set_aside: str = "", lost: int = 0) -> StoreReport:
+    return StoreReport(
+        ok=found.ok,
+        file=found.file,
+        entries=found.entries,
+        first_rev=found.first_rev,
+        good_rev=found.good_rev,
+        head_rev=found.head_rev,
+        problem=found.problem,
+        set_aside=set_aside,
+        lost_revs=lost,
+    )

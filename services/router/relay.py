@@ -30,10 +30,11 @@ from services.router.proxy_protocol import header_v2
 from services.router.reception import Address, Reception, refuse, reset_on_close
 from services.router.route import ClientIp, Mode
 
-_LEG: Final = select.EPOLLET | select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP
+_LEG: Final = select.EPOLLET | select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI
 _OUT: Final = select.EPOLLOUT
 _READABLE: Final = ~select.EPOLLOUT
-_ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+# After these a short read is not the last one: a FIN follows, or an urgent mark stood in the way.
+_MORE: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 _NEW: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 
@@ -205,7 +206,7 @@ class Relay:
             if leg.out is not None and mask & _OUT and self._flush(leg) and leg.peer is not None:
                 self._pump(leg.peer, True)
             if mask & _READABLE:
-                self._pump(leg, mask & _ENDING)
+                self._pump(leg, mask & _MORE)
         for _ in range(len(self._again)):
             self._pump(self._again.popleft(), True)
         # Last, so that running flows come first and no new descriptor meets an old event.
@@ -418,7 +419,7 @@ class Relay:
             # While something waited for the backend, its client was not read.
             self._pump(backend.peer, True)
         if mask & _READABLE:
-            self._pump(backend, mask & _ENDING)
+            self._pump(backend, mask & _MORE)
 
     def _dial_failed(self, backend: Leg, why: str) -> None:
         client = backend.peer

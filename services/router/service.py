@@ -44,6 +44,7 @@ class Service:
         self._speaks = module.name == ROUTERS[0]
         self._said: dict[str, RouteChanged] = {}
         self._unsaved = ""
+        self._health: tuple[Level, str] | None = None
         self._reader = PageReader(module.paths.page)
         self._saved = SavedRoutes(module.paths.routes / module.name)
         self._table = RouteTable(Gate(self._reader), self._changed)
@@ -185,7 +186,10 @@ class Service:
         troubles = [text for app in self._table.apps for state in self._states_of(app).routes if (text := self._trouble(state))]
         if self._unsaved:
             troubles.append(f"routes cannot be kept for a restart: {self._unsaved}")
-        self._module.health(Level.WARN if troubles else Level.OK, "; ".join(troubles[:5]))
+        health = (Level.WARN if troubles else Level.OK, "; ".join(troubles[:5]))
+        if health != self._health:
+            self._health = health
+            self._module.health(*health)
 
     def _trouble(self, state: RouteState) -> str:
         why = self._unreachable(state.app, state.listener, state.public_port)

@@ -134,7 +134,7 @@ class Driver:
                 body.mkdir(mode=0o700)
                 process.run("cp", "-a", str(content / CIPHER), str(body), timeout_s=_COPY_S, keep=(lock,))
                 process.run("sync", "-f", str(body), timeout_s=_COPY_S, keep=(lock,))
-            mounts.unmount(self._image_point(folder.id))
+            image.unmount(self._image_point(folder.id), keep=(lock,))
             folder.commit(next_one)
             folder.drop_rests()
 
@@ -177,7 +177,9 @@ class Driver:
             mounts.detach_dead(point)
         if look.record is not None and not process.wait_gone(look.record.pid, look.record.started, _EXIT_S):
             raise self._held(volume, look)
-        self._clear(volume)
+        if self._folder(volume).path.is_dir():
+            with self._folder(volume).locked() as lock:
+                self._clear(volume, lock)
 
     def set_aside(self, volume: VolumeId) -> None:
         """Purge, first step: the volume does not exist any more. Raises Busy while it is attached."""
@@ -218,7 +220,7 @@ class Driver:
         except BaseException:
             spawned.close()
             self._abandon(volume, spawned.pid, spawned.started)
-            self._clear(volume)
+            self._clear(volume, lock)
             raise
 
     def _wait_served(self, volume: VolumeId, pid: int, started: int) -> str:
@@ -234,9 +236,16 @@ class Driver:
         raise DeadlineExceeded(f"gocryptfs did not mount volume {volume} within {_MOUNT_S:.0f} s")
 
     def _settled(self, volume: VolumeId) -> Look:
-        """Waits for a start of an earlier life: it has its key and mounts, or it never gets one and ends."""
+        """Waits for what an earlier life began.
+
+        A start has its key and mounts, or never gets one and ends. After an unmount gocryptfs ends in a moment, unless
+        somebody else has the volume mounted.
+        """
         look = self.look(volume)
         record = look.record
+        if record is not None and look.state is State.HELD and not self._others(volume, look):
+            process.wait_gone(record.pid, record.started, _EXIT_S)
+            return self.look(volume)
         if record is not None and look.state in (State.STARTING, State.ATTACHED) and not record.device:
             try:
                 self._keep(record, record.token, self._wait_served(volume, record.pid, record.started))
@@ -291,17 +300,20 @@ class Driver:
             raise Failed(f"gocryptfs of volume {volume} (pid {pid}) cannot be killed", hint="the disk may be frozen")
         mounts.detach_dead(self.mount_point(volume))
 
-    def _clear(self, volume: VolumeId) -> None:
+    def _clear(self, volume: VolumeId, lock: int) -> None:
         """No process and no mount of plain text is left: the rest goes."""
-        mounts.unmount(self._image_point(volume))
+        image.unmount(self._image_point(volume), keep=(lock,))
         self.journal.forget(volume)
         for point in (self.mount_point(volume), self._image_point(volume)):
             if point.is_dir():
                 point.rmdir()
 
     def _held(self, volume: VolumeId, look: Look) -> Busy:
-        users = mounts.other_users(look.device, self.mount_point(volume)) if look.device else []
+        users = self._others(volume, look)
         return _busy(volume, users or [f"gocryptfs itself (pid {look.record.pid if look.record else 0}), which does not end"])
+
+    def _others(self, volume: VolumeId, look: Look) -> list[str]:
+        return mounts.other_users(look.device, self.mount_point(volume)) if look.device else []
 
     def _open_body(self, folder: Folder, lock: int) -> Path:
         """The folder that holds the ciphertext, the image mounted where it is one."""
@@ -313,7 +325,7 @@ class Driver:
         if description.built_bytes < description.limit_bytes and mounts.at(point) is None:
             image.fill(body, description.limit_bytes, keep=(lock,))
             folder.commit(_description(description.shape, description.number))
-        image.mount(body, point)
+        image.mount(body, point, keep=(lock,))
         return point
 
     def _folder(self, volume: VolumeId) -> Folder:

@@ -118,6 +118,19 @@ def _prepare(pid: int) -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
     with suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(_OOM_SCORE)
+    _leave_our_cgroup(pid)
+
+
+def _leave_our_cgroup(pid: int) -> None:
+    """Where volumes has a cgroup of its own, whose end and memory limit are not the mounts'."""
+    with suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+        folder = Path("/sys/fs/cgroup") / own
+        if folder.name == "volumes":
+            mounts = folder.with_name("volumes.mounts")
+            mounts.mkdir(exist_ok=True)
+            (mounts / "cgroup.procs").write_text(str(pid))
 
 
 def ready(log: Path) -> bool:

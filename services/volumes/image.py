@@ -11,7 +11,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from piccolod.errors import Failed, PiccoloError
+from piccolod.errors import Busy, Failed, PiccoloError
 from services.volumes import mounts, process
 
 _MAKE_S = 300.0
@@ -44,20 +44,30 @@ def make(image: Path, content: Path, size_bytes: int, keep: tuple[int, ...]) -> 
         os.fsync(file.fileno())
 
 
-def mount(image: Path, point: Path) -> None:
+def mount(image: Path, point: Path, keep: tuple[int, ...]) -> None:
     """Mounts the image, checked. Nothing happens when it is mounted there. Raises Failed when it needs a person."""
     if mounts.at(point) is not None:
         return
-    process.run("e2fsck", "-p", str(image), timeout_s=_CHECK_S, fine=_REPAIRED)
+    process.run("e2fsck", "-p", str(image), timeout_s=_CHECK_S, fine=_REPAIRED, keep=keep)
     point.mkdir(mode=0o700, parents=True, exist_ok=True)
     process.run(
         "mount", "-i", "-t", "ext4", "-o", "loop,nosuid,nodev,noatime,errors=remount-ro", str(image), str(point),
-        timeout_s=_MOUNT_S,
+        timeout_s=_MOUNT_S, keep=keep,
     )  # fmt: skip
     mounted = mounts.at(point)
     if mounted is not None:
         with suppress(PiccoloError):  # around the page cache is faster, where the disk below can
             process.run("losetup", "--direct-io=on", mounted.source, timeout_s=_MOUNT_S)
+
+
+def unmount(point: Path, keep: tuple[int, ...]) -> None:
+    """Writes out and unmounts. Nothing mounted is fine. Raises Busy when the disk does not answer in time."""
+    while mounts.at(point) is not None:
+        try:
+            process.run("umount", "-c", "-i", str(point), timeout_s=_MOUNT_S, keep=keep)
+        except Failed as error:
+            if mounts.at(point) is not None:
+                raise Busy(f"{point} cannot be unmounted: {error.detail}", hint="try again") from error
 
 
 def fill(image: Path, size_bytes: int, keep: tuple[int, ...]) -> None:

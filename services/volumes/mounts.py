@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from piccolod.errors import Busy, DeadlineExceeded, Failed
-from services.volumes import process
+from piccolod.errors import Busy, Failed
 
-_UNMOUNT_S = 10.0
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_DETACH: Final = 2  # sys/mount.h
+_NOFOLLOW: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +106,30 @@ def _is_below(process_folder: Path, point: str) -> bool:
 
 
 def unmount(point: Path) -> None:
-    """Takes the mount away, written out. Raises Busy with the names of its users; nothing mounted is fine."""
+    """Takes the mount of plain text away. Raises Busy with the names of its users; nothing mounted is fine.
+
+    By a system call of this process, not by a program: one that outlives a killed caller would hit the next mount here.
+    """
     while at(point) is not None:
-        try:
-            # -c and -i: nothing looks at the path, which may hang, and no helper program is asked.
-            process.run("umount", "-c", "-i", str(point), timeout_s=_UNMOUNT_S)
-        except DeadlineExceeded as error:
-            raise Busy(f"{point} cannot be unmounted: it does not answer", hint="look at the process that serves it") from error
-        except Failed as error:
-            if at(point) is None:
-                return
+        number = _umount2(point, _NOFOLLOW)
+        if number == errno.EBUSY:
             users = open_files(point) or ["a process that cannot be named"]
-            raise Busy(f"{point} is in use by {', '.join(users[:5])}", hint="stop what uses it, then detach again") from error
+            raise Busy(f"{point} is in use by {', '.join(users[:5])}", hint="stop what uses it, then try again")
+        if number and at(point) is not None:
+            raise Failed(f"{point} cannot be unmounted: {os.strerror(number)}")
 
 
 def detach_dead(point: Path) -> None:
     """Takes a mount away whose server is dead: nothing can be written through it any more, so waiting serves nobody."""
     while at(point) is not None:
-        process.run("umount", "-c", "-i", "-l", str(point), timeout_s=_UNMOUNT_S)
+        number = _umount2(point, _NOFOLLOW | _DETACH)
+        if number and at(point) is not None:
+            raise Failed(f"{point} cannot be unmounted: {os.strerror(number)}")
+
+
+def _umount2(point: Path, flags: int) -> int:
+    """0 or the error number."""
+    return ctypes.get_errno() if _LIBC.umount2(os.fsencode(point), flags) else 0
 
 
 def abort(point: Path) -> None:

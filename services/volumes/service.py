@@ -41,6 +41,7 @@ class Service:
         self._turns: defaultdict[VolumeId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._watched: dict[VolumeId, int] = {}  # pidfd of its gocryptfs
         self._broken: dict[VolumeId, str] = {}
+        self._judged: tuple[Level, str] | None = None
 
     async def start(self) -> None:
         self._module.serve(Ensure, self._ensure)
@@ -54,9 +55,14 @@ class Service:
         self._module.spawn(self._look_around(), name="look around")
 
     async def stop(self) -> None:
-        """Mounts stay: apps use them, and the next life adopts them."""
+        """Mounts stay, for apps use them and the next life adopts them; unless the node stops its apps too."""
         for volume in list(self._watched):
             self._unwatch(volume)
+            if self._module.stop_apps:
+                try:
+                    await asyncio.to_thread(self._driver.detach, volume)
+                except PiccoloError as error:
+                    self._module.log.warning("left a volume attached", volume=str(volume), reason=error.detail)
 
     # --- commands
 
@@ -286,8 +292,10 @@ class Service:
                 await self._alone(volume, lambda volume=volume: self._finish_purge(volume))  # type: ignore[misc]
 
     async def _judge(self) -> None:
-        level, reason = await asyncio.to_thread(self._judgement)
-        self._module.health(level, reason)
+        judged = await asyncio.to_thread(self._judgement)
+        if judged != self._judged:
+            self._judged = judged
+            self._module.health(*judged)
 
     def _judgement(self) -> tuple[Level, str]:
         volumes = self._driver.volumes()

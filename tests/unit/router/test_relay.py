@@ -421,6 +421,21 @@ async def test_garbage_and_silence_pass_as_they_are() -> None:
 
 
 @on_loop
+async def test_urgent_data_does_not_stop_what_follows_it() -> None:
+    async with backend(echo) as at, relaying(at) as bench:
+        client = await bench.connect()
+        sock = client.writer.get_extra_info("socket")
+        for _ in range(20):
+            sock._sock.send(b"before!", socket.MSG_OOB)
+            client.writer.write(b"after")
+        client.writer.write_eof()
+        answer = await client.rest()
+        assert answer.count(b"after") == 20
+        assert answer.count(b"before") == 20
+        await client.close()
+
+
+@on_loop
 async def test_clients_that_vanish_at_any_moment_leave_nothing() -> None:
     rng = random.Random(3)
     async with backend(echo) as at, relaying(at) as bench:

@@ -1,0 +1,307 @@
+"""What a plan's steps do. Each is idempotent; for a led app the gate is checked before and after each that acts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from piccolod import clock
+from piccolod.errors import Failed, NotFound, PiccoloError, TermOver, Unavailable
+from piccolod.leadership import leash_table
+from piccolod.leadership.grip import Grip, process_start
+from piccolod.leadership.leash_table import Entry
+from piccolod.leadership.resources import resource_for_app
+from piccolod.protocol.consensus import Campaign, Closing, Withdraw
+from piccolod.protocol.volumes import Attach, Detach, Ensure, ListVolumes, Purge
+from services.apps import desired as change
+from services.apps import spec, subnets
+from services.apps.badge import Badge, container_name
+from services.apps.desired import Desired, Version
+from services.apps.documents import Stored
+from services.apps.node import Node
+from services.apps.plan import Do, Plan, Situation
+from services.apps.podman_status import Status
+
+_VOLUME_S: Final = 30.0
+_PROOF_S: Final = 5.0
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+# Where the steps act for the app: in the open term, or not at all.
+_LED: Final = frozenset({Do.ATTACH, Do.CREATE, Do.INIT, Do.ARM, Do.START})
+
+
+class Actions:
+    """The steps of one app. `stored` is its document; a step that changes it leaves the new one there."""
+
+    def __init__(self, node: Node, stored: Stored) -> None:
+        self._node = node
+        self.stored = stored
+        self.attached: dict[str, str] | None = None  # volume -> path; None: not known
+        self.removed = False
+
+    @property
+    def _desired(self) -> Desired:
+        return self.stored.desired
+
+    @property
+    def _app(self) -> str:
+        return self.stored.desired.name
+
+    async def run(self, step: Do, plan: Plan, seen: Situation) -> None:
+        """Raises PiccoloError, TermOver. Whatever happens, the next look at the situation finds out what is true."""
+        version = self._version(plan)
+        act: Callable[[], Awaitable[None]] = {
+            Do.FETCH: lambda: self._fetch(version),
+            Do.PIN: lambda: self._pin(plan, seen),
+            Do.CAMPAIGN: self._campaign,
+            Do.ATTACH: lambda: self._attach(version),
+            Do.CREATE: lambda: self._create(version),
+            Do.INIT: self._init,
+            Do.ARM: self._arm,
+            Do.START: self._start,
+            Do.CLOSING: lambda: self._closing(seen),
+            Do.STOP: self._stop,
+            Do.DISARM: self._disarm,
+            Do.REMOVE: self._remove,
+            Do.DETACH: self._detach,
+            Do.WITHDRAW: self._withdraw,
+            Do.PROMOTE: lambda: self._judge(change.promote(self._desired, plan.note)),
+            Do.GIVE_UP: lambda: self._judge(change.give_up(self._desired, plan.note)),
+            Do.PURGE: self._purge,
+            Do.FORGET: self._forget,
+        }[step]
+        if step not in _LED or not version.manifest.is_led:
+            await act()
+            return
+        resource = resource_for_app(self._app)
+        token = self._node.gate.check(resource)
+        await act()
+        try:
+            self._node.gate.still(resource, token)
+        except TermOver:
+            await self._kill()
+            raise
+
+    def _version(self, plan: Plan) -> Version:
+        candidate = self._desired.candidate
+        return candidate if plan.trial and candidate is not None else self._desired.current
+
+    # --- up
+
+    async def _fetch(self, version: Version) -> None:
+        self._node.images.fetch(version)
+
+    async def _pin(self, plan: Plan, seen: Situation) -> None:
+        image = seen.trial_image if plan.trial else seen.image
+        await self._judge(change.pin(self._desired, image.id))
+
+    async def _campaign(self) -> None:
+        await self._node.module.call(Campaign(resource=resource_for_app(self._app)))
+
+    async def _attach(self, version: Version) -> None:
+        term = self._node.term(self._app)
+        token = term.token if term is not None else 0
+        paths = {}
+        for name, volume in version.manifest.storage.persistent.items():
+            limit = volume.size_limit_bytes
+            await self._node.module.call(Ensure(app=self._app, volume=name, size_limit_bytes=limit), timeout_s=_VOLUME_S)
+            found = await self._node.module.call(Attach(app=self._app, volume=name, token=token), timeout_s=_VOLUME_S)
+            paths[name] = found.path
+        self.attached = paths
+
+    async def _create(self, version: Version) -> None:
+        manifest = version.manifest
+        term = self._node.term(self._app) if manifest.is_led else None
+        badge = Badge(
+            cluster=self._node.cluster,
+            node=self._node.name,
+            app=self._app,
+            epoch=term.epoch if term is not None else 0,
+            generation=self._desired.generation,
+            token=term.token if term is not None else 0,
+            spec=spec.digest(version, self._desired.restarts, self._node.host),
+        )
+        files, variables = {}, {}
+        for secret in manifest.secrets:
+            value = await self._secret(secret.name)
+            if secret.file is not None:
+                files[secret.name] = value
+            elif secret.env is not None:
+                variables[secret.env] = value.decode(errors="surrogateescape")
+        if files or manifest.app_config is not None:
+            await asyncio.to_thread(self._node.files.write, self._app, files, manifest.app_config)
+        await asyncio.to_thread(self._node.files.remember, self._desired)
+        await self._ensure_network(spec.wants_internet(manifest))
+        body = spec.container(version, badge, self._node.host, self._node.module.paths, self.attached or {}, variables)
+        await self._node.podman.create(body)
+
+    async def _secret(self, name: str) -> bytes:
+        try:
+            return await self._node.documents.secret(name)
+        except NotFound:
+            raise NotFound(f"secret {name} does not exist", hint=f"`piccoloctl secrets set {name}` makes it") from None
+
+    async def _ensure_network(self, internet: bool) -> None:
+        podman, name = self._node.podman, spec.network_name(self._app)
+        found = await podman.network(name)
+        if found is not None and found.get("internal") == (not internet):
+            return
+        if found is not None:
+            await podman.remove_network(name)
+        used = subnets.host_routes() + subnets.of_networks(await podman.networks())
+        subnet, gateway = subnets.choose(self._app, used)
+        await podman.create_network(spec.network(self._app, self._node.name, subnet, gateway, internet=internet))
+
+    async def _init(self) -> None:
+        await self._node.podman.init(container_name(self._app))
+
+    async def _arm(self) -> None:
+        """Under guard before its first instruction: the entry is synced and both leashes hold it."""
+        found = await self._found()
+        term = self._node.term(self._app)
+        if found is None or term is None:
+            raise Unavailable(f"the container of {self._app} is gone before it was armed")
+        pid = int(found["State"]["Pid"])
+        try:
+            entry = leash_table.entry_of(
+                str(found["Id"]), resource_for_app(self._app), term.token, term.epoch, pid=pid, cgroup=cgroup_of(pid)
+            )
+        except (ProcessLookupError, ValueError) as error:
+            raise Failed(f"the container of {self._app} has no process to guard: {error}") from error
+        await self._node.leashes.arm(entry)
+
+    async def _start(self) -> None:
+        await self._node.podman.start(container_name(self._app))
+
+    # --- down
+
+    async def _closing(self, seen: Situation) -> None:
+        if seen.term is not None:
+            await self._node.module.call(Closing(resource=resource_for_app(self._app), token=seen.term.token))
+
+    async def _stop(self) -> None:
+        """Politely through podman, then through the kernel; returns when it is proven."""
+        found = await self._found()
+        if found is None:
+            return
+        pid = int(found["State"].get("Pid") or 0)
+        grace_s = self._desired.current.manifest.stop.grace_s
+        try:
+            if Status.INITIALIZED == found["State"]["Status"]:
+                # It has run nothing yet, so there is nothing to ask politely.
+                await self._node.podman.remove(container_name(self._app))
+            else:
+                await self._node.podman.stop(container_name(self._app), grace_s)
+        except PiccoloError as error:
+            self._node.module.log.warning("kills a container that podman does not stop", app=self._app, reason=error.detail)
+            await asyncio.to_thread(kill_process, pid)
+        await self._proof(self._entry(str(found["Id"])), pid)
+
+    async def _proof(self, entry: Entry | None, pid: int) -> None:
+        give_up_at = clock.now() + _PROOF_S
+        while not await asyncio.to_thread(_is_dead, entry, pid):
+            if clock.now() >= give_up_at:
+                raise Failed(f"the container of {self._app} does not die", hint="it is not fenced; nothing is released")
+            await asyncio.sleep(0.02)
+
+    async def _kill(self) -> None:
+        """At once and past podman: the term is over."""
+        found = await self._found()
+        if found is None:
+            return
+        pid = int(found["State"].get("Pid") or 0)
+        await asyncio.to_thread(kill_process, pid)
+        if (entry := self._entry(str(found["Id"]))) is not None:
+            await asyncio.to_thread(leash_table.kill, entry)
+
+    async def _disarm(self) -> None:
+        for entry in self._entries():
+            await self._node.leashes.disarm(entry)
+
+    def _entry(self, container_id: str) -> Entry | None:
+        return leash_table.read_entry(self._node.module.paths.leash / f"{container_id}{leash_table.SUFFIX}")
+
+    def _entries(self) -> list[Entry]:
+        resource = resource_for_app(self._app)
+        return [entry for entry in leash_table.read(self._node.module.paths.leash).values() if entry.resource == resource]
+
+    async def _remove(self) -> None:
+        await self._node.podman.remove(container_name(self._app))
+
+    async def _detach(self) -> None:
+        for name in await self.volumes():
+            await self._node.module.call(Detach(app=self._app, volume=name), timeout_s=_VOLUME_S)
+        self.attached = {}
+
+    async def volumes(self) -> dict[str, str]:
+        """The attached volumes of the app, volume -> path."""
+        if self.attached is None:
+            answer = await self._node.module.call(ListVolumes(app=self._app))
+            self.attached = {item.name: item.path for item in answer.volumes if item.attached != "no"}
+        return self.attached
+
+    async def _withdraw(self) -> None:
+        term = self._node.term(self._app)
+        if term is None:
+            return
+        if self._entries():
+            raise Failed(f"{self._app} still has a container under guard", hint="its term is not given up before it is gone")
+        await self._node.module.call(Withdraw(resource=resource_for_app(self._app), token=term.token))
+
+    # --- the document
+
+    async def _judge(self, after: Desired) -> None:
+        self.stored = await self._node.documents.put(self.stored, after, "apps")
+
+    async def _purge(self) -> None:
+        await self._node.module.call(Purge(app=self._app), timeout_s=_VOLUME_S)
+
+    async def _forget(self) -> None:
+        await self._node.podman.remove_network(spec.network_name(self._app))
+        await asyncio.to_thread(self._node.files.remove, self._app)
+        await self._node.routes.forget(self._app, 1.0)
+        await self._node.documents.delete(self.stored, "apps")
+        self.removed = True
+
+    async def _found(self) -> dict[str, Any] | None:
+        return await self._node.podman.inspect(container_name(self._app))
+
+
+def cgroup_of(pid: int) -> str:
+    """The folder that holds exactly this container: the unified hierarchy's if it has one, else that of `pids` or another."""
+    found: dict[str, str] = {}
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise ProcessLookupError(f"no process {pid}") from None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        found[controllers] = path
+    roots = [("", _CGROUPS / "unified"), ("", _CGROUPS), *((name, _CGROUPS / name) for name in ("pids", "memory", "freezer"))]
+    for controllers, root in roots:
+        path = found.get(controllers, "/")
+        folder = root / path.lstrip("/")
+        # A container that shares its cgroup with the host's processes must not be killed by it.
+        if path.count("/") >= 2 and "libpod" in path and (folder / "cgroup.procs").exists():
+            return str(folder)
+    return ""
+
+
+def kill_process(pid: int) -> None:
+    """SIGKILL for a container's first process, which ends its whole pid namespace."""
+    if pid <= 1:
+        return
+    try:
+        start = process_start(pid)
+    except ProcessLookupError:
+        return
+    with Grip(pid, start, "", clock.boot_id()) as grip:
+        grip.kill()
+
+
+def _is_dead(entry: Entry | None, pid: int) -> bool:
+    if entry is not None:
+        return leash_table.proven_dead(entry)
+    return pid <= 1 or not os.path.exists(f"/proc/{pid}")

@@ -1,0 +1,331 @@
+"""One app on this node: looks, plans, acts, again and again, and keeps what must be remembered between two looks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from piccolod import clock
+from piccolod.errors import Conflict, Locked, PiccoloError, TermOver, Unavailable
+from piccolod.leadership.resources import resource_for_app
+from piccolod.protocol.events import AppStateChanged
+from piccolod.protocol.router import Endpoint, RegisterAppRoute, RouteListener
+from services.apps import logs, observe
+from services.apps.actions import Actions
+from services.apps.backoff import HEALTHY_S, Failures
+from services.apps.desired import Desired, Version
+from services.apps.documents import Stored
+from services.apps.health import Phase
+from services.apps.node import Node
+from services.apps.observe import Look
+from services.apps.plan import Container, Plan, Route, Situation, State, plan
+from services.apps.podman_status import Status
+from services.apps.prober import Prober
+from services.apps.routes import ANSWER_S
+
+_TIMER_S: Final = 10.0
+_AGAIN_S: Final = 0.25
+_AGAIN_MOST_S: Final = 5.0
+_LAST_LINES: Final = 5
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """The last sentence about the app."""
+
+    state: State = State.PENDING
+    reason: str = "not looked at yet"
+    container_id: str = ""
+    epoch: int = 0
+
+
+class App:
+    def __init__(self, node: Node, stored: Stored, changed: asyncio.Event) -> None:
+        self._node = node
+        self._actions = Actions(node, stored)
+        self._changed = changed  # of anything that other apps may wait for
+        self._wake = asyncio.Event()
+        self._log = node.module.log.bind(app=stored.desired.name)
+        self._failures = Failures()
+        self._prober: Prober | None = None
+        self._probing: asyncio.Task[None] | None = None
+        self._run = ""  # container and pid that are probed
+        self._pidfd = -1
+        self._ended: str = ""  # the run whose end was already counted
+        self._trial_since_at = 0.0
+        self._troubles = 0
+        self.waits_for: tuple[str, ...] = ()
+        self.shown = Shown()
+        self.gone = asyncio.Event()  # it is uninstalled
+        self.settled = asyncio.Event()  # the last look found nothing to do
+
+    @property
+    def stored(self) -> Stored:
+        return self._actions.stored
+
+    @property
+    def restarts(self) -> int:
+        return self._failures.total
+
+    @property
+    def attached(self) -> dict[str, str]:
+        return self._actions.attached or {}
+
+    def want(self, stored: Stored) -> None:
+        """Another document; an older one than is known here changes nothing."""
+        if stored.generation > self.stored.generation:
+            restarted = stored.desired.restarts != self.stored.desired.restarts or stored.desired.running
+            if restarted and stored.desired.generation != self.stored.desired.generation:
+                self._failures = msgspec.structs.replace(self._failures, row=0, times=())
+            self._actions.stored = stored
+        self.wake()
+
+    def wake(self) -> None:
+        self.settled.clear()
+        self._wake.set()
+
+    def volumes_changed(self) -> None:
+        self._actions.attached = None
+        self.wake()
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Until it is uninstalled."""
+        while not self._actions.removed:
+            self._wake.clear()
+            wait_s = await self._pass()
+            if wait_s > 0 and not self._actions.removed:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._wake.wait()
+        self._stop_probing()
+        self.gone.set()
+
+    async def _pass(self) -> float:
+        """One look, one plan, its steps. Returns how long there is nothing to do."""
+        try:
+            return await self._look_and_act()
+        except TermOver as error:
+            self._say(State.STOPPING, f"its term ended: {error.reason}")
+        except (Conflict, Locked) as error:
+            self._say(self.shown.state, error.detail)
+        except PiccoloError as error:
+            self._log.warning("could not go on", reason=error.detail, state=self.shown.state)
+            # podman or a module away: what runs goes on, and its state with it.
+            keeps = isinstance(error, Unavailable) and self.shown.state in (State.RUNNING, State.DEGRADED)
+            self._say(self.shown.state if keeps else _stuck(self.shown.state), error.detail)
+        self._troubles += 1
+        return min(_AGAIN_S * 2.0 ** (self._troubles - 1), _AGAIN_MOST_S)
+
+    async def _look_and_act(self) -> float:
+        seen = await observe.look(self._node, self._actions, self._memory())
+        seen = await self._account(seen)
+        made = plan(self._wanted(), seen)
+        if made.steps:
+            self._log.info("acts", state=made.state, reason=made.reason, steps=list(made.steps), epoch=_epoch(seen))
+        self._show(made, seen)
+        await self._route(made, seen)
+        for step in made.steps:
+            await self._actions.run(step, made, seen)
+        self._troubles = 0
+        if made.steps:
+            return 0.0
+        self.settled.set()
+        wait_s = _TIMER_S if not made.wake_at else max(0.02, min(_TIMER_S, made.wake_at - clock.now()))
+        return min(wait_s, self._image_wait_s(made))
+
+    def _wanted(self) -> Desired:
+        desired = self.stored.desired
+        return msgspec.structs.replace(desired, running=False) if self._node.ends else desired
+
+    def _image_wait_s(self, made: Plan) -> float:
+        if made.state is not State.PENDING:
+            return _TIMER_S
+        again_at = self._node.images.again_at(self.stored.desired.current)
+        return max(0.05, again_at - clock.now()) if again_at else _TIMER_S
+
+    def _memory(self) -> Look:
+        health = self._prober.health if self._prober is not None else None
+        return Look(health, self._failures, self._trial_since_at, self.waits_for)
+
+    # --- what is remembered
+
+    async def _account(self, seen: Situation) -> Situation:
+        """Counts what happened since the last look: a run that ended, a run that is well, a trial that began."""
+        container = seen.container
+        run = f"{container.id}:{container.pid}" if container is not None and container.pid else ""
+        if run != self._run or container is None or container.status is not Status.RUNNING:
+            await self._run_ended(seen)
+        health = self._prober.health if self._prober is not None else None
+        if health is not None and health.ready_at and clock.now() - health.ready_at >= HEALTHY_S and self._failures.row:
+            self._failures = self._failures.well()
+        self._note_trial(seen)
+        if container is not None and container.status is Status.RUNNING:
+            self._begin_probing(container, self._version_of(seen))
+            health = self._prober.health if self._prober is not None else None
+        else:
+            health = None
+        return msgspec.structs.replace(seen, health=health, failures=self._failures, trial_since_at=self._trial_since_at)
+
+    async def _run_ended(self, seen: Situation) -> None:
+        """The run that was watched is over. Whether that was a failure depends on whether anybody asked for it."""
+        container = seen.container
+        ended, health = self._run, self._prober.health if self._prober is not None else None
+        self._stop_probing()
+        wanted = self.stored.desired.wanted(self._node.boot_id) and not self._node.ends
+        exited = container is not None and container.status is Status.EXITED
+        if not (ended and wanted and exited) or ended == self._ended:
+            return
+        assert container is not None
+        self._ended = ended
+        if health is not None and health.phase is Phase.UNHEALTHY:
+            reason = f"unhealthy: {health.reason}"
+        else:
+            reason = await self._why_it_ended(container)
+        self._failures = self._failures.failed(clock.now(), reason)
+        self._log.warning("the app failed", reason=reason, failures=self._failures.row)
+
+    async def _why_it_ended(self, container: Container) -> str:
+        found = await self._node.podman.inspect(container.id)
+        if found is not None and found["State"].get("OOMKilled"):
+            limit = self.stored.desired.current.manifest.resources.limits.memory
+            return f"killed for using more memory than its limit of {limit}" if limit else "killed by the kernel: out of memory"
+        code = container.exit_code
+        reason = f"killed by signal {code - 128}" if 128 < code < 160 else f"exited with code {code}"
+        with suppress(PiccoloError):
+            raw = await self._node.podman.logs(container.id, tail=_LAST_LINES)
+            lines = [line for _, _, line in logs.parse(raw) if line.strip()]
+            if lines:
+                return f"{reason}; its last lines: {' | '.join(lines)[-400:]}"
+        return reason
+
+    def _note_trial(self, seen: Situation) -> None:
+        trial = self.stored.desired.candidate
+        runs = trial is not None and seen.container is not None and seen.container.badge.spec == seen.trial_digest
+        if trial is None:
+            self._trial_since_at = 0.0
+        elif runs and not self._trial_since_at:
+            self._trial_since_at = clock.now()
+
+    def _version_of(self, seen: Situation) -> Version:
+        desired = self.stored.desired
+        if desired.candidate is not None and seen.container is not None and seen.container.badge.spec == seen.trial_digest:
+            return desired.candidate
+        return desired.current
+
+    # --- the watched run
+
+    def _begin_probing(self, container: Container, version: Version) -> None:
+        run = f"{container.id}:{container.pid}"
+        if self._run == run:
+            return
+        self._stop_probing()
+        self._run = run
+        self._prober = Prober(self._node.podman, container.id, container.address, version.manifest, self.wake)
+        self._probing = self._node.module.spawn(self._probe(self._prober), name=f"probe {version.manifest.name}")
+        with suppress(OSError):
+            # Faster than podman's events, and there even when podman is not.
+            self._pidfd = os.pidfd_open(container.pid)
+            asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
+
+    async def _probe(self, prober: Prober) -> None:
+        try:
+            await prober.run()
+        except asyncio.CancelledError:
+            if prober is self._prober:
+                raise
+
+    def _process_ended(self) -> None:
+        self._close_pidfd()
+        self.wake()
+
+    def _stop_probing(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+        self._probing, self._prober, self._run = None, None, ""
+        self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    # --- what others see
+
+    def _show(self, made: Plan, seen: Situation) -> None:
+        container_id = seen.container.id if seen.container is not None else ""
+        reason = made.reason
+        if made.state is State.RUNNING and (trouble := self._node.routes.trouble(self.stored.desired.name)):
+            reason = trouble
+        self._say(made.state, reason, container_id, _epoch(seen))
+
+    def _say(self, state: State, reason: str, container_id: str | None = None, epoch: int | None = None) -> None:
+        before = self.shown
+        self.shown = Shown(
+            state,
+            reason,
+            before.container_id if container_id is None else container_id,
+            before.epoch if epoch is None else epoch,
+        )
+        if (before.state, before.reason) == (state, reason):
+            return
+        desired = self.stored.desired
+        self._log.info("is now", state=state, reason=reason)
+        self._node.module.publish(AppStateChanged(app=desired.name, state=state, reason=reason, generation=desired.generation))
+        self._changed.set()
+
+    async def _route(self, made: Plan, seen: Situation) -> None:
+        """Before the steps: nobody may be sent to what is about to stop."""
+        desired = self.stored.desired
+        version = self._version_of(seen)
+        term, container = seen.term, seen.container
+        led = version.manifest.is_led
+        listeners = tuple(
+            RouteListener(
+                name=item.name,
+                public_port=desired.ports[item.name],
+                flow=item.flow,
+                protocol=item.protocol,
+                client_ip=item.client_ip,
+                hold_s=item.hold_s,
+            )
+            for item in version.manifest.listeners
+            if item.name in desired.ports
+        )
+        address = container.address if container is not None and made.route is Route.LOCAL else ""
+        endpoints = tuple(
+            Endpoint(listener=item.name, address=address, port=item.guest_port)
+            for item in version.manifest.listeners
+            if address
+        )
+        request = RegisterAppRoute(
+            app=desired.name,
+            mode=made.route,
+            epoch=term.epoch if led and term is not None else self.shown.epoch,
+            resource=resource_for_app(desired.name) if led else "",
+            token=term.token if led and term is not None else 0,
+            leader_addr=self._node.module.config.node.address,
+            listeners=listeners,
+            endpoints=endpoints,
+        )
+        await self._node.routes.set(request, ANSWER_S if made.steps and made.route is not Route.LOCAL else 0.0)
+
+
+def _stuck(state: State) -> State:
+    """What to show when a step fails: nothing runs that should, or something does that should not."""
+    return (
+        State.STOPPING
+        if state in (State.STOPPING, State.STOPPED)
+        else State.PENDING
+        if state is State.PULLING
+        else State.DEGRADED
+    )
+
+
+def _epoch(seen: Situation) -> int:
+    return seen.term.epoch if seen.term is not None else 0

@@ -1,0 +1,140 @@
+"""Images: what a version's name means on this node, and getting it there in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from piccolod import clock
+from piccolod.errors import NotFound, PiccoloError
+from services.apps.desired import Version
+from services.apps.manifest import Manifest, Pull
+from services.apps.plan import Image, ImageIs
+from services.apps.podman import Podman
+
+# A registry that is down is asked again after these, in turn.
+_AGAIN_S: Final = (5.0, 15.0, 60.0, 300.0)
+
+
+def reference(manifest: Manifest) -> str:
+    """The name under which the image is looked for: the manifest's, or one that follows from the Containerfile."""
+    if manifest.build is None:
+        return manifest.image or ""
+    digest = hashlib.sha256(manifest.build.containerfile.encode()).hexdigest()[:12]
+    return f"localhost/piccolo-build/{manifest.name}:{digest}"
+
+
+def with_prefix(image_id: str) -> str:
+    """podman says ids with and without `sha256:`; documents say them with."""
+    return f"sha256:{image_id.removeprefix('sha256:')}"
+
+
+class Images:
+    """`changed(app)` is called when a fetch ends."""
+
+    def __init__(self, podman: Podman, scratch: Path, changed: Callable[[str], None]) -> None:
+        self._podman, self._scratch, self._changed = podman, scratch, changed
+        self._fetches: dict[str, asyncio.Task[str]] = {}
+        self._refused: dict[str, tuple[float, int, str]] = {}  # key -> (again at, tries, why)
+
+    async def find(self, manifest: Manifest) -> str:
+        """The id of what the manifest names, empty when it is not on this node."""
+        found = await self._podman.image(reference(manifest))
+        return with_prefix(str(found["Id"])) if found is not None else ""
+
+    async def look(self, version: Version) -> Image:
+        """Is what the version names here?"""
+        manifest = version.manifest
+        key = _key(version)
+        if (fetch := self._fetches.get(key)) is not None and not fetch.done():
+            return Image(ImageIs.FETCHING, reason=f"{_verb(manifest)} {reference(manifest)}")
+        if version.image_id:
+            if await self._podman.image(version.image_id) is not None:
+                return Image(ImageIs.PRESENT, version.image_id)
+        elif self._may_be_local(version, key) and (found := await self.find(manifest)):
+            return Image(ImageIs.PRESENT, found)
+        if manifest.pull is Pull.NEVER and manifest.build is None:
+            return Image(ImageIs.REFUSED, reason=f"image {reference(manifest)} is not on this node, and `pull` is never")
+        again_at, _, why = self._refused.get(key, (0.0, 0, ""))
+        return Image(ImageIs.REFUSED, reason=why) if clock.now() < again_at else Image(ImageIs.ABSENT)
+
+    def again_at(self, version: Version) -> float:
+        """When a refused fetch may be tried again."""
+        return self._refused.get(_key(version), (0.0, 0, ""))[0]
+
+    def fetch(self, version: Version) -> None:
+        """Begins to pull or build; `look` says how it goes."""
+        key = _key(version)
+        if key not in self._fetches or self._fetches[key].done():
+            task = asyncio.create_task(self._fetch(version.manifest), name=f"fetch {reference(version.manifest)}")
+            self._fetches[key] = task
+            task.add_done_callback(lambda done: self._ended(key, version, done))
+
+    def _may_be_local(self, version: Version, key: str) -> bool:
+        """`pull: always` asks the registry first, once for each version."""
+        if version.manifest.pull is not Pull.ALWAYS or version.manifest.build is not None:
+            return True
+        done = self._fetches.get(key)
+        return done is not None and done.done() and not done.cancelled() and done.exception() is None
+
+    async def _fetch(self, manifest: Manifest) -> str:
+        if manifest.build is None:
+            return await self._podman.pull(reference(manifest), always=manifest.pull is Pull.ALWAYS)
+        context = self._scratch / f"build-{manifest.name}.tar"
+        await asyncio.to_thread(_write_context, context, manifest.build.containerfile)
+        try:
+            return await self._podman.build(context, reference(manifest))
+        finally:
+            context.unlink(missing_ok=True)
+
+    def _ended(self, key: str, version: Version, done: asyncio.Task[str]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is None:
+            self._refused.pop(key, None)
+        else:
+            tries = self._refused.get(key, (0.0, 0, ""))[1]
+            wait_s = _AGAIN_S[min(tries, len(_AGAIN_S) - 1)]
+            why = error.detail if isinstance(error, PiccoloError) else f"{type(error).__name__}: {error}"
+            self._refused[key] = (clock.now() + wait_s, tries + 1, f"image {reference(version.manifest)}: {why}")
+        self._changed(version.manifest.name)
+
+    # --- commands
+
+    async def listed(self) -> list[dict[str, Any]]:
+        return await self._podman.images()
+
+    async def add(self, kind: str, file: Path, name: str) -> list[str]:
+        """Ids of what came in. `kind` is load, import or build."""
+        if kind == "build":
+            return [with_prefix(await self._podman.build(file, name))]
+        if kind == "import":
+            return [with_prefix(await self._podman.import_rootfs(file, name))]
+        ids = []
+        for loaded in await self._podman.load(file):
+            found = await self._podman.image(loaded)
+            if found is None:
+                raise NotFound(f"{loaded} was loaded and is not there any more")
+            ids.append(with_prefix(str(found["Id"])))
+        return ids
+
+
+def _key(version: Version) -> str:
+    return f"{version.manifest.name} {reference(version.manifest)} {version.image_id}"
+
+
+def _verb(manifest: Manifest) -> str:
+    return "pulls" if manifest.build is None else "builds"
+
+
+def _write_context(file: Path, containerfile: str) -> None:
+    body = containerfile.encode()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as tar:
+        entry = tarfile.TarInfo("Containerfile")
+        entry.size = len(body)
+        tar.addfile(entry, io.BytesIO(body))

@@ -1,0 +1,50 @@
+"""What all apps of this node share: the ways to the outside, and what is known of the node itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from piccolod import clock
+from piccolod.leadership.gate import Gate
+from piccolod.leadership.leash_client import LeashClient
+from piccolod.leadership.page import PageReader
+from piccolod.leadership.resources import resource_for_app
+from piccolod.module import Module
+from services.apps import host as host_probe
+from services.apps.documents import Documents
+from services.apps.files import AppFiles
+from services.apps.host import Host
+from services.apps.images import Images
+from services.apps.plan import TermIs
+from services.apps.podman import Podman
+from services.apps.routes import Routes
+
+
+@dataclass(slots=True)
+class Node:
+    module: Module
+    podman: Podman
+    images: Images
+    routes: Routes
+    documents: Documents
+    files: AppFiles
+    pages: PageReader
+    gate: Gate
+    leashes: LeashClient
+    host: Host = field(default_factory=host_probe.probe)
+    boot_id: str = field(default_factory=clock.boot_id)
+    cluster: str = ""
+    locked: bool = True  # until persistence says otherwise
+    ends: bool = False  # piccolod stops, and the apps with it
+
+    @property
+    def name(self) -> str:
+        return self.module.config.node.name
+
+    def term(self, app: str) -> TermIs | None:
+        """The app's term on this node's page; `None` when it has none or it has run out."""
+        page = self.pages.read()
+        if page is None or page.boot_id != self.boot_id or clock.now() >= page.hard_at:
+            return None
+        term = page.terms.get(resource_for_app(app))
+        return None if term is None else TermIs(term.token, term.epoch, term.closing)

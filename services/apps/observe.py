@@ -1,0 +1,99 @@
+"""Looks at everything that the plan of one app depends on. Reads only; asks for no more than the plan can need."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from piccolod import clock
+from piccolod.errors import PiccoloError
+from piccolod.leadership import leash_table
+from services.apps import badge, spec
+from services.apps.actions import Actions
+from services.apps.backoff import Failures
+from services.apps.badge import Badge, container_name
+from services.apps.desired import Desired, Version
+from services.apps.health import Health
+from services.apps.node import Node
+from services.apps.plan import Container, Image, ImageIs, Situation
+from services.apps.podman_status import Status, status_of
+
+_NOBODY: Final = Badge(cluster="", node="", app="", epoch=0, generation=0, token=-1, spec="")
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What memory adds to what can be seen."""
+
+    health: Health | None
+    failures: Failures
+    trial_since_at: float
+    waits_for: tuple[str, ...]
+
+
+async def look(node: Node, actions: Actions, memory: Look) -> Situation:
+    """Raises Unavailable when podman or volumes does not answer and the answer is needed."""
+    desired = actions.stored.desired
+    found = await node.podman.inspect(container_name(desired.name))
+    container = None if found is None else container_of(node, desired.name, found)
+    digest = spec.digest(desired.current, desired.restarts, node.host)
+    trial = desired.candidate
+    trial_digest = spec.digest(trial, desired.restarts, node.host) if trial is not None else ""
+    runs_current = container is not None and container.badge.spec == digest
+    runs_trial = container is not None and trial is not None and container.badge.spec == trial_digest
+    return Situation(
+        now=clock.now(),
+        boot_id=node.boot_id,
+        locked=node.locked,
+        term=node.term(desired.name),
+        container=container,
+        digest=digest,
+        trial_digest=trial_digest,
+        image=await _image(node, desired.current, known=runs_current),
+        trial_image=await _image(node, trial, known=runs_trial) if trial is not None else Image(ImageIs.PRESENT),
+        attached=frozenset(await _attached(actions, desired, container)),
+        health=memory.health,
+        failures=memory.failures,
+        trial_since_at=memory.trial_since_at,
+        waits_for=memory.waits_for,
+    )
+
+
+def container_of(node: Node, app: str, found: dict[str, Any]) -> Container:
+    state = found["State"]
+    pid = int(state.get("Pid") or 0)
+    network = (found.get("NetworkSettings", {}).get("Networks") or {}).get(spec.network_name(app)) or {}
+    labels = (found.get("Config") or {}).get("Labels")
+    mark = badge.read(labels) or _NOBODY
+    entry = leash_table.read_entry(node.module.paths.leash / f"{found['Id']}{leash_table.SUFFIX}")
+    return Container(
+        id=str(found["Id"]),
+        status=status_of(found),
+        pid=pid,
+        badge=mark if mark.node == node.name and mark.app == app else _NOBODY,
+        armed=entry is not None and entry.token == mark.token and entry.pid == pid and entry.boot_id == node.boot_id,
+        exit_code=int(state.get("ExitCode") or 0),
+        address=str(network.get("IPAddress") or ""),
+    )
+
+
+async def _image(node: Node, version: Version, *, known: bool) -> Image:
+    """A container of the version proves that its image is here."""
+    if known:
+        return Image(ImageIs.PRESENT, version.image_id)
+    return await node.images.look(version)
+
+
+async def _attached(actions: Actions, desired: Desired, container: Container | None) -> dict[str, str]:
+    stateful = desired.current.manifest.is_stateful
+    if not stateful and not desired.removing and actions.attached is None:
+        # Of a version before this one something may still be attached; only its stop needs to know.
+        if desired.running or container is None:
+            return {}
+    try:
+        return await actions.volumes()
+    except PiccoloError:
+        if container is not None and container.status is Status.RUNNING and desired.running:
+            # What runs has its volumes; a volumes module that restarts takes nobody's disk.
+            return dict.fromkeys(desired.current.manifest.storage.persistent, "")
+        raise

@@ -1,0 +1,444 @@
+"""persistence: the control store, its keys and its lock. The last gate: what is refused here is refused for certain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from piccolod import clock
+from piccolod.errors import Conflict, Forbidden, Invalid, NotFound, PiccoloError, StoreCorrupt
+from piccolod.kernel import may_read, may_write
+from piccolod.leadership.gate import Gate
+from piccolod.leadership.page import PageReader
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.module import Caller, Module
+from piccolod.protocol.base import Level, Nothing, Request
+from piccolod.protocol.consensus import Campaign, Closing, Withdraw
+from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit, LeadershipRoleChanged, LockStateChanged
+from piccolod.protocol.persistence import (
+    ChangePassword,
+    Check,
+    Commit,
+    Committed,
+    CryptoStatus,
+    Document,
+    Documents,
+    ForgetVolumeKey,
+    GetCryptoStatus,
+    GetLog,
+    GetRevision,
+    GetVolumeKey,
+    List,
+    Lock,
+    LogEntries,
+    NewRecovery,
+    Read,
+    RecoveryWords,
+    Repair,
+    ResetPassword,
+    Revision,
+    Setup,
+    StoreReport,
+    Unlock,
+    VerifyPassword,
+    VolumeKey,
+)
+from services.persistence import history, volume_keys
+from services.persistence.committer import Committer
+from services.persistence.log import REPAIR_HINT
+from services.persistence.secret import SecretKey
+from services.persistence.state import ABSENT, delete, put
+from services.persistence.store import Folded, Store, Write
+from services.persistence.vault import Condition, Vault
+
+DEPOSIT: Final = "sdek"
+CHECK_S: Final = 300.0
+UPKEEP_S: Final = 1.0
+CALL_S: Final = 2.0
+# How often an unlock asks for the lead before it answers all the same: consensus may just be restarting.
+LEAD_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
+# After a lock this process ends and starts clean, since Python cannot wipe what it held: late enough for the answer to
+# leave, early enough that nothing of the key is left when somebody looks.
+RESTART_AFTER_LOCK_S: Final = 0.25
+LOG_LIMIT: Final = 1000
+
+
+class Service:
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        paths = module.paths
+        self._page = PageReader(paths.page)
+        self._gate = Gate(self._page)
+        self._vault = Vault(paths.control_db, paths.keyset, self._committer, self._changed, module.log)
+        self._deposit_left = module.deposited(DEPOSIT) is not None
+        self._announced = 0
+        self._trouble: PiccoloError | None = None
+        self._nudge = asyncio.Event()
+        self._aligning = asyncio.Lock()
+        self._said: LockStateChanged | None = None
+
+    async def start(self) -> None:
+        module = self._module
+        module.paths.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        module.serve(GetCryptoStatus, self._crypto_status)
+        module.serve(Setup, self._setup)
+        module.serve(Unlock, self._unlock)
+        module.serve(Lock, self._lock)
+        module.serve(VerifyPassword, self._verify_password)
+        module.serve(ChangePassword, self._change_password)
+        module.serve(NewRecovery, self._new_recovery)
+        module.serve(ResetPassword, self._reset_password)
+        module.serve(Read, self._read)
+        module.serve(List, self._list)
+        module.serve(Commit, self._commit)
+        module.serve(GetRevision, self._revision)
+        module.serve(GetLog, self._log)
+        module.serve(Check, self._check)
+        module.serve(Repair, self._repair)
+        module.serve(GetVolumeKey, self._volume_key)
+        module.serve(ForgetVolumeKey, self._forget_volume_key)
+        module.on(ControlRevChanged, self._on_announced)
+        module.on(LeadershipRoleChanged, lambda _: self._nudge.set(), RESOURCE_KERNEL)
+        module.on_resync(self._nudge.set)
+        module.spawn(self._open(), name="open")
+        module.spawn(self._upkeep(), name="upkeep")
+        module.spawn(self._check_all(), name="check")
+
+    async def stop(self) -> None:
+        """The term lives on: the next life of this module goes on in it."""
+        await self._vault.close()
+
+    async def _open(self) -> None:
+        await self._vault.open(self._module.deposited(DEPOSIT))
+        if self._vault.condition is Condition.UNLOCKED:
+            self._announce_rev()
+
+    # --- the lock
+
+    async def _crypto_status(self, request: GetCryptoStatus, caller: Caller) -> CryptoStatus:
+        await self._vault.opened.wait()
+        return self._status()
+
+    def _status(self) -> CryptoStatus:
+        vault = self._vault
+        keyset = vault.passwords.keyset
+        return CryptoStatus(
+            initialized=vault.condition is not Condition.UNINITIALIZED,
+            locked=vault.store is None,
+            has_recovery=keyset is not None and keyset.recovery is not None,
+            keyset_version=keyset.version if keyset else 0,
+            cluster_id=vault.cluster,
+            reason=vault.reason or vault.damage or vault.keyset_damage,
+        )
+
+    async def _setup(self, request: Setup, caller: Caller) -> CryptoStatus:
+        await self._vault.opened.wait()
+        await self._vault.set_up(request.password)
+        await self._after_unlock()
+        self._module.log.info("set up the control store", cluster=self._vault.cluster)
+        return self._status()
+
+    async def _unlock(self, request: Unlock, caller: Caller) -> CryptoStatus:
+        await self._keyset_made()
+        key = await self._vault.passwords.by_password(request.password, request.source)
+        await self._unlock_with(key)
+        return self._status()
+
+    async def _reset_password(self, request: ResetPassword, caller: Caller) -> CryptoStatus:
+        await self._keyset_made()
+        key = await self._vault.passwords.reset(request.words, request.new, request.source)
+        self._module.log.info("reset the password by the recovery words")
+        await self._unlock_with(key)
+        return self._status()
+
+    async def _unlock_with(self, key: SecretKey) -> None:
+        if self._vault.store is None:
+            await self._vault.unlock(key)
+            await self._after_unlock()
+
+    async def _after_unlock(self) -> None:
+        """Leaves the key with the supervisor, takes the lead, and says so."""
+        key = self._vault.key_if_held()
+        if key is not None:
+            try:
+                self._deposit_left = True
+                await self._module.deposit(DEPOSIT, key.raw())
+            except PiccoloError as error:
+                # It works; only a crash of this module would lock the node.
+                self._module.log.warning("could not leave the key with the supervisor", reason=error.detail)
+        self._announce_rev()
+        for pause_s in LEAD_PAUSES_S:
+            if await self._align():
+                return
+            await asyncio.sleep(pause_s)
+        self._module.log.warning("does not lead the kernel yet; it is tried again each second")
+
+    async def _lock(self, request: Lock, caller: Caller) -> CryptoStatus:
+        await self._vault.opened.wait()
+        held = self._vault.key_if_held() is not None
+        await self._vault.lock()
+        await self._align()
+        if self._deposit_left:
+            await self._module.drop_deposits()
+            self._deposit_left = False
+        if held:
+            asyncio.get_running_loop().call_later(RESTART_AFTER_LOCK_S, self._restart_if_locked)
+        return self._status()
+
+    def _restart_if_locked(self) -> None:
+        if self._vault.store is None:
+            self._module.stopping.set()
+
+    async def _verify_password(self, request: VerifyPassword, caller: Caller) -> Nothing:
+        await self._keyset_made()
+        self._vault.unlocked()
+        await self._vault.passwords.by_password(request.password, request.source)
+        return Nothing()
+
+    async def _change_password(self, request: ChangePassword, caller: Caller) -> CryptoStatus:
+        await self._keyset_made()
+        await self._vault.passwords.change(request.old, request.new, request.source)
+        self._module.log.info("changed the password")
+        return self._status()
+
+    async def _new_recovery(self, request: NewRecovery, caller: Caller) -> RecoveryWords:
+        await self._keyset_made()
+        words = await self._vault.passwords.new_recovery(request.password, request.source)
+        self._module.log.info("made new recovery words")
+        return RecoveryWords(words=words)
+
+    async def _keyset_made(self) -> None:
+        """Raises Locked before the setup, StoreCorrupt when the keyset is damaged."""
+        await self._vault.opened.wait()
+        if self._vault.passwords.keyset is None:
+            self._vault.unlocked()
+
+    # --- documents
+
+    async def _read(self, request: Read, caller: Caller) -> Document:
+        await self._vault.opened.wait()
+        store, _ = self._vault.unlocked()
+        _check_read(caller, request.collection)
+        found = store.state.get(request.collection, request.id)
+        if found is None:
+            raise NotFound(f"there is no {request.collection}/{request.id}")
+        return Document(id=request.id, generation=found.generation, body=msgspec.msgpack.decode(found.body))
+
+    async def _list(self, request: List, caller: Caller) -> Documents:
+        await self._vault.opened.wait()
+        store, _ = self._vault.unlocked()
+        _check_read(caller, request.collection)
+        documents = tuple(
+            Document(id=id, generation=found.generation, body=msgspec.msgpack.decode(found.body))
+            for id, found in sorted(store.state.list(request.collection).items())
+        )
+        return Documents(rev=store.state.rev, documents=documents)
+
+    async def _commit(self, request: Commit, caller: Caller) -> Committed:
+        await self._vault.opened.wait()
+        self._vault.unlocked()
+        for write in request.writes:
+            if not may_write(caller.module, write.collection):
+                raise Forbidden(f"{caller.module} may not write {write.collection}")
+        for expect in request.expect:
+            _check_read(caller, expect.collection)
+        expected = {(expect.collection, expect.id): expect.generation for expect in request.expect}
+        if len(expected) != len(request.expect):
+            raise Invalid("a document is expected twice")
+        ops = [
+            delete(write.collection, write.id) if write.body is None else put(write.collection, write.id, write.body)
+            for write in request.writes
+        ]
+        return await self._write(Write(ops, expected, request.author, caller.idem, clock.wall_ms()))
+
+    async def _write(self, write: Write) -> Committed:
+        if self._vault.damage:
+            raise StoreCorrupt(self._vault.damage, hint=REPAIR_HINT)
+        _, commits = self._vault.unlocked()
+        return Committed(rev=await commits.commit(write))
+
+    async def _volume_key(self, request: GetVolumeKey, caller: Caller) -> VolumeKey:
+        await self._vault.opened.wait()
+        id = volume_keys.id_of(request.app, request.volume)
+        store, _ = self._vault.unlocked()
+        found = store.state.get(volume_keys.COLLECTION, id)
+        if found is None:
+            if not request.create:
+                raise NotFound(f"volume {id} has no key")
+            made = put(volume_keys.COLLECTION, id, volume_keys.wrapped(store.key, store.meta.cluster, id))
+            absent = {(volume_keys.COLLECTION, id): ABSENT}
+            try:
+                await self._write(Write([made], absent, caller.module, "", clock.wall_ms()))
+            except Conflict:
+                self._module.log.info("another call made the key of the volume", volume=id)
+            store, _ = self._vault.unlocked()
+            found = store.state.get(volume_keys.COLLECTION, id)
+            if found is None:
+                raise NotFound(f"the key of volume {id} was dropped meanwhile")
+        document: Any = msgspec.msgpack.decode(found.body)
+        return VolumeKey(key=volume_keys.unwrapped(store.key, store.meta.cluster, id, document))
+
+    async def _forget_volume_key(self, request: ForgetVolumeKey, caller: Caller) -> Committed:
+        await self._vault.opened.wait()
+        self._vault.unlocked()
+        gone = delete(volume_keys.COLLECTION, volume_keys.id_of(request.app, request.volume))
+        return await self._write(Write([gone], {}, caller.module, caller.idem, clock.wall_ms()))
+
+    # --- the log
+
+    async def _revision(self, request: GetRevision, caller: Caller) -> Revision:
+        await self._vault.opened.wait()
+        store = self._vault.store
+        if store is None:
+            return Revision(rev=self._vault.locked_rev, announced=self._announced, verified=0, digest="", locked=True)
+        state = store.state
+        return Revision(rev=state.rev, announced=self._announced, verified=state.rev, digest=state.digest.hex(), locked=False)
+
+    async def _log(self, request: GetLog, caller: Caller) -> LogEntries:
+        await self._keyset_made()
+        if not 1 <= request.limit <= LOG_LIMIT:
+            raise Invalid(f"limit must be 1 to {LOG_LIMIT}, not {request.limit}")
+        db, store = self._module.paths.control_db, self._vault.store
+        key = store.key if store is not None else None
+        return LogEntries(entries=await asyncio.to_thread(history.read, db, request.after, request.limit, key))
+
+    async def _check(self, request: Check, caller: Caller) -> StoreReport:
+        await self._vault.opened.wait()
+        report = await self._vault.check()
+        self._judge_health()
+        return report
+
+    async def _repair(self, request: Repair, caller: Caller) -> StoreReport:
+        await self._vault.opened.wait()
+        report = await self._vault.repair()
+        self._judge_health()
+        if self._vault.store is not None:
+            await self._after_unlock()
+        return report
+
+    # --- what goes on by itself
+
+    async def _upkeep(self) -> None:
+        """Level-triggered, each second or when something happens: leads while unlocked, and tries what failed again."""
+        await self._vault.opened.wait()
+        while True:
+            await self._align()
+            if self._vault.commits is not None:
+                await self._vault.commits.recover()
+            elif self._vault.condition is Condition.UNAVAILABLE:
+                await self._open()
+            self._nudge.clear()
+            try:
+                async with asyncio.timeout(UPKEEP_S):
+                    await self._nudge.wait()
+            except TimeoutError:
+                continue
+
+    async def _align(self) -> bool:
+        """Makes the term of `kernel` follow the lock: led while unlocked, given up while not. False when it could not."""
+        async with self._aligning:
+            page = self._page.read()
+            term = page.terms.get(RESOURCE_KERNEL) if page else None
+            try:
+                if self._vault.store is not None:
+                    if term is not None and term.closing:
+                        await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=term.token, reason="locked"))
+                    if not self._gate.holds(RESOURCE_KERNEL):
+                        await self._ask(Campaign(resource=RESOURCE_KERNEL))
+                elif term is not None and self._vault.condition is not Condition.UNAVAILABLE:
+                    # Nothing writes any more: the committer was drained before the condition changed.
+                    await self._ask(Closing(resource=RESOURCE_KERNEL, token=term.token))
+                    await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=term.token, reason="locked"))
+            except PiccoloError as error:
+                self._module.log.debug("could not align the term of the kernel", reason=error.detail)
+                return False
+            return True
+
+    async def _ask(self, request: Request[Any]) -> None:
+        await self._module.call(request, timeout_s=CALL_S)
+
+    async def _check_all(self) -> None:
+        """The whole log and the keyset, with every seal that the key opens: at the start and then every CHECK_S."""
+        await self._vault.opened.wait()
+        while True:
+            if self._vault.condition in (Condition.UNLOCKED, Condition.LOCKED):
+                try:
+                    report = await self._vault.check()
+                    if not report.ok:
+                        self._module.log.error("found damage in the control store", problem=report.problem)
+                except PiccoloError as error:
+                    self._module.log.warning("could not check the control store", reason=error.detail)
+                self._judge_health()
+            await asyncio.sleep(CHECK_S)
+
+    # --- what others hear
+
+    def _committer(self, store: Store) -> Committer:
+        own_gate = Gate(PageReader(self._module.paths.page))
+        return Committer(
+            store,
+            self._gate,
+            own_gate,
+            self._on_commit,
+            self._on_trouble,
+            lambda work: self._module.spawn(work, name="flush"),
+            self._module.log,
+        )
+
+    def _on_commit(self, folded: Sequence[Folded]) -> None:
+        collections = tuple(sorted({name for one in folded for name in one.collections}))
+        self._announce_rev(collections)
+
+    def _announce_rev(self, collections: tuple[str, ...] = ()) -> None:
+        store = self._vault.store
+        if store is not None:
+            rev = store.state.rev
+            self._module.publish(ControlStoreCommit(rev=rev, collections=collections))
+            self._module.report_verified(rev, collections, self._gate.holds(RESOURCE_KERNEL))
+
+    def _on_announced(self, event: ControlRevChanged) -> None:
+        """A hint and nothing more: on a node alone the store itself is the source."""
+        self._announced = event.rev
+
+    def _on_trouble(self, error: PiccoloError | None) -> None:
+        self._trouble = error
+        if error is None:
+            self._module.log.info("the control store takes writes again")
+        else:
+            self._module.log.error("a write of the control store failed", code=error.code, reason=error.detail)
+        self._judge_health()
+
+    def _changed(self) -> None:
+        vault = self._vault
+        store = vault.store
+        self._judge_health()
+        if vault.condition is Condition.UNAVAILABLE:
+            return
+        event = LockStateChanged(
+            locked=store is None,
+            initialized=vault.condition is not Condition.UNINITIALIZED,
+            rev=store.state.rev if store else vault.locked_rev,
+            reason=vault.reason,
+        )
+        if event != self._said:
+            self._said = event
+            self._module.publish(event)
+        self._nudge.set()
+
+    def _judge_health(self) -> None:
+        """Locked and not set up are conditions, not faults: readiness says them with their reason."""
+        vault = self._vault
+        if vault.condition in (Condition.CORRUPT, Condition.UNAVAILABLE) or vault.damage or vault.keyset_damage:
+            self._module.health(Level.ERROR, vault.reason or vault.damage or vault.keyset_damage)
+        elif self._trouble is not None:
+            self._module.health(Level.ERROR, self._trouble.detail)
+        else:
+            self._module.health(Level.OK, vault.reason)
+
+
+def _check_read(caller: Caller, collection: str) -> None:
+    if not may_read(caller.module, collection):
+        raise Forbidden(f"{caller.module} may not read {collection}")

@@ -1,0 +1,88 @@
+"""The admin's file: defaults, every mistake at once, and what a module is handed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from piccolod import config
+from piccolod.errors import Invalid
+
+
+def problems(text: str) -> dict[str, str]:
+    with pytest.raises(Invalid) as caught:
+        config.parse(text)
+    return {problem.path: problem.message for problem in caught.value.errors}
+
+
+def test_an_empty_file_is_valid() -> None:
+    parsed = config.parse("")
+    assert parsed.api.listen == ["127.0.0.1:8080"]
+    assert parsed.node.name
+
+
+def test_every_mistake_is_reported_with_the_nearest_right_name() -> None:
+    found = problems('[nod]\nx=1\n[api]\nlisten=3\ntsl="a"\n[apps]\nstrict="yes"\n')
+    assert found == {
+        "nod": "unknown key, did you mean `node`?",
+        "api.listen": "must be a list of strings, not int",
+        "api.tsl": "unknown key, did you mean `tls`?",
+        "apps.strict": "must be true or false, not str",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('[node]\nname="Not a name"', "node.name"),
+        ('[node]\naddress="example"', "node.address"),
+        (f'[node]\nrun_dir="/{"x" * 100}"', "node.run_dir"),
+        ('[api]\nlisten=["localhost:80"]', "api.listen"),
+        ('[api]\nlisten=["0.0.0.0:8080"]', "api.listen"),
+        ('[api]\nlisten=["127.0.0.1:0"]', "api.listen"),
+        ('[api]\ntls="on"', "api.tls"),
+        ('[api]\ncert="a"', "api.cert"),
+        ('[api]\ntrusted_proxies=["everyone"]', "api.trusted_proxies"),
+        ('[apps]\npublic_ports="80-90"', "apps.public_ports"),
+        ('[apps]\npublic_ports="45000-35000"', "apps.public_ports"),
+        ('[security]\nsetup_from="anywhere"', "security.setup_from"),
+        ("[telemetry]\njournal_days=0", "telemetry.journal_days"),
+        ("[modules.rooter]\nenabled=true", "modules.rooter"),
+        ("[modules.router]\nheartbeat_ms=1", "modules.router.heartbeat_ms"),
+        ('[modules.router]\nmemory_max="much"', "modules.router.memory_max"),
+        ('[modules.router]\nlog_level="loud"', "modules.router.log_level"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_its_key(text: str, path: str) -> None:
+    assert list(problems(text)) == [path]
+
+
+def test_all_addresses_may_be_served_with_a_certificate_or_when_tls_is_off() -> None:
+    assert config.parse('[api]\nlisten=["0.0.0.0:8080"]\ntls="off"').api.tls == "off"
+    assert config.parse('[api]\nlisten=["0.0.0.0:8080"]\ncert="a"\nkey="b"').api.cert == "a"
+
+
+def test_a_file_that_is_no_toml_or_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="is not TOML"):
+        config.parse("[node")
+    with pytest.raises(Invalid, match="cannot read the configuration"):
+        config.load(tmp_path / "absent.toml")
+
+
+def test_relative_folders_become_absolute() -> None:
+    parsed = config.parse('[node]\nstate_dir="s"\nrun_dir="r"\n')
+    assert parsed.paths.state == Path("s").absolute()
+
+
+def test_a_module_is_handed_the_same_configuration() -> None:
+    parsed = config.parse("[modules.api]\nheartbeat_ms=500\n")
+    assert config.from_mapping(json.loads(json.dumps(dataclasses.asdict(parsed)))) == parsed
+
+
+def test_a_worker_has_the_settings_of_its_family() -> None:
+    parsed = config.parse("[modules.router]\nheartbeat_ms=500\n")
+    assert parsed.module("router.1").heartbeat_ms == 500
+    assert parsed.module("api").heartbeat_ms == 0
