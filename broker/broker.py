@@ -106,16 +106,18 @@ class Broker:
     # --- events
 
     def _forward(self) -> None:
+        receive, option = self._in.recv, self._in.getsockopt
         for _ in range(_BATCH):
             try:
-                first = self._in.recv(zmq.NOBLOCK, copy=False)
+                topic = receive(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            rest = []
-            while self._in.getsockopt(zmq.RCVMORE):
-                rest.append(self._in.recv(zmq.NOBLOCK))
-            if len(rest) == 2:
-                self._take(str(first.get("Peer-Address")), first.bytes, rest[0], rest[1])
+            header = receive(zmq.NOBLOCK) if option(zmq.RCVMORE) else b""
+            body = receive(zmq.NOBLOCK) if option(zmq.RCVMORE) else b""
+            while option(zmq.RCVMORE):
+                receive(zmq.NOBLOCK)
+                header = b""  # more frames than an event has: unreadable
+            self._take(str(topic.get("Peer-Address")), topic.bytes, header, body)
 
     def _take(self, address: str, topic_bytes: bytes, header_bytes: bytes, body: bytes) -> None:
         sender = self._senders.get(address)
@@ -149,7 +151,10 @@ class Broker:
         frames = (topic.encode(), stamped, body)
         if kind.retained:
             self._values.keep(topic, frames)
-        self._out.send_multipart(frames, zmq.NOBLOCK)
+        send = self._out.send
+        send(frames[0], zmq.SNDMORE | zmq.NOBLOCK)
+        send(frames[1], zmq.SNDMORE | zmq.NOBLOCK)
+        send(body, zmq.NOBLOCK)
 
     def _publish(self, event: Event) -> None:
         self._seq += 1

@@ -78,7 +78,10 @@ class Publisher:
             VERSION, event.type, self._src, self._inst, self._seq, 0, 0, clock.now_ns(), clock.wall_ms(), ""
         )  # fmt: skip
         try:
-            self._sock.send_multipart([topic_of(event).encode(), encode(header), encode(event)], zmq.NOBLOCK)
+            send = self._sock.send
+            send(topic_of(event).encode(), zmq.SNDMORE | zmq.NOBLOCK)
+            send(encode(header), zmq.SNDMORE | zmq.NOBLOCK)
+            send(encode(event), zmq.NOBLOCK)
         except zmq.Again:
             return
         self._drain.look()

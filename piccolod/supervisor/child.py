@@ -16,6 +16,7 @@ from piccolod.supervisor.logs import LogPipe
 from piccolod.supervisor.loop import Loop, Timer
 from piccolod.supervisor.reaper import Ending, Reaper
 from piccolod.supervisor.rights import Rights
+from piccolod.supervisor.sockets import Address
 from piccolod.supervisor.spawner import Order, Spawner
 
 _DUMP_S: Final = 0.3  # for faulthandler to write the stacks
@@ -54,6 +55,7 @@ class Life:
         self.ready_at = 0.0
         self.heard_at = 0.0
         self.cause = ""  # why we ended it; empty while we did not
+        self.listens: set[Address] = set()  # the sockets that it asked for
 
     def spawn(self, spawner: Spawner, target: str, fork: bool, rights: Rights, path: list[str]) -> None:
         self._link.send({"t": "ENTRY", "target": target, "path": path, "rights": rights.to_wire()})
@@ -99,7 +101,8 @@ class Life:
         if not self.started_at:  # it does nothing yet
             self._signal(signal.SIGKILL)
             return
-        self.send({"t": "STOP", "seconds": seconds, **(more or {})})
+        # It is told a little less than it has, so that its last act is an orderly end.
+        self.send({"t": "STOP", "seconds": max(seconds / 2, seconds - 0.3), **(more or {})})
         if self._timer is None:
             self._timer = self._loop.after(seconds, lambda: self._signal(signal.SIGKILL))
 

@@ -50,6 +50,9 @@ class Deposits:
         self._held.clear()
         return dropped
 
+    def close(self) -> None:
+        self.drop_all()
+
 
 def _is_sealed_memory(fd: int) -> bool:
     try:

@@ -34,13 +34,15 @@ class Requests:
         try:
             if message["t"] == "LISTEN":
                 where = (message.get("proto"), message.get("address"), message.get("port", 0))
-                given = (self._sockets.listen(spec.name, *where),)
+                fd, address = self._sockets.listen(spec.name, *where)
+                given = (fd,)
+                life.listens.add(address)
             elif message["t"] == "DEPOSIT":
                 self._deposit(spec, message.get("name"), fds)
             else:
                 self._lock(spec)
         except PiccoloError as error:
-            done["error"] = error.to_wire()
+            done["error"] = error.detail
         life.send(done, given)
 
     def inheritance(self, module: str) -> dict[str, int]:

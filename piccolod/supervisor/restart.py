@@ -83,4 +83,3 @@ def stop_layers(table: Sequence[ModuleSpec], alive: Collection[str]) -> list[lis
         layers.append(layer[::-1])
         rows = [row for row in rows if row.name not in layer]
     return layers
-

@@ -156,9 +156,7 @@ def _quiet(state: Rollout, now: float, pace: Pace) -> bool:
     return now - state.changed_at >= pace.quiet_s or now - state.pending_since >= pace.longest_quiet_s
 
 
-def _try(
-    state: Rollout, name: str, follower: Follower, verb: Verb, now: float, pace: Pace
-) -> tuple[Rollout, list[Action]]:
+def _try(state: Rollout, name: str, follower: Follower, verb: Verb, now: float, pace: Pace) -> tuple[Rollout, list[Action]]:
     until = now + (pace.reload_s if verb is Verb.RELOAD else pace.try_s)
     restarted_at = now if verb is Verb.RESTART else follower.restarted_at
     tried = replace(follower, tries=follower.tries + 1, restarted_at=restarted_at)

@@ -51,7 +51,7 @@ class Sockets:
         self._kept: dict[Address, _Kept] = {}
         self._holders: dict[Address, tuple[float, str]] = {}
 
-    def listen(self, module: str, proto: object, address: object, port: object) -> int:
+    def listen(self, module: str, proto: object, address: object, port: object) -> tuple[int, Address]:
         """The descriptor of a bound, listening socket; ours. Raises a PiccoloError that says why there is none."""
         where = self._checked(proto, address, port)
         family = module.partition(".")[0]
@@ -63,7 +63,7 @@ class Sockets:
                 raise Failed(f"{_MOST} sockets are open already", hint="close some listeners")
             kept = self._kept[where] = _Kept(self._bind(where), family)
         kept.wanted_by.add(module)
-        return kept.socket.fileno()
+        return kept.socket.fileno(), where
 
     def unlisten(self, module: str, proto: object, address: object, port: object) -> None:
         try:
@@ -212,6 +212,4 @@ def _inodes(table: Path, proto: str, port: int) -> list[str]:
         rows = [line.split() for line in table.read_text(encoding="ascii").splitlines()[1:]]
     except OSError:
         return []
-    return [
-        row[9] for row in rows if int(row[1].rpartition(":")[2], 16) == port and (proto == "udp" or row[3] == _LISTEN)
-    ]
+    return [row[9] for row in rows if int(row[1].rpartition(":")[2], 16) == port and (proto == "udp" or row[3] == _LISTEN)]

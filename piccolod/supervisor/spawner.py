@@ -147,7 +147,7 @@ class Spawner:
         if self._link is None or pid != self.zygote_pid:
             return
         silent_s = clock.now() - self._heard_at
-        if self.warm and silent_s > 2 * _PING_S + _WARM_ANSWER_S or silent_s > _COLD_ANSWER_S + _PING_S:
+        if (self.warm and silent_s > 2 * _PING_S + _WARM_ANSWER_S) or silent_s > _COLD_ANSWER_S + _PING_S:
             self._drop("the zygote does not answer")
             return
         self._pinged += 1

@@ -20,8 +20,8 @@ from piccolod.kernel import ModuleSpec, Spawn
 from piccolod.link import Message
 from piccolod.supervisor import restart, revision
 from piccolod.supervisor.bus_sockets import BusSockets
-from piccolod.supervisor.child import Life
 from piccolod.supervisor.cgroup import Cgroups
+from piccolod.supervisor.child import Life
 from piccolod.supervisor.ledger import Death, Ledger, last_words
 from piccolod.supervisor.logs import Book, LogPipe
 from piccolod.supervisor.loop import Loop, Timer
@@ -39,6 +39,7 @@ APPS: Final = "apps"
 _VERIFIER: Final = "persistence"
 _RAISED_PRIORITY: Final = frozenset({"consensus"})  # leadership.md, Guards
 
+_NEVER_STARTED: Final = 71  # exit code of a module that waits no longer for START
 _MISSES: Final = 4
 _RESTART_S: Final = 2.0  # for a module to end in a planned restart
 _EXTEND_S: Final = 600.0
@@ -213,10 +214,7 @@ class Tree:
             },
             tuple(fds.values()),
         )
-        if self._parts.voice.health_of(row.spec.name):
-            # What we said of it is over; it speaks for itself from now on.
-            self._parts.voice.health(row.spec.name, "OK", "")
-            self._parts.voice.take_back_health(row.spec.name)
+        self._parts.voice.take_back_health(row.spec.name)
         self._set(row, State.STARTING, "")
         self._check()
 
@@ -226,6 +224,7 @@ class Tree:
         now = clock.now()
         life.ready_at = life.heard_at = now
         row.applied_rev = whole(message.get("applied_rev", 0))
+        self._parts.voice.take_back_health(row.spec.name)
         self._set(row, State.READY, "")
         self._parts.say("info", "ready", module=row.spec.name, pid=life.pid, ms=round((now - life.asked_at) * 1000, 1))
         if row.spec.name == BROKER:
@@ -234,8 +233,7 @@ class Tree:
         self._roll()
         self._gate()
         self._check()
-        before = self._parts.sockets.wanted(row.spec.name)
-        if before:
+        if self._parts.sockets.wanted(row.spec.name):
             self._parts.loop.after(_UNWANTED_S, lambda: self._close_unwanted(row, life))
 
     def _close_unwanted(self, row: Row, life: Life) -> None:
@@ -260,6 +258,9 @@ class Tree:
         if self._layers is not None:
             self._set(row, State.STOPPED, reason)
             self._all_ended()
+            return
+        if not life.started_at and not life.cause and ending.code == _NEVER_STARTED:
+            self._spawn(row)  # it waited in vain for what it needs, and waits anew
             return
         row.restarts += 1
         if row.again:
@@ -373,13 +374,10 @@ class Tree:
             row.start_until = max(row.start_until, clock.now() + seconds(message.get("seconds"), _EXTEND_S))
             self._set(row, row.state, text(message.get("reason")))
             self._check()
-        elif kind == "LISTEN":
+        elif kind in ("LISTEN", "DEPOSIT", "LOCK"):
             self._parts.requests.answer(life, row.spec, message, fds)
-            life.listens = self._parts.sockets.note(life.listens, message)
         elif kind == "UNLISTEN":
             self._parts.sockets.unlisten(row.spec.name, message.get("proto"), message.get("address"), message.get("port", 0))
-        elif kind in ("DEPOSIT", "LOCK"):
-            self._parts.requests.answer(life, row.spec, message, fds)
         elif kind == "VERIFIED" and row.spec.name == _VERIFIER:
             self._verified(message)
         elif kind == "APPLIED":
@@ -480,9 +478,7 @@ class Tree:
     # --- telling
 
     def _peers(self) -> dict[str, list[object]]:
-        return {
-            name: [row.life.pid, row.life.inst] for name, row in self.rows.items() if row.life is not None and row.life.pid
-        }
+        return {name: [row.life.pid, row.life.inst] for name, row in self.rows.items() if row.life is not None and row.life.pid}
 
     def _tell_peers(self) -> None:
         message = {"t": "PEERS", "peers": self._peers()}

@@ -22,12 +22,10 @@ class Voice:
     def health(self, component: str, level: str, reason: str) -> None:
         self._say("HealthChanged", component, {"component": component, "level": level, "reason": reason, "role": ""})
 
-    def health_of(self, component: str) -> str:
-        """The level that was said last; empty if nothing was."""
-        return str(self._said.get(("HealthChanged", component), {}).get("level", ""))
-
     def take_back_health(self, component: str) -> None:
-        """From now on the component speaks for itself again."""
+        """What we said of the component is over; from now on it speaks for itself."""
+        if self._said.get(("HealthChanged", component), {}).get("level", "OK") != "OK":
+            self.health(component, "OK", "")
         self._said.pop(("HealthChanged", component), None)
 
     def speak_through(self, broker: Life | None) -> None:

@@ -189,7 +189,7 @@ class Actions:
         pid = int(found["State"].get("Pid") or 0)
         grace_s = self._desired.current.manifest.stop.grace_s
         try:
-            if Status.INITIALIZED == found["State"]["Status"]:
+            if found["State"]["Status"] == Status.INITIALIZED:
                 # It has run nothing yet, so there is nothing to ask politely.
                 await self._node.podman.remove(container_name(self._app))
             else:
@@ -217,15 +217,20 @@ class Actions:
             await asyncio.to_thread(leash_table.kill, entry)
 
     async def _disarm(self) -> None:
+        found = await self._found()
+        known = str(found["Id"]) if found is not None else ""
         for entry in self._entries():
+            if entry.container != known:
+                # podman has forgotten it: nobody else can end it any more.
+                await asyncio.to_thread(leash_table.kill, entry)
+                await self._proof(entry, entry.pid)
             await self._node.leashes.disarm(entry)
 
     def _entry(self, container_id: str) -> Entry | None:
         return leash_table.read_entry(self._node.module.paths.leash / f"{container_id}{leash_table.SUFFIX}")
 
     def _entries(self) -> list[Entry]:
-        resource = resource_for_app(self._app)
-        return [entry for entry in leash_table.read(self._node.module.paths.leash).values() if entry.resource == resource]
+        return self._node.guarded(self._app)
 
     async def _remove(self) -> None:
         await self._node.podman.remove(container_name(self._app))
@@ -249,6 +254,7 @@ class Actions:
         if self._entries():
             raise Failed(f"{self._app} still has a container under guard", hint="its term is not given up before it is gone")
         await self._node.module.call(Withdraw(resource=resource_for_app(self._app), token=term.token))
+        await asyncio.to_thread(self._node.files.remove, self._app)
 
     # --- the document
 

@@ -22,7 +22,7 @@ from services.apps.documents import Stored
 from services.apps.health import Phase
 from services.apps.node import Node
 from services.apps.observe import Look
-from services.apps.plan import Container, Plan, Route, Situation, State, plan
+from services.apps.plan import Container, Do, Plan, Route, Situation, State, plan
 from services.apps.podman_status import Status
 from services.apps.prober import Prober
 from services.apps.routes import ANSWER_S
@@ -57,6 +57,8 @@ class App:
         self._ended: str = ""  # the run whose end was already counted
         self._trial_since_at = 0.0
         self._troubles = 0
+        self._repeats = 0
+        self._last_steps: tuple[Do, ...] = ()
         self.waits_for: tuple[str, ...] = ()
         self.shown = Shown()
         self.gone = asyncio.Event()  # it is uninstalled
@@ -85,6 +87,11 @@ class App:
 
     def wake(self) -> None:
         self.settled.clear()
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """Somebody else ends what is left of it."""
+        self._actions.removed = True
         self._wake.set()
 
     def volumes_changed(self) -> None:
@@ -118,6 +125,9 @@ class App:
             # podman or a module away: what runs goes on, and its state with it.
             keeps = isinstance(error, Unavailable) and self.shown.state in (State.RUNNING, State.DEGRADED)
             self._say(self.shown.state if keeps else _stuck(self.shown.state), error.detail)
+        except Exception as error:  # a bug in one app's way must not take the others' care away
+            self._log.exception("failed by a bug")
+            self._say(_stuck(self.shown.state), f"a bug of piccolod: {type(error).__name__}: {error}")
         self._troubles += 1
         return min(_AGAIN_S * 2.0 ** (self._troubles - 1), _AGAIN_MOST_S)
 
@@ -133,10 +143,17 @@ class App:
             await self._actions.run(step, made, seen)
         self._troubles = 0
         if made.steps:
-            return 0.0
+            return self._repeated(made)
+        self._repeats = 0
         self.settled.set()
         wait_s = _TIMER_S if not made.wake_at else max(0.02, min(_TIMER_S, made.wake_at - clock.now()))
         return min(wait_s, self._image_wait_s(made))
+
+    def _repeated(self, made: Plan) -> float:
+        """Steps that change nothing must not become a busy loop."""
+        self._repeats = self._repeats + 1 if made.steps == self._last_steps else 0
+        self._last_steps = made.steps
+        return 0.0 if not self._repeats else min(_AGAIN_S * 2.0**self._repeats, _AGAIN_MOST_S)
 
     def _wanted(self) -> Desired:
         desired = self.stored.desired

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from piccolod import clock
+from piccolod.leadership import leash_table
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.leash_client import LeashClient
+from piccolod.leadership.leash_table import Entry
 from piccolod.leadership.page import PageReader
 from piccolod.leadership.resources import resource_for_app
 from piccolod.module import Module
@@ -48,3 +50,8 @@ class Node:
             return None
         term = page.terms.get(resource_for_app(app))
         return None if term is None else TermIs(term.token, term.epoch, term.closing)
+
+    def guarded(self, app: str) -> list[Entry]:
+        """What the leashes guard of the app: containers that run, or whose end nobody has confirmed yet."""
+        resource = resource_for_app(app)
+        return [entry for entry in leash_table.read(self.module.paths.leash).values() if entry.resource == resource]

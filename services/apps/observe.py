@@ -47,6 +47,7 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
         locked=node.locked,
         term=node.term(desired.name),
         container=container,
+        guarded=bool(node.guarded(desired.name)),
         digest=digest,
         trial_digest=trial_digest,
         image=await _image(node, desired.current, known=runs_current),
@@ -68,13 +69,27 @@ def container_of(node: Node, app: str, found: dict[str, Any]) -> Container:
     entry = leash_table.read_entry(node.module.paths.leash / f"{found['Id']}{leash_table.SUFFIX}")
     return Container(
         id=str(found["Id"]),
-        status=status_of(found),
+        status=_status(found, pid),
         pid=pid,
         badge=mark if mark.node == node.name and mark.app == app else _NOBODY,
         armed=entry is not None and entry.token == mark.token and entry.pid == pid and entry.boot_id == node.boot_id,
         exit_code=int(state.get("ExitCode") or 0),
         address=str(network.get("IPAddress") or ""),
     )
+
+
+def _status(found: dict[str, Any], pid: int) -> Status:
+    """podman notices an exit a little later than the kernel does."""
+    status = status_of(found)
+    return Status.STOPPING if status is Status.RUNNING and not _lives(pid) else status
+
+
+def _lives(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
 
 
 async def _image(node: Node, version: Version, *, known: bool) -> Image:
@@ -85,11 +100,9 @@ async def _image(node: Node, version: Version, *, known: bool) -> Image:
 
 
 async def _attached(actions: Actions, desired: Desired, container: Container | None) -> dict[str, str]:
-    stateful = desired.current.manifest.is_stateful
-    if not stateful and not desired.removing and actions.attached is None:
-        # Of a version before this one something may still be attached; only its stop needs to know.
-        if desired.running or container is None:
-            return {}
+    versions = (desired.current, desired.previous, desired.candidate)
+    if not any(version.manifest.is_stateful for version in versions if version is not None):
+        return {}
     try:
         return await actions.volumes()
     except PiccoloError:

@@ -104,6 +104,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     locked: bool = False
     term: TermIs | None = None
     container: Container | None = None
+    guarded: bool = False  # the leash table names a container of this app, dead or alive
     digest: str = ""  # of the current version's container
     trial_digest: str = ""
     image: Image = Image(ImageIs.PRESENT)
@@ -159,7 +160,7 @@ def _down(desired: Desired, now: Situation) -> Plan:
         steps.append(Do.CLOSING)
     if alive:
         steps.append(Do.STOP)
-    if container is not None and (alive or container.armed):
+    if alive or now.guarded:
         steps.append(Do.DISARM)
     if container is not None and desired.removing:
         steps.append(Do.REMOVE)
@@ -175,7 +176,7 @@ def _down(desired: Desired, now: Situation) -> Plan:
             state=State.STOPPING,
             reason="is being uninstalled",
             route=route,
-            steps=(*steps, *((Do.PURGE,) if desired.purge and desired.current.manifest.is_stateful else ()), Do.FORGET),
+            steps=(*steps, *((Do.PURGE,) if desired.purge else ()), Do.FORGET),
         )
     if steps:
         return Plan(state=State.STOPPING, reason=_why_down(desired, again), route=route, steps=tuple(steps))
@@ -201,7 +202,7 @@ def _up(desired: Desired, version: Version, now: Situation, digest: str, image: 
             state=State.STARTING,
             reason="a container of another term is in the way",
             route=Route.HOLD,
-            steps=_replace(container),
+            steps=_replace(container, now),
         )
     if container is None or container.badge.spec != digest:
         return _begin(version, now, image, trial=trial)
@@ -214,7 +215,7 @@ def _up(desired: Desired, version: Version, now: Situation, digest: str, image: 
         return _running(version, now, led)
     if status is Status.PAUSED:
         return Plan(state=State.DEGRADED, reason="its container is paused", route=Route.HOLD)
-    return Plan(state=State.STARTING, reason=f"its container is {status}", route=Route.HOLD, wake_at=now.now + 0.1)
+    return Plan(state=State.STARTING, reason=f"its container is {status}", route=Route.HOLD, wake_at=now.now + 0.03)
 
 
 def _foreign(container: Container, now: Situation, led: bool) -> bool:
@@ -224,10 +225,9 @@ def _foreign(container: Container, now: Situation, led: bool) -> bool:
     return now.term is None or now.term.token != container.badge.token
 
 
-def _replace(container: Container) -> tuple[Do, ...]:
-    stop = (Do.STOP,) if container.status.has_processes else ()
-    disarm = (Do.DISARM,) if container.status.has_processes or container.armed else ()
-    return (*stop, *disarm, Do.REMOVE)
+def _replace(container: Container, now: Situation) -> tuple[Do, ...]:
+    alive = container.status.has_processes
+    return (*((Do.STOP,) if alive else ()), *((Do.DISARM,) if alive or now.guarded else ()), Do.REMOVE)
 
 
 def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Plan:
@@ -251,7 +251,9 @@ def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Pl
     if version.manifest.is_led and now.term is None:
         steps.append(Do.CAMPAIGN)
     if container is not None:
-        steps += _replace(container)
+        steps += _replace(container, now)
+    elif now.guarded:
+        steps.append(Do.DISARM)
     if missing_volumes(version, now):
         steps.append(Do.ATTACH)
     steps += [Do.CREATE, Do.INIT, *((Do.ARM,) if version.manifest.is_led else ()), Do.START]

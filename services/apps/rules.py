@@ -24,6 +24,8 @@ from services.apps.manifest import (
 from services.apps.reader import Reading
 
 _CONFIG_FOLDER = "/piccolo"
+# ext4 with a journal
+_MIN_VOLUME_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,9 @@ def _mounts(manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield path, f"{target!r} must not be in {_CONFIG_FOLDER}, which is piccolod's"
         elif (other := used.setdefault(target, path)) != path:
             yield path, f"{target!r} is already used by {other}"
+    for name, volume in manifest.storage.persistent.items():
+        if 0 < volume.size_limit_bytes < _MIN_VOLUME_BYTES:
+            yield f"storage.persistent.{name}.size_limit", "must be at least 8MiB: a file system needs room of its own"
     both = sorted(set(manifest.storage.persistent) & set(manifest.storage.temporary))
     for name in both:
         yield f"storage.temporary.{name}", "a persistent volume has this name"

@@ -33,7 +33,7 @@ class Passwords:
         self._path = path
         self.keyset = keyset
         self._limiter = limiter or Limiter()
-        self._waiting = 0
+        self.waiting = 0  # guesses that are being made or wait to be
         self._changing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="argon2")
 
@@ -99,10 +99,10 @@ class Passwords:
         return self.keyset
 
     async def _guess(self, source: str, open_keyset: Callable[[], SecretKey]) -> SecretKey:
-        if self._waiting >= WAITING:
+        if self.waiting >= WAITING:
             raise TooMany("too many passwords are being checked", hint="try again in a moment", retry_after_s=RETRY_S)
         self._limiter.admit(source, clock.now())
-        self._waiting += 1
+        self.waiting += 1
         guess = self._thread.submit(open_keyset)
         loop = asyncio.get_running_loop()
         # Counted until it has really run: a caller that leaves does not make room for the next one.
@@ -117,7 +117,7 @@ class Passwords:
         return sdek
 
     def _guessed(self) -> None:
-        self._waiting -= 1
+        self.waiting -= 1
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -189,7 +189,12 @@ class Service:
         return self._status()
 
     def _restart_if_locked(self) -> None:
-        if self._vault.store is None:
+        """Not while somebody is being answered, and not at all when the answer was an unlock."""
+        if self._vault.store is not None:
+            return
+        if self._vault.busy:
+            asyncio.get_running_loop().call_later(RESTART_AFTER_LOCK_S, self._restart_if_locked)
+        else:
             self._module.stopping.set()
 
     async def _verify_password(self, request: VerifyPassword, caller: Caller) -> Nothing:

@@ -93,6 +93,11 @@ class Vault:
             case _:
                 return Locked(self.reason, hint="unlock it: `piccoloctl unlock`")
 
+    @property
+    def busy(self) -> bool:
+        """Whether a password is being checked or the condition is being changed."""
+        return self.passwords.waiting > 0 or self._changing.locked()
+
     def key_if_held(self) -> SecretKey | None:
         return self._key
 

@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+from piccolod.bus.envelope import encode
 from piccolod.link import Link
 from piccolod.module import Module, await_start
 from piccolod.protocol.events import Audit
@@ -142,14 +143,17 @@ def _nats() -> Iterator[int]:
 
 def _nats_throughput(port: int) -> float:
     readers = _start_readers(["nats", str(port)])
-    payload = b"PUB bench 100\r\n" + b"x" * 100 + b"\r\n"
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.recv(4096)
         sock.sendall(b'CONNECT {"verbose":false}\r\n')
         end_at = time.monotonic() + _SECONDS
         while time.monotonic() < end_at:
-            sock.sendall(payload * 50)
+            sock.sendall(b"".join(_nats_publish(encode(_event(number))) for number in range(50)))
     return min(result["per_s"] for result in _end_readers(readers))
+
+
+def _nats_publish(body: bytes) -> bytes:
+    return b"PUB bench %d\r\n%b\r\n" % (len(body), body)
 
 
 async def _ours(folder: Path, rounds: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One subscriber of the bus bench: counts and times what it gets until a line comes on stdin, then prints JSON.
 
-    bus SUBSCRIBE SNAPSHOT   reads Audit events by the real Subscriber
-    nats PORT                reads the subject `bench` by a raw socket
+bus SUBSCRIBE SNAPSHOT   reads Audit events by the real Subscriber
+nats PORT                reads the subject `bench` by a raw socket
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import statistics
 import sys
 import time
 from pathlib import Path
+
+import msgspec
 
 
 class Tally:
@@ -57,6 +59,10 @@ async def read_bus(subscribe: str, snapshot: str) -> None:
 
 
 async def read_nats(port: int) -> None:
+    """Each message is found, cut out and decoded, as on our side; only the protocol's text is simpler than a client's."""
+    from piccolod.protocol.events import Audit
+
+    decode = msgspec.msgpack.Decoder(Audit).decode
     tally = Tally()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     await reader.readline()
@@ -65,14 +71,26 @@ async def read_nats(port: int) -> None:
     await asyncio.sleep(0.3)
     print("ready", flush=True)
     end = asyncio.ensure_future(asyncio.to_thread(sys.stdin.readline))
+    buffer = b""
     while not end.done():
         try:
-            chunk = await asyncio.wait_for(reader.read(65536), 0.2)
+            buffer += await asyncio.wait_for(reader.read(65536), 0.2)
         except TimeoutError:
             continue
-        if not chunk:
-            break
-        tally.add(chunk.count(b"MSG bench"))
+        at = 0
+        while (line_end := buffer.find(b"\r\n", at)) >= 0:
+            line = buffer[at:line_end]
+            if not line.startswith(b"MSG"):
+                at = line_end + 2
+                continue
+            size = int(line.rpartition(b" ")[2])
+            if len(buffer) < line_end + 4 + size:
+                break
+            event = decode(buffer[line_end + 2 : line_end + 2 + size])
+            at = line_end + 4 + size
+            tally.add(1)
+            tally.latencies_us.append((time.monotonic_ns() - int(event.request_id)) / 1000)
+        buffer = buffer[at:]
     await end
     tally.print()
     writer.close()

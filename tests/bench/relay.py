@@ -61,16 +61,17 @@ backend b{public}
 
 def measure(rounds: int = 5, seconds: int = 2) -> dict[str, Any]:
     """Medians of `rounds` interleaved runs: for each figure `relay`, `haproxy`, `direct`, `ratio`, `goal`, `unit`, `reached`,
-    and the CPU time of one worker for a request (or a gigabit) beside HAProxy's."""
+    and the CPU time of one worker for a request (or a gigabit) beside HAProxy's. About 20 s a round."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         raise RuntimeError(f"not installed: {', '.join(missing)}")
     with contextlib.ExitStack() as stack:
         sides = _start(stack)
         seen: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for _ in range(rounds):
+        for turn in range(rounds):
             for figure in GOALS:
-                for side in sides:
+                # Who comes first alternates: the host's load drifts.
+                for side in sorted(sides, reverse=bool(turn % 2)):
                     seen.setdefault((figure, side), []).append(_run(figure, sides[side], seconds))
         return {figure: _summary(figure, seen) for figure in GOALS}
 
@@ -194,7 +195,9 @@ def _cpu_s(pid: int) -> float:
 def _summary(figure: str, seen: dict[tuple[str, str], list[tuple[float, float]]]) -> dict[str, Any]:
     rate = {side: statistics.median(rate for rate, _ in seen[figure, side]) for side in ("relay", "haproxy", "direct")}
     cpu = {side: statistics.median(cpu for _, cpu in seen[figure, side]) for side in ("relay", "haproxy")}
-    ratio = rate["relay"] / rate["haproxy"]
+    # Of neighbours in time, so that a load of the host meets both sides.
+    pairs = zip(seen[figure, "relay"], seen[figure, "haproxy"], strict=True)
+    ratio = statistics.median(ours / theirs for (ours, _), (theirs, _) in pairs)
     return {
         **{side: round(value, 2) for side, value in rate.items()},
         "unit": UNITS[figure],

@@ -1,0 +1,77 @@
+"""`piccolod`: runs a node, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from piccolod import config as configuration
+from piccolod.config import Config
+from piccolod.errors import Invalid, PiccoloError
+
+
+def main(argv: list[str] | None = None) -> int:
+    faulthandler.enable()
+    options = _parser().parse_args(argv)
+    try:
+        config = configuration.load(options.config)
+        if options.check_config:
+            print(f"{options.config or configuration.DEFAULT_FILE}: no mistakes")
+            return 0
+        if options.after_crash:
+            from piccolod.leadership.after_crash import after_crash
+
+            print(f"piccolod: {after_crash(config.paths)}")
+            return 0
+        return _run(config)
+    except PiccoloError as error:
+        return _explain(error)
+
+
+def _run(config: Config) -> int:
+    from piccolod.supervisor.supervisor import Supervisor
+
+    supervisor = Supervisor(config)
+    print(_greeting(config), file=sys.stderr, flush=True)
+    return supervisor.run()
+
+
+def _greeting(config: Config) -> str:
+    scheme = "https" if config.api.cert and config.api.tls == "auto" else "http"
+    urls = ", ".join(f"{scheme}://{listen}" for listen in config.api.listen)
+    lines = [f"piccolod {_version()}: node {config.node.name}, API {urls}, state {config.node.state_dir}"]
+    if not config.paths.keyset.exists():
+        lines.append(f"first start: set the password with `piccoloctl --socket {config.paths.api_socket} setup`")
+    return "\n".join(lines)
+
+
+def _explain(error: PiccoloError) -> int:
+    print(f"piccolod: {error.detail}", file=sys.stderr)
+    for problem in error.errors:
+        print(f"  {problem.path}: {problem.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  {error.hint}", file=sys.stderr)
+    return Invalid.exit_code if isinstance(error, Invalid) else error.exit_code
+
+
+def _version() -> str:
+    try:
+        return metadata.version("piccolod")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="piccolod", description="Runs a node of piccolod in the foreground.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {configuration.DEFAULT_FILE}")
+    parser.add_argument("--check-config", action="store_true", help="validate the configuration and exit")
+    parser.add_argument("--after-crash", action="store_true", help="for the service manager, once piccolod has ended")
+    parser.add_argument("--version", action="version", version=f"piccolod {_version()}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

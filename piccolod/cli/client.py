@@ -1,0 +1,339 @@
+"""HTTP to piccolod: over its unix socket, or to a URL with a token. Standard library only, so that a start is fast.
+
+Every failure is a sentence for a person: `Refusal` when the API answered with an error, `Unavailable`,
+`DeadlineExceeded` or `Forbidden` when it did not answer.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote, urlencode, urljoin, urlsplit
+
+from piccolod import clock
+from piccolod.cli.refusal import Refusal, from_problem
+from piccolod.cli.upload import Upload
+from piccolod.errors import DeadlineExceeded, Forbidden, Invalid, NotLeader, PiccoloError, Unavailable
+
+BASE: Final = "/api/v1"
+_MAX_ANSWER_BYTES: Final = 64 * 2**20
+_MAX_REDIRECTS: Final = 3
+_BLOCK_BYTES: Final = 256 * 2**10
+# A restart of the api module takes some 20 ms (its socket stays open meanwhile); ten times that is tried.
+_RETRY_PAUSE_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where piccolod listens: `url`, or the unix socket when that is empty."""
+
+    socket: str
+    url: str = ""
+    token: str = ""
+
+    def __str__(self) -> str:
+        return self.url or self.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def document(self) -> Any:
+        """The body as JSON; Unavailable when it is something else."""
+        if not self.body:
+            return None
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise _garbage(f"the body is not JSON ({error})") from error
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout, blocksize=_BLOCK_BYTES)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def path_of(*parts: str, **query: object) -> str:
+    """`path_of("apps", name, purge=True)`: every part quoted, `None` and `False` left out of the query."""
+    path = "/" + "/".join(quote(part, safe=":") for part in parts)
+    pairs = {key: "true" if value is True else value for key, value in query.items() if value not in (None, False, "")}
+    return f"{path}?{urlencode(pairs)}" if pairs else path
+
+
+class Client:
+    """Requests to one piccolod, with one budget of time each."""
+
+    def __init__(self, target: Target, *, timeout_s: float | None = 10.0, redirect: bool = True) -> None:
+        self.target = target
+        self.timeout_s = timeout_s
+        self.redirect = redirect
+
+    def get(self, path: str) -> Any:
+        return self.request("GET", path).document()
+
+    def send(self, method: str, path: str, document: object = None, *, repeat: bool = True) -> Any:
+        """A write with a JSON body (none when `document` is None)."""
+        if document is None:
+            return self.request(method, path, repeat=repeat).document()
+        body = json.dumps(document).encode()
+        return self.request(method, path, body, content_type="application/json", repeat=repeat).document()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Upload | None = None,
+        *,
+        content_type: str = "",
+        accept: frozenset[int] = frozenset(),
+        repeat: bool = True,
+    ) -> Answer:
+        """One answer, whole. Statuses from 300 on raise Refusal unless they are in `accept`.
+
+        `repeat`: a request whose answer was lost is sent once more, with the same idempotency key.
+        """
+        deadline_at = clock.FOREVER if self.timeout_s is None else clock.now() + self.timeout_s
+        headers = self._headers(method, content_type)
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                with self._exchange(method, path, body, headers, deadline_at) as response:
+                    answer = Answer(response.status, dict(response.headers), _read(response, deadline_at, self.target))
+                break
+            except Unavailable:
+                # Safe to repeat: the idempotency key makes a second arrival return the first one's result.
+                if tries > 1 or not (repeat and self._running() and _repeatable(body)):
+                    raise
+                if clock.now() + _RETRY_PAUSE_S > deadline_at:
+                    raise
+                time.sleep(_RETRY_PAUSE_S)
+        if answer.status >= 300 and answer.status not in accept:
+            raise _refused(answer)
+        return answer
+
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[Iterator[bytes]]:
+        """The lines of an endless answer, as they come. Ends with StopIteration when the server closes it."""
+        deadline_at = clock.FOREVER if self.timeout_s is None else clock.now() + self.timeout_s
+        wanted = {**self._headers("GET", ""), **(headers or {})}
+        with self._exchange("GET", path, None, wanted, deadline_at) as response:
+            if response.status >= 300:
+                raise _refused(Answer(response.status, dict(response.headers), _read(response, deadline_at, self.target)))
+            yield _lines(response, deadline_at, self.target)
+
+    def _running(self) -> bool:
+        return bool(self.target.url) or os.path.exists(self.target.socket)
+
+    def _headers(self, method: str, content_type: str) -> dict[str, str]:
+        headers = {"Accept": "application/json, application/problem+json, */*", "User-Agent": "piccoloctl"}
+        if self.target.token:
+            headers["Authorization"] = f"Bearer {self.target.token}"
+        if not self.redirect:
+            headers["Piccolo-Redirect"] = "never"
+        if method not in ("GET", "HEAD"):
+            headers["Idempotency-Key"] = uuid.uuid4().hex
+        if content_type:
+            headers["Content-Type"] = content_type
+        return headers
+
+    @contextmanager
+    def _exchange(
+        self, method: str, path: str, body: bytes | Upload | None, headers: dict[str, str], deadline_at: float
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Sends and follows leader hints; the response is open inside the block."""
+        target, where = self.target, _full(self.target, path)
+        for _ in range(_MAX_REDIRECTS + 1):
+            connection = _connection(target, deadline_at)
+            try:
+                with _said_well(target, deadline_at):
+                    response = _round(connection, method, where, body, headers)
+                location = response.headers.get("Location", "")
+                if response.status not in (307, 308) or not location or not self.redirect:
+                    yield response
+                    return
+                target, where = self._follow(target, where, location, body)
+            finally:
+                connection.close()
+        raise NotLeader(
+            f"{self.target} sent us on {_MAX_REDIRECTS} times: the leadership is moving",
+            hint="wait a second and try again",
+        )
+
+    def _follow(self, target: Target, where: str, location: str, body: bytes | Upload | None) -> tuple[Target, str]:
+        base = target.url or "http://localhost"
+        there = urlsplit(urljoin(urljoin(base, where), location))
+        if there.scheme not in ("http", "https") or (base.startswith("https:") and there.scheme == "http"):
+            raise NotLeader(f"{target} sent us to {location}, which is not safe to follow")
+        if not _repeatable(body):
+            raise NotLeader(
+                f"{target} is not the leader, and what came from standard input cannot be sent a second time",
+                hint=f"send it to the leader: --url {there.scheme}://{there.netloc}",
+            )
+        place = f"{there.path}?{there.query}" if there.query else there.path
+        if not target.url and not urlsplit(location).netloc:
+            return target, place
+        return Target(target.socket, f"{there.scheme}://{there.netloc}", target.token), place
+
+
+def _repeatable(body: bytes | Upload | None) -> bool:
+    return not isinstance(body, Upload) or body.again
+
+
+def _full(target: Target, path: str) -> str:
+    prefix = urlsplit(target.url).path.rstrip("/") if target.url else ""
+    own_root = path.startswith(("/api/", "/metrics", "/leader/"))
+    return prefix + (path if own_root else BASE + path)
+
+
+def _left(deadline_at: float) -> float | None:
+    return None if deadline_at == clock.FOREVER else max(0.001, deadline_at - clock.now())
+
+
+def _connection(target: Target, deadline_at: float) -> http.client.HTTPConnection:
+    timeout = _left(deadline_at)
+    if not target.url:
+        return _UnixConnection(target.socket, timeout)
+    parts = urlsplit(target.url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+        raise Invalid(f"{target.url!r} is not a URL of piccolod", hint="write it as http://127.0.0.1:8080")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.hostname, port, timeout=timeout, blocksize=_BLOCK_BYTES)
+
+
+def _round(
+    connection: http.client.HTTPConnection, method: str, where: str, body: bytes | Upload | None, headers: dict[str, str]
+) -> http.client.HTTPResponse:
+    sent = body.open() if isinstance(body, Upload) else body
+    length = {"Content-Length": str(body.size_bytes)} if isinstance(body, Upload) and body.size_bytes is not None else {}
+    try:
+        connection.connect()
+        try:
+            connection.request(method, where, body=sent, headers={**headers, **length})
+        except (BrokenPipeError, ConnectionResetError):
+            # The server answered before it had read everything (too large, refused): the answer says why.
+            if connection.sock is None:
+                raise
+            response = http.client.HTTPResponse(connection.sock, method=method)
+            response.begin()
+            return response
+        return connection.getresponse()
+    finally:
+        if sent is not None and not isinstance(sent, bytes):
+            sent.close()
+
+
+@contextmanager
+def _said_well(target: Target, deadline_at: float) -> Iterator[None]:
+    """Errors of sockets and of HTTP as errors for people."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise _late(target) from error
+    except http.client.HTTPException as error:
+        if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead):
+            raise _cut(target) from error
+        raise _garbage(f"{type(error).__name__}: {error}", target) from error
+    except OSError as error:
+        raise _unreachable(target, error) from error
+
+
+def _unreachable(target: Target, error: OSError) -> PiccoloError:
+    import ssl
+
+    if isinstance(error, ssl.SSLError):
+        return Unavailable(
+            f"cannot trust {target}: {error.reason or error}",
+            hint="name the certificate authority of piccolod: SSL_CERT_FILE=ca.pem, and check the host name in the URL",
+        )
+    if target.url:
+        reason = error.strerror or str(error)
+        return Unavailable(f"cannot reach piccolod at {target}: {reason}", hint="check the URL, and that piccolod runs there")
+    if isinstance(error, FileNotFoundError):
+        return Unavailable(
+            f"piccolod is not running here: there is no socket {target}",
+            hint="start it with `systemctl start piccolod` or `make run`, or name its socket with --socket PATH",
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return Unavailable(
+            f"piccolod is not running: nobody listens on {target}",
+            hint="start it with `systemctl start piccolod` or `make run`; `piccoloctl doctor` looks for the cause",
+        )
+    if isinstance(error, PermissionError):
+        return Forbidden(f"no permission to use {target}", hint="run as root, or use --url with a token of `tokens create`")
+    if isinstance(error, ConnectionError):
+        return _cut(target)
+    return Unavailable(f"cannot use {target}: {error.strerror or error}", hint="name the socket with --socket PATH")
+
+
+def _cut(target: Target) -> Unavailable:
+    return Unavailable(
+        f"the connection to {target} was cut before the answer came: the outcome is not known",
+        hint="look at `piccoloctl status` before you repeat it",
+    )
+
+
+def _late(target: Target) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{target} did not answer in time", hint="give it more with --timeout, or see `piccoloctl doctor`")
+
+
+def _garbage(what: str, target: Target | None = None) -> Unavailable:
+    name = "the server" if target is None else str(target)
+    return Unavailable(f"{name} answered, but not as piccolod does: {what}", hint="check --url or --socket")
+
+
+def _read(response: http.client.HTTPResponse, deadline_at: float, target: Target) -> bytes:
+    parts, size_bytes = [], 0
+    with _said_well(target, deadline_at):
+        while chunk := response.read1(65536):
+            parts.append(chunk)
+            size_bytes += len(chunk)
+            if size_bytes > _MAX_ANSWER_BYTES:
+                raise _garbage(f"more than {_MAX_ANSWER_BYTES} bytes", target)
+            if clock.now() > deadline_at:
+                raise TimeoutError
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(parts)
+
+
+def _lines(response: http.client.HTTPResponse, deadline_at: float, target: Target) -> Iterator[bytes]:
+    while True:
+        with _said_well(target, deadline_at):
+            if clock.now() > deadline_at:
+                raise TimeoutError
+            line = response.readline(_MAX_ANSWER_BYTES)
+        if not line:
+            return
+        yield line
+
+
+def _refused(answer: Answer) -> Refusal:
+    document: object = None
+    with suppress(ValueError):
+        document = json.loads(answer.body)
+    retry_after = answer.headers.get("Retry-After", answer.headers.get("retry-after", ""))
+    if isinstance(document, dict) and retry_after.isdecimal():
+        document.setdefault("retry_after_s", int(retry_after))
+    return from_problem(answer.status, document)

@@ -1,0 +1,52 @@
+"""The supervisor as the third guard: kills led containers whose term is over, beside the two leashes and apps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from piccolod import clock
+from piccolod.leadership import leash_table
+from piccolod.leadership.guard import next_look_s, overdue
+from piccolod.leadership.leash_table import TableReader
+from piccolod.leadership.page import PageReader
+from piccolod.paths import Paths
+from piccolod.supervisor.loop import Loop
+
+# Between two looks while no deadline runs: a term can still leave the page, and a container can be armed.
+_CALM_S: Final = 0.25
+
+
+class ThirdGuard:
+    def __init__(self, loop: Loop, paths: Paths, tick: Callable[[], None], say: Callable[..., None]) -> None:
+        """`tick` shows others that this process acts."""
+        self._loop = loop
+        self._boot_id = clock.boot_id()
+        self._reader = PageReader(paths.page)
+        self._table = TableReader(paths.leash)
+        self._tick = tick
+        self._say = say
+        self._told: set[str] = set()
+
+    def look(self) -> None:
+        """Looks now, and again and again."""
+        again_s = _CALM_S
+        try:
+            self._tick()
+            again_s = self._guard()
+        finally:
+            self._loop.after(again_s, self.look)
+
+    def _guard(self) -> float:
+        now = clock.now()
+        entries = self._table.entries()
+        page = self._reader.read()
+        for entry in overdue(page, entries.values(), now, self._boot_id) if entries else ():
+            if not leash_table.proven_dead(entry):
+                leash_table.kill(entry)
+                if entry.file not in self._told:
+                    self._told.add(entry.file)
+                    self._say("warning", "killed a container: its term is over", container=entry.container, epoch=entry.epoch)
+        self._told &= entries.keys()
+        return next_look_s(page, now) if entries and page is not None and math.isfinite(page.hard_at) else _CALM_S

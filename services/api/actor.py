@@ -1,0 +1,45 @@
+"""Who makes a call, and what that lets them do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Final
+
+
+class Scope(IntEnum):
+    """Each includes the ones below it."""
+
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class Kind(StrEnum):
+    NOBODY = "nobody"
+    SOCKET = "socket"  # the unix socket, uid 0
+    SESSION = "session"  # a browser's cookie
+    TOKEN = "token"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """`name` goes into the audit and is the author of what is committed."""
+
+    kind: Kind
+    name: str
+    scope: Scope | None = None
+    session: str = ""  # the id of the session
+    csrf: str = ""  # what a session must repeat in X-CSRF-Token
+    expires_ms: int = 0
+
+    def may(self, needed: Scope) -> bool:
+        return self.scope is not None and self.scope >= needed
+
+
+NOBODY: Final = Actor(Kind.NOBODY, "nobody")
+ROOT: Final = Actor(Kind.SOCKET, "root", Scope.ADMIN)

@@ -1,0 +1,264 @@
+"""apps: installs, runs and minds every app of this node. Level-triggered: events only say when to look."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from piccolod import clock
+from piccolod.errors import Locked, PiccoloError
+from piccolod.leadership import leash_table
+from piccolod.leadership.gate import Gate
+from piccolod.leadership.guard import GUARD_TICK_S, overdue
+from piccolod.leadership.leash_client import LeashClient
+from piccolod.leadership.leash_table import TableReader
+from piccolod.leadership.page import PageReader
+from piccolod.leadership.resources import app_of
+from piccolod.module import Module
+from piccolod.protocol.base import Level, Request
+from piccolod.protocol.events import (
+    AppStateChanged,
+    ControlStoreCommit,
+    LeadershipRoleChanged,
+    LockStateChanged,
+    ModuleStateChanged,
+    VolumeStateChanged,
+)
+from piccolod.protocol.persistence import GetCryptoStatus
+from piccolod.protocol.router import RouteStates
+from services.apps import orphans, podman_events
+from services.apps.app import App
+from services.apps.commands import Commands
+from services.apps.documents import APPS, Documents, Stored
+from services.apps.files import AppFiles
+from services.apps.images import Images
+from services.apps.node import Node
+from services.apps.plan import State
+from services.apps.podman import Podman
+from services.apps.routes import ANSWER_S, Routes
+
+_TIMER_S: Final = 10.0
+_AGAIN_S: Final = 0.3
+_SERVING: Final = (State.RUNNING, State.DEGRADED)
+
+
+class Service:
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        paths = module.paths
+        podman = Podman(paths.podman_socket)
+        pages = PageReader(paths.page)
+        self._apps: dict[str, App] = {}
+        self._node = Node(
+            module=module,
+            podman=podman,
+            images=Images(podman, paths.run / "builds", self._wake_app),
+            routes=Routes(self._call_router),
+            documents=Documents(module),
+            files=AppFiles(paths.app_files),
+            pages=pages,
+            gate=Gate(pages),
+            leashes=LeashClient(paths),
+        )
+        self._strange: dict[str, str] = {}
+        self._podman_trouble = ""
+        self._said: tuple[Level, str] | None = None
+        self._refresh = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._commands = Commands(self._node, self._apps, self._adopt)
+
+    async def start(self) -> None:
+        module = self._module
+        self._commands.serve()
+        module.on(LockStateChanged, self._on_lock)
+        module.on(ControlStoreCommit, self._on_commit)
+        module.on(LeadershipRoleChanged, self._on_role)
+        module.on(ModuleStateChanged, self._on_module)
+        module.on(VolumeStateChanged, self._on_volume)
+        module.on_resync(self._resync)
+        for stored in (Stored(desired, 0) for desired in self._node.files.remembered()):
+            self._adopt(stored)
+        for name, work in self._node.routes.tasks().items():
+            module.spawn(work, name=name)
+        socket = module.paths.podman_socket
+        events = podman_events.watch(socket, self._wake_app, self._wake_all, self._resync)
+        module.spawn(events, name="podman-events")
+        module.spawn(self._keep_fresh(), name="refresh")
+        module.spawn(self._keep_order(), name="order")
+        module.spawn(self._guard(), name="guard")
+        self._refresh.set()
+
+    async def stop(self) -> None:
+        """Containers live on, unless piccolod was asked to end them too."""
+        if self._module.stop_apps:
+            self._node.ends = True
+            self._wake_all()
+            await asyncio.gather(*(app.settled.wait() for app in self._apps.values()))
+        self._node.podman.close()
+
+    # --- what is wanted
+
+    async def _keep_fresh(self) -> None:
+        """Reads the documents again when something says so, and every so often even if nothing does."""
+        while True:
+            try:
+                async with asyncio.timeout(_TIMER_S):
+                    await self._refresh.wait()
+            except TimeoutError:
+                pass
+            self._refresh.clear()
+            if not await self._read():
+                await asyncio.sleep(_AGAIN_S)
+                self._refresh.set()
+            self._show_health()
+
+    async def _read(self) -> bool:
+        """False: to be tried again soon."""
+        try:
+            if not self._node.cluster:
+                self._node.cluster = (await self._module.call(GetCryptoStatus())).cluster_id
+            there = await self._seen()
+            _, stored, self._strange = await self._node.documents.apps()
+        except Locked:
+            self._node.locked = True
+            return True
+        except PiccoloError as error:
+            self._module.log.debug("cannot read the documents", reason=error.detail)
+            return False
+        if self._node.locked:
+            self._node.locked = False
+            self._wake_all()
+        for item in stored.values():
+            self._adopt(item)
+        # What was seen before the documents were read and is not in them is nobody's.
+        for name in sorted((there or set()) - stored.keys() - self._strange.keys()):
+            await self._end_orphan(name)
+        self._changed.set()
+        return there is not None
+
+    async def _seen(self) -> set[str] | None:
+        try:
+            found = await orphans.seen(self._node)
+        except PiccoloError as error:
+            self._podman_trouble = error.detail
+            return None
+        self._podman_trouble = ""
+        return found
+
+    async def _end_orphan(self, name: str) -> None:
+        app = self._apps.get(name)
+        if app is not None and not app.gone.is_set() and app.stored.generation > 0:
+            return  # its own loop is at it, or it was installed a moment ago
+        if app is not None:
+            app.abandon()
+            del self._apps[name]
+        try:
+            await orphans.end(self._node, name)
+        except PiccoloError as error:
+            self._module.log.warning("cannot end an app that nobody knows", app=name, reason=error.detail)
+            self._refresh.set()
+
+    def _adopt(self, stored: Stored) -> App:
+        name = stored.desired.name
+        app = self._apps.get(name)
+        if app is not None and not app.gone.is_set():
+            app.want(stored)
+            return app
+        app = self._apps[name] = App(self._node, stored, self._changed)
+        self._module.spawn(self._mind(name, app), name=f"app {name}")
+        self._changed.set()
+        return app
+
+    async def _mind(self, name: str, app: App) -> None:
+        await app.run()
+        if self._apps.get(name) is app:
+            del self._apps[name]
+        self._module.publish(AppStateChanged(app=name, state=State.STOPPED, reason="uninstalled", removed=True))
+        self._changed.set()
+
+    async def _keep_order(self) -> None:
+        """Who waits for whom."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for app in self._apps.values():
+                needed = app.stored.desired.current.manifest.depends_on
+                waits = tuple(name for name in needed if not self._serves(name))
+                if waits != app.waits_for:
+                    app.waits_for = waits
+                    app.wake()
+            self._show_health()
+
+    def _serves(self, name: str) -> bool:
+        app = self._apps.get(name)
+        return app is not None and app.shown.state in _SERVING
+
+    # --- the guard
+
+    async def _guard(self) -> None:
+        """Kills at the deadline what the leashes would kill as well (leadership.md, Guards)."""
+        table = TableReader(self._module.paths.leash)
+        while True:
+            page = self._node.pages.read()
+            now = clock.now()
+            for entry in overdue(page, table.entries().values(), now, self._node.boot_id):
+                await asyncio.to_thread(leash_table.kill, entry)
+                self._wake_resource(entry.resource)
+            finite = page is not None and page.hard_at != clock.FOREVER
+            await asyncio.sleep(GUARD_TICK_S if finite else _AGAIN_S)
+
+    # --- hints
+
+    def _on_lock(self, event: LockStateChanged) -> None:
+        self._node.locked = event.locked
+        self._refresh.set()
+        self._wake_all()
+
+    def _on_commit(self, event: ControlStoreCommit) -> None:
+        if not event.collections or APPS in event.collections or "secrets" in event.collections:
+            self._refresh.set()
+
+    def _on_role(self, event: LeadershipRoleChanged) -> None:
+        self._wake_resource(event.resource)
+
+    def _on_module(self, event: ModuleStateChanged) -> None:
+        self._node.routes.worker_changed(event.module)
+
+    def _on_volume(self, event: VolumeStateChanged) -> None:
+        if (app := self._apps.get(event.app)) is not None:
+            app.volumes_changed()
+
+    def _resync(self) -> None:
+        self._refresh.set()
+        self._node.routes.refresh()
+        self._wake_all()
+
+    def _wake_resource(self, resource: str) -> None:
+        if (name := app_of(resource)) is not None:
+            self._wake_app(name)
+
+    def _wake_app(self, name: str) -> None:
+        if (app := self._apps.get(name)) is not None:
+            app.wake()
+
+    def _wake_all(self) -> None:
+        for app in self._apps.values():
+            app.wake()
+
+    async def _call_router(self, request: Request[RouteStates], worker: str) -> RouteStates:
+        return await self._module.call(request, timeout_s=ANSWER_S, target=worker)
+
+    def _show_health(self) -> None:
+        health = self._health()
+        if health != self._said:
+            self._said = health
+            self._module.health(*health)
+
+    def _health(self) -> tuple[Level, str]:
+        if self._podman_trouble:
+            return Level.ERROR, self._podman_trouble
+        if self._strange:
+            name, why = next(iter(self._strange.items()))
+            return Level.ERROR, f"{name}: {why}"
+        failed = [name for name, app in sorted(self._apps.items()) if app.shown.state is State.FAILED]
+        return (Level.WARN, f"failed: {', '.join(failed)}") if failed else (Level.OK, "")
