@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from piccolod import config as configuration
@@ -42,7 +41,7 @@ def _run(config: Config) -> int:
 def _greeting(config: Config) -> str:
     scheme = "https" if config.api.cert and config.api.tls == "auto" else "http"
     urls = ", ".join(f"{scheme}://{listen}" for listen in config.api.listen)
-    lines = [f"piccolod {_version()}: node {config.node.name}, API {urls}, state {config.node.state_dir}"]
+    lines = [f"piccolod: node {config.node.name}, API {urls}, state {config.node.state_dir}"]
     if not config.paths.keyset.exists():
         lines.append(f"first start: set the password with `piccoloctl --socket {config.paths.api_socket} setup`")
     return "\n".join(lines)
@@ -57,7 +56,15 @@ def _explain(error: PiccoloError) -> int:
     return Invalid.exit_code if isinstance(error, Invalid) else error.exit_code
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"piccolod {_version()}")
+        parser.exit()
+
+
 def _version() -> str:
+    from importlib import metadata  # 3 MiB that a running node does not need
+
     try:
         return metadata.version("piccolod")
     except metadata.PackageNotFoundError:
@@ -69,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {configuration.DEFAULT_FILE}")
     parser.add_argument("--check-config", action="store_true", help="validate the configuration and exit")
     parser.add_argument("--after-crash", action="store_true", help="for the service manager, once piccolod has ended")
-    parser.add_argument("--version", action="version", version=f"piccolod {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     return parser
 
 

@@ -7,6 +7,7 @@ Looking at the host costs under a millisecond, so it is done again at each start
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -86,6 +87,17 @@ def prepare(config: Config) -> Podman:
         service_argv=(*argv, "system", "service", "--time=0", f"unix://{paths.podman_socket}"),
         env=_environment(config),
     )
+
+
+def release(config: Config) -> None:
+    """Takes away the mount that podman keeps on its storage, once no container is left there and its service has ended.
+
+    With it nobody could delete the state folder of a node that was stopped.
+    """
+    home = _root(config) / _driver(_root(config))
+    points = _mount_points(home)
+    if points == [home]:
+        _libc().umount2(bytes(home), 0)
 
 
 def probe() -> Host:
@@ -207,16 +219,21 @@ def forget_last_boot(folder: Path) -> None:
     boot = clock.boot_id()
     if mark.exists() and mark.read_text(encoding="ascii") == boot:
         return
-    if folder.exists() and not _mounted_below(folder):
+    if folder.exists() and not _mount_points(folder):
         shutil.rmtree(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _replace(mark, boot)
 
 
-def _mounted_below(folder: Path) -> bool:
+def _mount_points(folder: Path) -> list[Path]:
+    """What is mounted at the folder or below."""
     mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    points = (line.split()[4].decode("unicode_escape") for line in mounts)  # a space is written \040
-    return any(Path(point).is_relative_to(folder) for point in points)
+    points = (Path(line.split()[4].decode("unicode_escape")) for line in mounts)  # a space is written \040
+    return [point for point in points if point.is_relative_to(folder)]
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _driver(root: Path) -> str:
@@ -228,9 +245,7 @@ def _driver(root: Path) -> str:
 
 
 def _can_overlay(root: Path) -> bool:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _libc()
     probe = Path(tempfile.mkdtemp(prefix=".overlay-", dir=root))
     try:
         for name in ("lower", "upper", "work", "merged"):

@@ -13,7 +13,7 @@ import click
 class LazyGroup(click.Group):
     """`sections` is the help page: title -> command -> (file below `piccolod.cli.commands`, one line of help).
 
-    A command `a-b` of file `f` is the function `a_b` in it.
+    A command `a-b` of file `f` is the function `a_b` in it, or `a_b_` where Python has that name already.
     """
 
     def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, tuple[str, str]]] | None = None, **kwargs: Any) -> None:
@@ -31,7 +31,8 @@ class LazyGroup(click.Group):
         if place is None:
             return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f"piccolod.cli.commands.{place[0]}")
-        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(module, f"{name}_", None) or getattr(module, name)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

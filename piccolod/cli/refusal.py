@@ -30,12 +30,16 @@ _BY_STATUS: dict[int, type[PiccoloError]] = {
 
 
 class Refusal(Exception):
-    """The API answered with an error. `error.exit_code` is the exit code of the command."""
+    """The API answered with an error. `error.exit_code` is the exit code of the command.
+
+    `file` is what was sent, where that has lines: an editor can jump to `FILE:LINE:COL`.
+    """
 
     def __init__(self, error: PiccoloError, request_id: str = "") -> None:
         super().__init__(error.detail)
         self.error = error
         self.request_id = request_id
+        self.file = ""
 
 
 def from_problem(status: int, document: object) -> Refusal:
@@ -81,9 +85,10 @@ def _leader(item: object) -> LeaderHint | None:
     )
 
 
-def explain(failure: Refusal | PiccoloError, *, file: str = "") -> Iterator[str]:
-    """The lines for stderr. `file` names what was read, so that an editor can jump to `FILE:LINE:COL`."""
+def explain(failure: Refusal | PiccoloError) -> Iterator[str]:
+    """The lines for stderr."""
     error = failure.error if isinstance(failure, Refusal) else failure
+    file = failure.file if isinstance(failure, Refusal) else ""
     yield f"error: {error.detail}"
     for problem in error.errors:
         yield f"  {_place(problem, file)}"
@@ -91,7 +96,7 @@ def explain(failure: Refusal | PiccoloError, *, file: str = "") -> Iterator[str]
         yield f"  the leader is {error.leader.node} at {error.leader.url or error.leader.address}"
     if error.hint:
         yield f"hint: {error.hint}"
-    if error.retry_after_s:
+    if error.retry_after_s and isinstance(error, TooMany):
         yield f"hint: try again in {error.retry_after_s:.0f} s"
     if isinstance(failure, Refusal) and failure.request_id:
         yield f"request: {failure.request_id}"

@@ -54,8 +54,6 @@ class Session:
     timeout_s: float | None = None
     redirect: bool = True
     wait: bool = True
-    file: str = ""  # what was read, for FILE:LINE:COL in errors
-
     def client(self, *, endless: bool = False) -> Client:
         """`endless`: for what takes as long as it takes (uploads, following), unless --timeout says otherwise."""
         from piccolod.cli.client import Client, Target

@@ -54,7 +54,7 @@ def _intermediate(argv: Sequence[str], env: Mapping[str, str], stderr: int, fds:
         os.closerange(len(high), os.sysconf("SC_OPEN_MAX"))
         for number_ in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number_, signal.SIG_DFL)
-        os.execve(argv[0], list(argv), dict(env))
+        os.execve(argv[0], list(argv), dict(env))  # noqa: S606
     finally:
         os._exit(127)
 

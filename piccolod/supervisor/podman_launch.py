@@ -47,7 +47,7 @@ def launch(config: Config) -> None:
     oci_hook.write_hook(config.paths, sys.executable)
     KnownProcess.of(os.getpid()).write(file)
     config.paths.podman_socket.unlink(missing_ok=True)
-    os.execve(podman.service_argv[0], list(podman.service_argv), podman.env)
+    os.execve(podman.service_argv[0], list(podman.service_argv), podman.env)  # noqa: S606
 
 
 def main() -> NoReturn:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +22,7 @@ from services.apps.node import Node
 from services.apps.plan import Container, Image, ImageIs, Situation
 from services.apps.podman_status import Status, status_of
 
+_MOUNT_S: Final = 1.0
 _NOBODY: Final = Badge(cluster="", node="", app="", epoch=0, generation=0, token=-1, spec="")
 
 
@@ -56,6 +60,7 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
         health=memory.health,
         failures=memory.failures,
         trial_since_at=memory.trial_since_at,
+        spoiled=await _spoiled(desired, container),
         waits_for=memory.waits_for,
     )
 
@@ -90,6 +95,23 @@ def _lives(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
+
+
+async def _spoiled(desired: Desired, container: Container | None) -> str:
+    """A volume whose encrypting process died is attached again beside the container, which keeps the dead mount."""
+    volumes = desired.current.manifest.storage.persistent
+    if container is None or container.status is not Status.RUNNING or not volumes:
+        return ""
+    for name, volume in volumes.items():
+        try:
+            async with asyncio.timeout(_MOUNT_S):
+                await asyncio.to_thread(os.statvfs, f"/proc/{container.pid}/root{volume.container}")
+        except TimeoutError:
+            continue  # frozen, not dead: it may go on
+        except OSError as error:
+            if error.errno in (errno.ENOTCONN, errno.EIO):
+                return f"the mount of volume {name} is dead"
+    return ""
 
 
 async def _image(node: Node, version: Version, *, known: bool) -> Image:

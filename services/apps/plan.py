@@ -113,6 +113,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     health: Health | None = None
     failures: Failures = Failures()
     trial_since_at: float = 0.0  # when the candidate's container was first seen; 0 = not yet
+    spoiled: str = ""  # why the container must be made anew though it runs
     waits_for: tuple[str, ...] = ()  # apps that it depends on and that do not run
 
 
@@ -204,6 +205,8 @@ def _up(desired: Desired, version: Version, now: Situation, digest: str, image: 
             route=Route.HOLD,
             steps=_replace(container, now),
         )
+    if container is not None and now.spoiled:
+        return Plan(state=State.STARTING, reason=now.spoiled, route=Route.HOLD, steps=_replace(container, now))
     if container is None or container.badge.spec != digest:
         return _begin(version, now, image, trial=trial)
     status = container.status

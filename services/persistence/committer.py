@@ -142,7 +142,7 @@ class Committer:
                 raise StoreUnavailable(f"{self._store.db}: an earlier write failed and the disk has not recovered")
             token = self._gate.check(RESOURCE_KERNEL)
             batch = Batch(self._store, token.gen, token.epoch)
-            revs = self._decide(batch, taken)
+            outcomes = [(waiting, _decided(batch, waiting.write)) for waiting in taken]
             if batch.items:
                 await self._write(batch, token)
             self._gate.still(RESOURCE_KERNEL, token)
@@ -156,20 +156,12 @@ class Committer:
                 self._log.error("a commit failed in a way that is not known", error=type(error).__name__)
             raise
         else:
-            for waiting, rev in revs:
-                if not waiting.answer.done():
-                    waiting.answer.set_result(rev)
+            for waiting, outcome in outcomes:
+                if isinstance(outcome, PiccoloError):
+                    self._refuse([waiting], outcome)
+                elif not waiting.answer.done():
+                    waiting.answer.set_result(outcome)
             await self._snapshot_when_due()
-
-    def _decide(self, batch: Batch, taken: list[_Waiting]) -> list[tuple[_Waiting, int]]:
-        """Decides each write on top of those before it; answers the refused ones at once."""
-        revs: list[tuple[_Waiting, int]] = []
-        for waiting in taken:
-            try:
-                revs.append((waiting, batch.add(waiting.write)))
-            except PiccoloError as error:
-                self._refuse([waiting], error)
-        return revs
 
     async def _write(self, batch: Batch, token: Token) -> None:
         try:
@@ -218,6 +210,14 @@ class Committer:
         for waiting in taken:
             if not waiting.answer.done():
                 waiting.answer.set_exception(error)
+
+
+def _decided(batch: Batch, write: Write) -> int | PiccoloError:
+    """The rev, or the refusal. Told only after the batch is durable: a conflict with a neighbour is none before that."""
+    try:
+        return batch.add(write)
+    except PiccoloError as error:
+        return error
 
 
 def not_leader(over: TermOver) -> NotLeader:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 # Descriptors that are not flows: epoll, the loop, the bus, listening sockets, logs.
 _OTHER_DESCRIPTORS = 512
 _PER_FLOW = 2
+_MOST_DESCRIPTORS = 200_000  # below Linux's default fs.nr_open
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,10 @@ class Limits:
     def of_this_process(cls) -> Limits:
         """As many flows as there are descriptors; one client can never take more than half of them."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        total = max(64, min(100_000, (hard - _OTHER_DESCRIPTORS) // _PER_FLOW if hard > 0 else 100_000))
+        most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+        if soft == resource.RLIM_INFINITY or soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        total = max(64, (most - _OTHER_DESCRIPTORS) // _PER_FLOW)
         return cls(total=total, per_client=max(32, total // 2))
 
 

@@ -67,6 +67,7 @@ class Relay:
         self._again: deque[Leg] = deque()  # had more to read when their turn ended
         self._closing: list[socket.SocketType] = []
         self._in_turn = False
+        self._resuming = False
         self._connecting: Deadlines[Leg] = Deadlines()
         self._now = clock.now()
         self._judged_at = self._now
@@ -126,10 +127,10 @@ class Relay:
         self._reception.shut(door)
 
     def cut(self, port: Port) -> None:
-        """Resets every flow of `port`, at once. Held connections stay."""
+        """Resets every flow of `port`, at once. Held connections stay, and those that have our answer and nothing else."""
         port.drain_at = None
         for client in list(port.clients):
-            if client.stage is not Stage.HELD:
+            if client.stage is not Stage.HELD and client.stage is not Stage.PARTING:
                 self._reset(client)
         self._bury()
 
@@ -164,8 +165,20 @@ class Relay:
         while self._turn(0.0 if self._again else _LINGER_S) or self._again:
             if self._now >= until:
                 break
+        self._resume()
         if self._timer is None:
             self._arm()
+
+    def _resume(self) -> None:
+        """Who had more to read when the slice ended will cause no event: another slice follows by itself."""
+        if self._again and not self._resuming and self._loop is not None:
+            self._resuming = True
+            self._loop.call_soon(self._guarded, self._on_resume)
+
+    def _on_resume(self) -> None:
+        self._resuming = False
+        if not self._epoll.closed:
+            self.drain()
 
     def rejudge(self) -> None:
         """Asks again for every port that has connections."""
@@ -341,6 +354,7 @@ class Relay:
             self._proceed(client)
             # What it sent while it was held will cause no further event.
             self._again.append(client)
+        self._resume()
 
     def _proceed(self, client: Leg) -> None:
         """A client that may go to the container: read its head first, or dial."""

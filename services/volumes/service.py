@@ -209,6 +209,7 @@ class Service:
                 else:
                     if not outcome.cancelled():
                         outcome.set_result(result)
+            await self._judge()
 
         self._module.spawn(turn(), name=f"volume {volume}")
         return await outcome
@@ -271,7 +272,7 @@ class Service:
             await self._alone(volume, work)
         except PiccoloError as error:
             self._broken[volume] = error.detail
-        await self._judge()
+            await self._judge()
 
     # --- health
 

@@ -96,7 +96,8 @@ def running(tmp_path: Path) -> Iterator[podman_conf.Podman]:
     finally:
         call(podman, "rm", "--force", "--all", "--time", "0")
         call(podman, "network", "prune", "--force")
-        subprocess.run(["umount", str(config.paths.podman_root / "overlay")], check=False, capture_output=True)
+        podman_conf.release(config)
+        assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text(), "a mount is left"
         runroot = Path(podman.argv[podman.argv.index("--runroot") + 1])
         if runroot.is_symlink():
             runroot.unlink()

@@ -108,6 +108,18 @@ def test_of_writers_that_expect_the_same_document_absent_exactly_one_wins(bench:
     with_desk(bench, work)
 
 
+def test_who_is_told_of_a_conflict_can_read_what_it_conflicts_with(bench: Bench) -> None:
+    async def work(desk: Desk) -> None:
+        async def loser() -> None:
+            with pytest.raises(Conflict):
+                await desk.put("port", "mine", expect={("apps", "port"): 0})
+            assert bench.store.state.get("apps", "port") is not None, "the other write is not visible yet"
+
+        await asyncio.gather(desk.put("port", "theirs", expect={("apps", "port"): 0}), loser(), loser())
+
+    with_desk(bench, work)
+
+
 def test_the_same_write_sent_twice_at_once_is_one_rev(bench: Bench) -> None:
     async def work(desk: Desk) -> None:
         assert await asyncio.gather(*(desk.put("a", n, idem="k") for n in range(5))) == [1] * 5
@@ -192,8 +204,9 @@ def test_a_failed_disk_refuses_names_its_trouble_and_recovers_by_itself(bench: B
         bench.reopen()
         bench.put("a", "x" * 9000)
 
+        limit = Path(f"{bench.db}-wal").stat().st_size + 5000
+
         async def work(desk: Desk) -> None:
-            limit = Path(f"{bench.db}-wal").stat().st_size + 5000
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             with pytest.raises(StoreUnavailable):
                 await desk.put("a", "y" * 50_000)

@@ -56,6 +56,7 @@ class Bench:
     relay: Relay
     port: Port
     number: int
+    door: socket.socket
     judge: Callable[[Port], Mode]
 
     def allow(self, mode: Mode) -> None:
@@ -125,7 +126,7 @@ async def relaying(
     port.target = target and Target(listener="web", address=target[0], port=target[1])
     relay.open(port, door)
     relay.attach(asyncio.get_running_loop())
-    bench = Bench(relay, port, number, lambda port: port.mode)
+    bench = Bench(relay, port, number, door, lambda port: port.mode)
     try:
         yield bench
     finally:

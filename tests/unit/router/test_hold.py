@@ -137,3 +137,14 @@ async def test_a_closed_port_refuses_and_dismisses_who_waits() -> None:
         assert await asyncio.wait_for(waiting.was_reset(), 1)
         assert await bench.refuses()
         await waiting.close()
+
+
+@on_loop
+async def test_an_http_client_that_waits_for_an_app_that_is_removed_still_gets_its_answer() -> None:
+    async with relaying(None, mode=Mode.HOLD, protocol=Protocol.HTTP) as bench:
+        client = await bench.connect()
+        client.writer.write(GET)
+        await until(lambda: len(bench.port.held) == 1, "it is held")
+        bench.relay.forget(bench.port)
+        assert (await client.rest()).startswith(b"HTTP/1.1 503 ")
+        await client.close()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import random
 import resource
 import socket
+import sys
+import termios
 import time
 
 import pytest
 
 from piccolod import clock
+from services.router import relay as relay_module
 from services.router.route import Mode, Protocol
 
 from .harness import Client, backend, echo, http_ok, on_loop, relaying, until
@@ -138,6 +142,63 @@ async def test_when_many_are_slow_the_rest_still_flows_in_small_sips() -> None:
         assert len(await asyncio.wait_for(clients[7].reader.readexactly(12_000_000), 20)) == 12_000_000
         for client in clients:
             client.abort()
+
+
+@on_loop
+async def test_a_flow_with_more_to_read_goes_on_after_each_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "_SLICE_S", -1.0)
+    data = random.Random(2).randbytes(1_000_000)
+    heard = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal heard
+        writer.write(b"x")
+        while part := await reader.read(1 << 20):
+            heard += len(part)
+
+    async with backend(serve) as at, relaying(at) as bench:
+        bench.door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_000_000)
+        client = await bench.connect()
+        assert await asyncio.wait_for(client.reader.readexactly(1), 5) == b"x"
+        with client.writer.get_extra_info("socket").dup() as sock:
+            # All of it waits at the relay before it runs again: one event, and no other after it.
+            sock.setblocking(True)
+            sock.sendall(data)
+            deadline = clock.now() + 5
+            while unsent_bytes(sock):
+                assert clock.now() < deadline
+        await until(lambda: heard == len(data), "all of it arrives")
+        await client.close()
+
+
+def unsent_bytes(sock: socket.socket) -> int:
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+@on_loop
+async def test_the_modules_loop_keeps_turning_under_load() -> None:
+    async def flood(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    async with backend(flood) as at, relaying(at) as bench:
+        clients = [await bench.connect() for _ in range(8)]
+        readers = [asyncio.create_task(thrown_away(client)) for client in clients]
+        latest = began = clock.now()
+        longest = 0.0
+        while (now := clock.now()) - began < 1.0:
+            longest, latest = max(longest, now - latest), now
+            await asyncio.sleep(0)
+        for client in clients:
+            client.abort()
+        await asyncio.gather(*readers, return_exceptions=True)
+        assert longest < 0.2  # four beats of 250 ms are a hang
+
+
+async def thrown_away(client: Client) -> None:
+    while await client.reader.read(1 << 20):
+        pass
 
 
 @on_loop

@@ -1,0 +1,114 @@
+"""Waiting for an app to become what was asked for, telling each change of its state on the way."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from piccolod import clock
+from piccolod.cli.client import Client, path_of
+from piccolod.cli.refusal import Refusal
+from piccolod.cli.session import Session
+from piccolod.errors import DeadlineExceeded, NotFound, Unavailable
+
+_LOOK_S: Final = 0.1
+# A reconciler looks again within milliseconds after a commit. What it showed before may still be shown at the first
+# looks: a resting state counts when it was reached by a change that we saw, or has lasted this long.
+_OLD_NEWS_S: Final = 0.5
+# `pending` is a stage on the way, or the end: when it lasts, somebody has to do something.
+_PENDING_S: Final = 2.0
+_UP: Final = frozenset({"running", "standby"})
+_RESTING: Final = frozenset({"running", "standby", "stopped", "failed"})
+
+
+class Progress:
+    """What was said last, so that each change is said once."""
+
+    def __init__(self, session: Session, name: str) -> None:
+        self._session = session
+        self._name = name
+        self._last: tuple[str, str] = ("", "")
+        self.since_at = clock.now()
+        self.moved = False
+
+    def see(self, state: str, reason: str) -> None:
+        if (state, reason) == self._last:
+            return
+        if state != self._last[0]:
+            self.moved = self.moved or bool(self._last[0])
+            self.since_at = clock.now()
+        self._last = (state, reason)
+        self._session.say(f"{self._name}: {state}" + (f": {reason}" if reason else ""))
+
+    def lasts(self, seconds: float) -> bool:
+        return clock.now() - self.since_at >= seconds
+
+
+def until_settled(session: Session, app: dict[str, Any]) -> dict[str, Any]:
+    """The app's document once it rests: running, stopped, failed, or pending for good. DeadlineExceeded before that."""
+    name, generation = str(app.get("name")), int(app.get("generation") or 0)
+    client, end_at = session.client(), clock.now() + session.patience_s
+    progress = Progress(session, name)
+    while True:
+        seen = _look(client, name)
+        if seen is not None and int(seen.get("generation") or 0) >= generation:
+            app = seen
+            progress.see(str(app.get("state")), str(app.get("reason") or ""))
+            if _settled(app, progress):
+                return app
+        if clock.now() + _LOOK_S > end_at:
+            raise _too_late(session, app)
+        time.sleep(_LOOK_S)
+
+
+def until_gone(session: Session, name: str) -> None:
+    client, end_at = session.client(), clock.now() + session.patience_s
+    progress = Progress(session, name)
+    while True:
+        try:
+            app = _look(client, name)
+        except Refusal as refusal:
+            if isinstance(refusal.error, NotFound):
+                return
+            raise
+        if app is not None:
+            progress.see(str(app.get("state")), str(app.get("reason") or ""))
+        if clock.now() + _LOOK_S > end_at:
+            raise _too_late(session, app or {"name": name})
+        time.sleep(_LOOK_S)
+
+
+def is_up(app: dict[str, Any]) -> bool:
+    return app.get("state") in _UP
+
+
+def _look(client: Client, name: str) -> dict[str, Any] | None:
+    """None while the API is being restarted: the answer comes with the next look."""
+    try:
+        app: dict[str, Any] = client.get(path_of("apps", name))
+    except Unavailable:
+        return None
+    except Refusal as refusal:
+        if isinstance(refusal.error, Unavailable):
+            return None
+        raise
+    return app
+
+
+def _settled(app: dict[str, Any], progress: Progress) -> bool:
+    state = app.get("state")
+    if state == "pending":
+        return progress.lasts(_PENDING_S)
+    if state not in _RESTING:
+        return False
+    if state in _UP and app.get("desired") == "stopped":
+        return False
+    return progress.moved or progress.lasts(_OLD_NEWS_S)
+
+
+def _too_late(session: Session, app: dict[str, Any]) -> DeadlineExceeded:
+    name, state, reason = app.get("name"), app.get("state") or "not seen", app.get("reason")
+    return DeadlineExceeded(
+        f"{name} is still {state} after {session.patience_s:g} s" + (f": {reason}" if reason else ""),
+        hint=f"it goes on without us: `piccoloctl apps show {name}`; wait longer with --timeout",
+    )

@@ -1,0 +1,138 @@
+"""The guard of every route: who calls, may they, is it really they and not a foreign page, and does the request fit."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from typing import Any, Final
+
+from litestar.connection import ASGIConnection
+from litestar.handlers.base import BaseRouteHandler
+
+from piccolod.errors import Forbidden, Invalid, Problem, Unauthenticated, WrongMediaType
+from services.api import origin, sessions
+from services.api.actor import NOBODY, ROOT, Actor, Kind, Scope
+from services.api.call import Call, call_of
+from services.api.core import Core
+
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_BEARER: Final = "bearer "
+_REV: Final = re.compile(r"\d{1,18}")
+_IDEM: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_INJECTED: Final = frozenset({"request", "data", "body", "state", "socket"})
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+
+
+async def admit(connection: Connection, handler: BaseRouteHandler) -> None:
+    """Raises what the caller is told; otherwise the call's actor is known from here on."""
+    method = connection.scope["method"]
+    if method == "OPTIONS":
+        return
+    core: Core = connection.app.state.core
+    call = call_of(connection)
+    call.actor = actor = await _identify(core, connection, call, handler.opt.get("scope", Scope.ADMIN))
+    _check_scope(actor, handler)
+    if method not in _SAFE:
+        _check_page(core, connection, call, actor)
+        _check_media_type(connection, handler)
+    _check_query(connection, handler)
+    if (wanted := connection.headers.get("piccolo-min-rev")) is not None and method in _SAFE:
+        await core.reach(_min_rev(wanted))
+
+
+async def still(core: Core, connection: Connection, handler: BaseRouteHandler) -> bool:
+    """Whether the caller of a long answer would be admitted again: what was revoked ends soon."""
+    try:
+        actor = await _identify(core, connection, call_of(connection), handler.opt.get("scope", Scope.ADMIN))
+    except Unauthenticated:
+        return False
+    return actor.may(handler.opt.get("scope") or Scope.READ)
+
+
+def idempotency(connection: Connection) -> str:
+    """The key of a retried write, apart for each caller and each path; empty without one."""
+    key = connection.headers.get("idempotency-key")
+    if key is None:
+        return ""
+    if not _IDEM.fullmatch(key):
+        raise Invalid("Idempotency-Key must be 1 to 128 visible ASCII characters")
+    call = call_of(connection)
+    return f"{call.actor.name} {connection.scope['method']} {connection.scope['path']} {key}"
+
+
+async def _identify(core: Core, connection: Connection, call: Call, needed: Scope | None) -> Actor:
+    if call.origin.peer is not None and call.origin.peer.uid == 0:
+        return ROOT
+    if needed is None:
+        return NOBODY  # the route is for anybody: a stale cookie must not be in the way of a login
+    authorization = connection.headers.get("authorization")
+    if authorization is not None:
+        if not authorization.lower().startswith(_BEARER):
+            raise Unauthenticated("Authorization must be `Bearer TOKEN`")
+        return await core.credentials.by_token(authorization[len(_BEARER) :].strip())
+    cookie = connection.cookies.get(sessions.SESSION_COOKIE)
+    if cookie is not None:
+        return await core.credentials.by_cookie(cookie)
+    return NOBODY
+
+
+def _check_scope(actor: Actor, handler: BaseRouteHandler) -> None:
+    needed: Scope | None = handler.opt.get("scope", Scope.ADMIN)
+    if needed is None or actor.may(needed):
+        return
+    if actor.kind is Kind.NOBODY:
+        raise Unauthenticated("this needs a session or a token", hint="log in, or send `Authorization: Bearer TOKEN`")
+    raise Forbidden(f"{actor.name} has not the scope `{needed.label}`", hint="use a token with that scope")
+
+
+def _check_page(core: Core, connection: Connection, call: Call, actor: Actor) -> None:
+    """A foreign page in the user's browser must not act: not by its own form, and not under a name that it made resolve here."""
+    if call.origin.peer is not None:
+        return
+    host, came_from = connection.headers.get("host", ""), connection.headers.get("origin")
+    if came_from is not None and not origin.same_origin(came_from, host):
+        raise Forbidden(f"a page of {came_from[:100]} may not do this", hint="use the dashboard of this node itself")
+    if actor.kind is Kind.NOBODY and not call.origin.secure and not origin.own_host(host, core.names):
+        raise Forbidden(
+            f"{origin.host_name(host)[:100]!r} is not a name of this node",
+            hint="use its address, localhost, or TLS",
+        )
+    if actor.kind is Kind.SESSION:
+        sent = connection.headers.get(sessions.CSRF_HEADER, "")
+        if not hmac.compare_digest(sent.encode(), actor.csrf.encode()):
+            raise Forbidden(f"the header {sessions.CSRF_HEADER} is missing or wrong", hint="send the value of the session")
+
+
+def _check_media_type(connection: Connection, handler: BaseRouteHandler) -> None:
+    sent = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
+    accepts: tuple[str, ...] = handler.opt.get("accepts", ())
+    has_body = connection.headers.get("content-length", "0") != "0" or "transfer-encoding" in connection.headers
+    if has_body and sent not in (accepts or ("application/json",)):
+        raise WrongMediaType(
+            f"the body is {sent or 'of no stated type'}", hint=f"send it as {' or '.join(accepts or ('application/json',))}"
+        )
+
+
+def _check_query(connection: Connection, handler: BaseRouteHandler) -> None:
+    """A misspelt parameter is an error: `?pruge=true` must not quietly do something else."""
+    known = {
+        definition.kwarg_definition.query or name
+        if (definition.kwarg_definition is not None and hasattr(definition.kwarg_definition, "query"))
+        else name
+        for name, definition in handler.parsed_fn_signature.parameters.items()
+        if name not in _INJECTED and name not in connection.path_params
+    }
+    strange = [name for name in connection.query_params if name not in known]
+    if strange:
+        raise Invalid(
+            f"unknown query parameter {strange[0][:100]!r}",
+            hint=f"known: {', '.join(sorted(known))}" if known else "this path takes none",
+            errors=tuple(Problem(name[:100], "unknown") for name in strange),
+        )
+
+
+def _min_rev(text: str) -> int:
+    if not _REV.fullmatch(text):
+        raise Invalid("Piccolo-Min-Rev must be a revision, a whole number")
+    return int(text)

@@ -1,0 +1,137 @@
+"""What the routes stand on: the other modules, the supervisor, what was heard of them, and the rev."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from piccolod import clock
+from piccolod.config import Config
+from piccolod.errors import DeadlineExceeded, PeerRestarted, PiccoloError
+from piccolod.kernel import MODULES, ROUTERS
+from piccolod.leadership.gate import Gate
+from piccolod.leadership.page import PageReader
+from piccolod.module import Module
+from piccolod.protocol.base import Reply, Request
+from piccolod.protocol.events import (
+    ControlStoreCommit,
+    HealthChanged,
+    LeadershipRoleChanged,
+    LockStateChanged,
+    ModuleStateChanged,
+)
+from piccolod.protocol.persistence import GetRevision
+from services.api import control, origin, readiness
+from services.api.credentials import Credentials
+from services.api.limits import Seats
+from services.api.setup_code import SetupCode
+
+_MIN_REV_WAIT_S: Final = 5.0
+_REV_POLL_S: Final = 0.25
+_TRIES: Final = 3
+_STREAMS: Final = 64
+
+
+class Core:
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.config: Config = module.config
+        self.log = module.log
+        self.proxies = origin.proxies(module.config.api.trusted_proxies)
+        name = module.config.node.name
+        self.names = frozenset({name, f"{name}.local", "piccolo.local"})
+        self.gate = Gate(PageReader(module.paths.page))
+        self.credentials = Credentials(self)
+        self.setup_code = SetupCode(module.config.security.setup_from == "code")
+        self.streams = Seats(_STREAMS, "streams")
+        self.uploads = Seats(2, "uploads")
+        self.routers = ROUTERS if module.config.module("router").enabled else ()
+        self.closing = asyncio.Event()
+        enabled = [spec.name for spec in MODULES if module.config.module(spec.name).enabled and spec.name != module.name]
+        self.seen = readiness.expect(enabled, clock.now())
+        self.kernel_role = LeadershipRoleChanged(
+            resource="kernel", role="unknown", node="", address="", epoch=0, token=0, reason="not heard yet"
+        )
+        self._rev_moved = asyncio.Event()
+
+    def listen(self) -> None:
+        """Subscribes. What is heard are hints, kept for health and to wake those who wait."""
+        module = self.module
+        module.on(ModuleStateChanged, self._on_module)
+        module.on(HealthChanged, self._on_health)
+        module.on(LockStateChanged, self._on_lock)
+        module.on(LeadershipRoleChanged, self._on_role, key="kernel")
+        module.on(ControlStoreCommit, self._on_commit)
+
+    # --- asking
+
+    async def ask(self, request: Request[Reply], *, timeout_s: float = 5.0, target: str | None = None) -> Reply:
+        """A question: asked again when the module restarts under it, which changes nothing."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await self.module.call(request, timeout_s=timeout_s, target=target)
+            except PeerRestarted:
+                continue
+        return await self.module.call(request, timeout_s=timeout_s, target=target)
+
+    async def order(self, request: Request[Reply], *, timeout_s: float = 10.0, idem: str = "") -> Reply:
+        """A change: sent once. `idem` makes a retry by the client safe."""
+        return await self.module.call(request, timeout_s=timeout_s, idem=idem)
+
+    async def supervisor(self, request: dict[str, Any], timeout_s: float = 5.0) -> Any:
+        """Its answer to a command of its control socket."""
+        return await control.ask(self.module.paths.supervisor_socket, request, timeout_s)
+
+    # --- revisions
+
+    async def rev(self) -> int:
+        return (await self.ask(GetRevision())).rev
+
+    async def reach(self, rev: int) -> None:
+        """Returns when this node has verified `rev`. Raises DeadlineExceeded."""
+        give_up_at = clock.now() + _MIN_REV_WAIT_S
+        while True:
+            self._rev_moved.clear()
+            try:
+                at = await self.rev()
+            except PiccoloError:
+                if clock.now() >= give_up_at:
+                    raise
+                at = -1
+            if at >= rev:
+                return
+            left_s = give_up_at - clock.now()
+            if left_s <= 0:
+                raise DeadlineExceeded(
+                    f"rev {rev} did not come within {_MIN_REV_WAIT_S:g} s; this node has {at}",
+                    hint="ask again, or leave out Piccolo-Min-Rev",
+                )
+            try:
+                async with asyncio.timeout(min(left_s, _REV_POLL_S)):
+                    await self._rev_moved.wait()
+            except TimeoutError:
+                continue
+
+    # --- what is heard
+
+    def readiness(self) -> readiness.Readiness:
+        return readiness.readiness(self.seen, clock.now())
+
+    def components(self) -> dict[str, readiness.ComponentHealth]:
+        return readiness.components(self.seen, clock.now())
+
+    def _on_module(self, event: ModuleStateChanged) -> None:
+        if event.module != self.module.name:  # that we live is proven by the answer
+            self.seen = readiness.module_changed(self.seen, event, clock.now())
+
+    def _on_health(self, event: HealthChanged) -> None:
+        self.seen = readiness.health_changed(self.seen, event)
+
+    def _on_lock(self, event: LockStateChanged) -> None:
+        self.seen = readiness.lock_changed(self.seen, event)
+
+    def _on_role(self, event: LeadershipRoleChanged) -> None:
+        self.kernel_role = event
+
+    def _on_commit(self, event: ControlStoreCommit) -> None:
+        self._rev_moved.set()

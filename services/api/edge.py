@@ -1,0 +1,105 @@
+"""Around the routes: each request gets an id, an origin and its headers, and leaves an audit event. Nothing gets past it.
+
+What the framework lets through as an exception ends here as a problem document, too.
+"""
+
+from __future__ import annotations
+
+import secrets
+import traceback
+from typing import Any, Final
+
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from piccolod.errors import Failed
+from piccolod.protocol.events import Audit
+from services.api import problem
+from services.api.call import Call
+from services.api.core import Core
+from services.api.origin import origin_of
+
+# No script, no frame, no form target elsewhere; style and images are our own files.
+CSP: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
+    (b"content-security-policy", CSP.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+_HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_REFUSED: Final = frozenset({401, 403, 429})
+_PATH_CHARACTERS: Final = 200
+
+
+class Edge:
+    def __init__(self, app: ASGIApp, core: Core) -> None:
+        self._app = app
+        self._core = core
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        call = self._call(scope)
+        scope["state"]["call"] = call
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_headers(call)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            self._core.log.error(
+                "failed a request by a bug", request_id=call.request_id, path=scope["path"], traceback=traceback.format_exc()
+            )
+            if status:
+                raise  # the answer has begun: the connection is cut, so that nobody takes a part for the whole
+            await _send_bug(call, answer)
+        finally:
+            self._audit(scope, call, status)
+
+    def _call(self, scope: Any) -> Call:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        peer = scope["state"].get("peer")
+        client = scope["client"][0] if scope.get("client") else ""
+        origin = origin_of(peer, client, scope["scheme"] == "https", headers, self._core.proxies)
+        return Call(secrets.token_hex(8), origin)
+
+    def _audit(self, scope: Any, call: Call, status: int) -> None:
+        """Each management call, and each look that was refused to somebody."""
+        if scope["method"] in _SAFE and status not in _REFUSED:
+            return
+        self._core.module.publish(
+            Audit(
+                actor=call.actor.name,
+                source=call.origin.source,
+                action=f"{scope['method'][:16]} {scope['path'][:_PATH_CHARACTERS]}",
+                status=status,
+                code=call.code,
+                request_id=call.request_id,
+            )
+        )
+
+
+def _headers(call: Call) -> list[tuple[bytes, bytes]]:
+    extra = [(b"x-request-id", call.request_id.encode())]
+    return [*_HEADERS, *extra, _HSTS] if call.origin.secure else [*_HEADERS, *extra]
+
+
+async def _send_bug(call: Call, send: Send) -> None:
+    error = Failed("the request failed by a mistake of ours", hint="see the log of the module `api`")
+    call.code = error.code
+    body = problem.encode(error, call.request_id)
+    headers = [(b"content-type", problem.MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,117 @@
+"""How a route is declared: who may call it, what it takes, and how it can fail. The OpenAPI document follows from that.
+
+A route without a declaration is for admins alone, and a test finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Final
+
+from litestar import route
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Operation, RequestBody
+from litestar.openapi.spec.media_type import OpenAPIMediaType
+from litestar.openapi.spec.schema import Schema
+
+from piccolod.errors import (
+    Busy,
+    Conflict,
+    DeadlineExceeded,
+    Exists,
+    Failed,
+    Forbidden,
+    Invalid,
+    Locked,
+    NoLeader,
+    NotFound,
+    NotLeader,
+    NotSupported,
+    PeerRestarted,
+    PiccoloError,
+    StoreCorrupt,
+    StoreFull,
+    StoreUnavailable,
+    TooLarge,
+    TooMany,
+    Unauthenticated,
+    Unavailable,
+    WrongMediaType,
+    WrongPassword,
+)
+from services.api.actor import Scope
+from services.api.problem import MEDIA_TYPE, ProblemDocument
+
+JSON: Final = ("application/json",)
+YAML: Final = ("application/yaml", "application/x-yaml", "text/yaml")
+TAR: Final = ("application/x-tar", "application/octet-stream", "application/gzip")
+
+BODY_BYTES: Final = 64 * 1024
+
+Failures = tuple[type[PiccoloError], ...]
+
+ALWAYS: Final[Failures] = (Invalid, Failed, Unavailable, PeerRestarted, DeadlineExceeded)
+GUARDED: Final[Failures] = (Unauthenticated, Forbidden, Locked)
+BODY: Final[Failures] = (TooLarge, WrongMediaType)
+STORE: Final[Failures] = (Locked, StoreUnavailable, StoreCorrupt)
+COMMIT: Final[Failures] = (*STORE, NotLeader, NoLeader, Conflict, Busy, TooLarge, StoreFull)
+PASSWORD: Final[Failures] = (WrongPassword, TooMany)
+UNKNOWN: Final[Failures] = (NotFound,)
+MANIFEST: Final[Failures] = (NotSupported, Exists, *COMMIT)
+
+
+def endpoint(
+    method: str,
+    path: str,
+    *,
+    scope: Scope | None,
+    fails: Failures = (),
+    accepts: tuple[str, ...] = (),
+    status: int = 200,
+    media_type: str = "application/json",
+    body_bytes: int | None = BODY_BYTES,
+    raw_body: dict[str, Any] | None = None,
+    tag: str = "",
+) -> Callable[[Any], Any]:
+    """`scope` None: for anybody. `accepts`: the media types of the body. `raw_body`: its schema when the route reads it."""
+    kinds = (*ALWAYS, *fails, *(GUARDED if scope else ()), *(BODY if accepts else ()))
+    if method not in ("GET", "HEAD"):
+        kinds = (*kinds, Forbidden)  # a foreign page or host
+    return route(
+        path,
+        http_method=method,  # type: ignore[arg-type]
+        status_code=status,
+        media_type=media_type,
+        responses=_responses(kinds),
+        opt={"scope": scope, "accepts": accepts, "declared": True},
+        request_max_body_size=body_bytes,
+        operation_class=_with_body(accepts, raw_body) if raw_body is not None else Operation,
+        tags=[tag] if tag else None,
+    )
+
+
+def _responses(kinds: Failures) -> dict[int, ResponseSpec]:
+    codes: dict[int, list[str]] = {}
+    for kind in kinds:
+        known = codes.setdefault(kind.status, [])
+        if kind.code not in known:
+            known.append(kind.code)
+    return {
+        status: ResponseSpec(
+            data_container=ProblemDocument,
+            generate_examples=False,
+            description=f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for code in names)}",
+            media_type=MEDIA_TYPE,
+        )
+        for status, names in sorted(codes.items())
+    }
+
+
+def _with_body(accepts: tuple[str, ...], schema: dict[str, Any]) -> type[Operation]:
+    class WithBody(Operation):
+        def __post_init__(self) -> None:
+            media = OpenAPIMediaType(schema=Schema(**schema))
+            self.request_body = RequestBody(required=True, content=dict.fromkeys(accepts, media))
+
+    return WithBody

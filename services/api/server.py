@@ -1,0 +1,91 @@
+"""Serves an ASGI app on listening sockets that the supervisor keeps. No lifespan, no signals, no reloading: those are ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from uvicorn.config import Config
+
+from piccolod import clock
+from services.api.connection import Book, Connection
+
+_UNIX_CONNECTIONS: Final = 128
+_TCP_CONNECTIONS: Final = 512
+_TCP_CONNECTIONS_PER_CLIENT: Final = 128
+_KEEP_ALIVE_S: Final = 30
+_HEAD_BYTES: Final = 32 * 1024
+_HANDSHAKE_S: Final = 10.0
+_SWEEP_S: Final = 1.0
+_BACKLOG: Final = 512
+
+
+class Server:
+    def __init__(self, app: Callable[..., Any]) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's garbage is no warning
+        self._config = Config(
+            app, http="h11", ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False,
+            proxy_headers=False, server_header=False, date_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S, h11_max_incomplete_event_size=_HEAD_BYTES,
+        )  # fmt: skip
+        self._config.load()
+        self._books: list[Book] = []
+        self._servers: list[asyncio.Server] = []
+        self._sweep: asyncio.TimerHandle | None = None
+
+    async def serve(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        unix = sock.family == socket.AF_UNIX
+        book = Book(_UNIX_CONNECTIONS, _UNIX_CONNECTIONS) if unix else Book(_TCP_CONNECTIONS, _TCP_CONNECTIONS_PER_CLIENT)
+        self._books.append(book)
+        self._servers.append(
+            await asyncio.get_running_loop().create_server(
+                lambda: self._connection(book),
+                sock=sock,
+                ssl=tls,
+                ssl_handshake_timeout=_HANDSHAKE_S if tls else None,
+                backlog=_BACKLOG,
+            )
+        )
+
+    async def close(self, grace_s: float) -> None:
+        """Takes no more connections; calls under way may end within `grace_s`. The sockets stay with the supervisor."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for server in self._servers:
+            server.close()
+        for each in self._connections():
+            each.shutdown()
+        give_up_at = clock.now() + grace_s
+        while self._connections() and clock.now() < give_up_at:
+            await asyncio.sleep(0.01)
+        for each in self._connections():
+            each.transport.abort()
+
+    def _connection(self, book: Book) -> Connection:
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_S, self._cut_slow)
+        return Connection(self._config, book)
+
+    def _cut_slow(self) -> None:
+        """Runs only while somebody is connected: an idle node does not wake."""
+        for book in self._books:
+            book.cut_slow()
+        self._sweep = (
+            asyncio.get_running_loop().call_later(_SWEEP_S, self._cut_slow) if self._connections() else None
+        )  # fmt: skip
+
+    def _connections(self) -> list[Connection]:
+        return [each for book in self._books for each in book.state.connections if isinstance(each, Connection)]
+
+
+def tls_context(cert: str, key: str) -> ssl.SSLContext:
+    """Raises OSError or ssl.SSLError, naming the file."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(cert, key)
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,0 +1,332 @@
+"""A real piccolod on this machine, for tests and benches: its own folders, its own containers, nothing left behind.
+
+    with Node() as node:
+        node.start()
+        node.unlock()
+        node.install(node.demo_manifest())
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PASSWORD = "correct horse battery"
+DEMO_IMAGE = "localhost/piccolo-demo:1"
+
+
+class Failed(AssertionError):
+    """A condition that did not come true in time; says what was seen."""
+
+
+def until(condition: Callable[[], Any], what: str, within_s: float = 10.0, every_s: float = 0.02) -> Any:
+    """The first truthy value of `condition()`. Raises Failed with the last one."""
+    give_up_at = time.monotonic() + within_s
+    while True:
+        seen = condition()
+        if seen:
+            return seen
+        if time.monotonic() > give_up_at:
+            raise Failed(f"not within {within_s:g} s: {what}; last seen: {seen!r}")
+        time.sleep(every_s)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Reply:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def __repr__(self) -> str:
+        return f"{self.status} {self.body[:600]!r}"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Node:
+    """One piccolod. The context manager ends it and removes every trace, whatever happened in between."""
+
+    def __init__(self, folder: Path | None = None, extra_config: str = "") -> None:
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="pn"))
+        self.state, self.run = self.folder / "state", self.folder / "run"
+        self.port = free_port()
+        self.config_file = self.folder / "piccolod.toml"
+        self.config_file.write_text(
+            f'[node]\nname = "n1"\nstate_dir = "{self.state}"\nrun_dir = "{self.run}"\n'
+            f'[api]\nlisten = ["127.0.0.1:{self.port}"]\n{extra_config}'
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+        self.output = self.folder / "output"
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    # --- the process
+
+    def start(self, wait: bool = True) -> None:
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                [Path(sys.executable).parent / "piccolod", "--config", self.config_file],
+                stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=ROOT,
+            )  # fmt: skip
+        if wait:
+            self.wait_up()
+
+    def wait_up(self, within_s: float = 15.0) -> None:
+        until(self.all_ready, f"every module ready; output: {self.tail()}", within_s)
+
+    def all_ready(self) -> bool:
+        return all(module["state"] == "ready" for module in self.supervisor("modules") or [{"state": "none"}])
+
+    def tail(self) -> str:
+        return self.output.read_text()[-2000:] if self.output.exists() else ""
+
+    def stop(self, number: int = signal.SIGTERM, within_s: float = 10.0) -> float:
+        """Seconds that the stop took."""
+        assert self.process is not None
+        began = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(within_s)
+        self.process = None
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+        self.process = None
+
+    def supervisor(self, command: str, **arguments: Any) -> Any:
+        """A command on the control socket; None when nobody answers."""
+        with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(5)
+            sock.connect(str(self.run / "supervisor.sock"))
+            sock.sendall(json.dumps({"cmd": command, **arguments}).encode() + b"\n")
+            with sock.makefile("rb") as lines:
+                answer = json.loads(lines.readline())
+                assert answer["ok"], answer
+                return answer["result"]
+        return None
+
+    def modules(self) -> dict[str, dict[str, Any]]:
+        return {module["name"]: module for module in self.supervisor("modules") or []}
+
+    def pid(self, module: str) -> int:
+        return int(self.modules()[module]["pid"])
+
+    def instance(self, module: str) -> str:
+        return str(self.modules()[module]["instance"])
+
+    def is_replaced(self, module: str, instance: str) -> bool:
+        now = self.modules().get(module)
+        return now is not None and now["instance"] != instance and now["state"] == "ready"
+
+    # --- the API by its unix socket, as root
+
+    def api(
+        self, method: str, path: str, body: Any = None, *, kind: str = "application/json",
+        headers: dict[str, str] | None = None, timeout_s: float = 30.0,
+    ) -> Reply:  # fmt: skip
+        connection = _UnixConnection(self.run / "api.sock", timeout_s)
+        try:
+            data = body if isinstance(body, bytes | None) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+            sent = {**({"Content-Type": kind} if data is not None else {}), **(headers or {})}
+            connection.request(method, f"/api/v1{path}", data, sent)
+            response = connection.getresponse()
+            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Any:
+        reply = self.api("GET", path)
+        assert reply.status == 200, reply
+        return reply.json
+
+    def ctl(self, *arguments: str, text: str | None = None, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """piccoloctl, as a person runs it."""
+        return subprocess.run(
+            [Path(sys.executable).parent / "piccoloctl", "--socket", self.run / "api.sock", *arguments],
+            input=text, capture_output=True, text=True, timeout=timeout_s, check=False, env={**os.environ, "NO_COLOR": "1"},
+        )  # fmt: skip
+
+    def unlock(self) -> None:
+        """Setup on a new node, unlock on an old one."""
+        status = self.get("/crypto/status")
+        action = "unlock" if status["initialized"] else "setup"
+        if status["locked"] or not status["initialized"]:
+            reply = self.api("POST", f"/crypto/{action}", {"password": PASSWORD})
+            assert reply.status in (200, 201), reply
+
+    # --- apps
+
+    def load_demo_image(self) -> None:
+        if DEMO_IMAGE not in str(self.api("GET", "/images").body):
+            self.build_demo_image()
+
+    def build_demo_image(self) -> None:
+        subprocess.run(
+            ["sh", "deploy/demo/load.sh", sys.executable, str(self.folder), str(self.port)],
+            cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=120,
+        )  # fmt: skip
+
+    def demo_manifest(self, name: str = "hello", extra: str = "") -> str:
+        return (
+            f"name: {name}\nimage: {DEMO_IMAGE}\npull: never\n"
+            "listeners:\n  - {name: web, guest_port: 80, flow: tcp, protocol: http, public_port: auto}\n"
+            f"{extra}"
+        )
+
+    def install(self, manifest: str, running: bool = True) -> dict[str, Any]:
+        reply = self.api("POST", "/apps", manifest, kind="application/yaml")
+        assert reply.status in (200, 201, 202), reply
+        name = reply.json.get("name") or reply.json["app"]["name"]
+        return self.wait_app(name) if running else self.app(name)
+
+    def app(self, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = self.get(f"/apps/{name}")
+        return document
+
+    def wait_app(self, name: str, state: str = "running", within_s: float = 20.0) -> dict[str, Any]:
+        last: dict[str, Any] = {}
+
+        def there() -> bool:
+            last.update(self.app(name))
+            return bool(last["state"] == state)
+
+        try:
+            until(there, f"{name} is {state}", within_s)
+        except Failed as error:
+            raise Failed(f"{error}; saw {last.get('state')}: {last.get('reason')}") from None
+        return last
+
+    def public_port(self, app: str, listener: str = "web") -> int:
+        return next(int(one["public_port"]) for one in self.app(app)["listeners"] if one["name"] == listener)
+
+    def fetch(self, port: int, path: str = "/", timeout_s: float = 2.0) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+        try:
+            connection.request("GET", path, headers={"Connection": "close"})
+            response = connection.getresponse()
+            return Reply(response.status, {}, response.read())
+        finally:
+            connection.close()
+
+    def podman(self, *arguments: str) -> str:
+        """podman on this node's containers, beside piccolod: what is really there."""
+        root = ["--root", str(self.state / "containers"), "--runroot", str(self.run / "containers")]
+        done = subprocess.run(
+            ["podman", *root, *arguments], capture_output=True, text=True, timeout=60, check=False,
+            env={**os.environ, "CONTAINERS_CONF": str(self.run / "containers.conf")},
+        )  # fmt: skip
+        return done.stdout
+
+    # --- the end
+
+    def survivors(self) -> list[int]:
+        """Every process whose command line names this node's folder."""
+        return [pid for pid, line in _command_lines() if str(self.folder) in line and pid != os.getpid()]
+
+    def remove(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.stop(signal.SIGINT, 15)
+        if self.process is not None:
+            self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.podman("rm", "--all", "--force", "--time", "0")
+            self.podman("network", "prune", "--force")
+        for _ in range(50):
+            survivors = self.survivors()
+            if not survivors:
+                break
+            for pid in survivors:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        for mount in _mounts_below(self.folder):
+            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _command_lines() -> Iterator[tuple[int, str]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                yield int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    found = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return sorted((path for path in found if path.startswith(f"{folder}/")), reverse=True)
+
+
+class Poller:
+    """A client that asks every 10 ms on a connection of its own each time, and keeps what it saw."""
+
+    def __init__(self, port: int, path: str = "/health", timeout_s: float = 5.0) -> None:
+        import threading
+
+        self._port, self._path, self._timeout_s = port, path, timeout_s
+        self._end = threading.Event()
+        self.answers: list[tuple[float, float, str]] = []  # (at, seconds, "200" or what went wrong)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Poller:
+        self._thread.start()
+        until(lambda: self.answers, "the first answer")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(self._timeout_s + 5)
+
+    def _run(self) -> None:
+        while not self._end.wait(0.01):
+            began = time.monotonic()
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout_s)
+                connection.request("GET", self._path, headers={"Connection": "close"})
+                result = str(connection.getresponse().status)
+                connection.close()
+            except (OSError, http.client.HTTPException) as error:
+                result = f"{type(error).__name__}: {error}"
+            self.answers.append((began, time.monotonic() - began, result))
+
+    def failures(self) -> list[str]:
+        return [result for _, _, result in self.answers if result != "200"]
+
+    def longest_s(self) -> float:
+        return max(seconds for _, seconds, _ in self.answers)
