@@ -1,9 +1,9 @@
 """A real piccolod on this machine, for tests and benches: its own folders, its own containers, nothing left behind.
 
-    with Node() as node:
-        node.start()
-        node.unlock()
-        node.install(node.demo_manifest())
+with Node() as node:
+    node.start()
+    node.unlock()
+    node.install(node.demo_manifest())
 """
 
 from __future__ import annotations
@@ -162,7 +162,13 @@ class Node:
     ) -> Reply:  # fmt: skip
         connection = _UnixConnection(self.run / "api.sock", timeout_s)
         try:
-            data = body if isinstance(body, bytes | None) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+            data = (
+                body
+                if isinstance(body, bytes | None)
+                else body.encode()
+                if isinstance(body, str)
+                else json.dumps(body).encode()
+            )
             sent = {**({"Content-Type": kind} if data is not None else {}), **(headers or {})}
             connection.request(method, f"/api/v1{path}", data, sent)
             response = connection.getresponse()

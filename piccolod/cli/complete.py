@@ -22,7 +22,8 @@ def _names(path: str, name_of: Callable[[Any], str]) -> Completer:
             found = [name_of(item) for item in session.client().get(path)]
         except Exception:  # whatever it is: a message here would land in the middle of the person's line
             return []
-        given = set(ctx.params.get(param.name or "") or ())
+        earlier = ctx.params.get(param.name or "")
+        given = set(earlier) if isinstance(earlier, tuple) else set()
         return sorted(name for name in set(found) - given if name.startswith(incomplete))
 
     return complete

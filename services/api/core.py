@@ -30,6 +30,7 @@ _MIN_REV_WAIT_S: Final = 5.0
 _REV_POLL_S: Final = 0.25
 _TRIES: Final = 3
 _STREAMS: Final = 64
+_UPLOADS: Final = 2
 
 
 class Core:
@@ -44,7 +45,8 @@ class Core:
         self.credentials = Credentials(self)
         self.setup_code = SetupCode(module.config.security.setup_from == "code")
         self.streams = Seats(_STREAMS, "streams")
-        self.uploads = Seats(2, "uploads")
+        self.uploads = Seats(_UPLOADS, "uploads")
+        self.uploads_folder = module.paths.run / "uploads"
         self.routers = ROUTERS if module.config.module("router").enabled else ()
         self.closing = asyncio.Event()
         enabled = [spec.name for spec in MODULES if module.config.module(spec.name).enabled and spec.name != module.name]

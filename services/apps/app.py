@@ -21,7 +21,7 @@ from services.apps.desired import Desired, Version
 from services.apps.documents import Stored
 from services.apps.health import Phase
 from services.apps.node import Node
-from services.apps.observe import Look
+from services.apps.observe import Conmon, Look
 from services.apps.plan import Container, Do, Plan, Route, Situation, State, plan
 from services.apps.podman_status import Status
 from services.apps.prober import Prober
@@ -54,7 +54,8 @@ class App:
         self._probing: asyncio.Task[None] | None = None
         self._run = ""  # container and pid that are probed
         self._pidfd = -1
-        self._ended: str = ""  # the run whose end was already counted
+        self._live = False  # it was started here, or seen running, and its end was not seen yet
+        self._conmon = Conmon()
         self._trial_since_at = 0.0
         self._troubles = 0
         self._repeats = 0
@@ -141,6 +142,8 @@ class App:
         await self._route(made, seen)
         for step in made.steps:
             await self._actions.run(step, made, seen)
+            if step is Do.START:
+                self._live = True
         self._troubles = 0
         if made.steps:
             return self._repeated(made)
@@ -167,38 +170,37 @@ class App:
 
     def _memory(self) -> Look:
         health = self._prober.health if self._prober is not None else None
-        return Look(health, self._failures, self._trial_since_at, self.waits_for)
+        return Look(self._conmon, health, self._failures, self._trial_since_at, self.waits_for)
 
     # --- what is remembered
 
     async def _account(self, seen: Situation) -> Situation:
         """Counts what happened since the last look: a run that ended, a run that is well, a trial that began."""
         container = seen.container
-        run = f"{container.id}:{container.pid}" if container is not None and container.pid else ""
-        if run != self._run or container is None or container.status is not Status.RUNNING:
-            await self._run_ended(seen)
+        running = container is not None and container.status is Status.RUNNING
+        if container is not None and running:
+            self._live = True
+            if self._run != _run(container):
+                self._conmon = observe.conmon_of(container)
+        elif container is None or container.status in (Status.EXITED, Status.CREATED):
+            await self._run_ended(container)
         health = self._prober.health if self._prober is not None else None
         if health is not None and health.ready_at and clock.now() - health.ready_at >= HEALTHY_S and self._failures.row:
             self._failures = self._failures.well()
         self._note_trial(seen)
-        if container is not None and container.status is Status.RUNNING:
+        if container is not None and running:
             self._begin_probing(container, self._version_of(seen))
-            health = self._prober.health if self._prober is not None else None
-        else:
-            health = None
+        health = self._prober.health if self._prober is not None and running else None
         return msgspec.structs.replace(seen, health=health, failures=self._failures, trial_since_at=self._trial_since_at)
 
-    async def _run_ended(self, seen: Situation) -> None:
-        """The run that was watched is over. Whether that was a failure depends on whether anybody asked for it."""
-        container = seen.container
-        ended, health = self._run, self._prober.health if self._prober is not None else None
+    async def _run_ended(self, container: Container | None) -> None:
+        """Whether the end of a run is a failure depends on whether anybody asked for it."""
+        health = self._prober.health if self._prober is not None else None
+        was_live, self._live = self._live, False
         self._stop_probing()
         wanted = self.stored.desired.wanted(self._node.boot_id) and not self._node.ends
-        exited = container is not None and container.status is Status.EXITED
-        if not (ended and wanted and exited) or ended == self._ended:
+        if not was_live or not wanted or container is None or container.status is not Status.EXITED:
             return
-        assert container is not None
-        self._ended = ended
         if health is not None and health.phase is Phase.UNHEALTHY:
             reason = f"unhealthy: {health.reason}"
         else:
@@ -237,7 +239,7 @@ class App:
     # --- the watched run
 
     def _begin_probing(self, container: Container, version: Version) -> None:
-        run = f"{container.id}:{container.pid}"
+        run = _run(container)
         if self._run == run:
             return
         self._stop_probing()
@@ -331,6 +333,10 @@ class App:
             endpoints=endpoints,
         )
         await self._node.routes.set(request, ANSWER_S if made.steps and made.route is not Route.LOCAL else 0.0)
+
+
+def _run(container: Container) -> str:
+    return f"{container.id}:{container.pid}"
 
 
 def _stuck(state: State) -> State:

@@ -12,6 +12,7 @@ import msgspec
 from piccolod import clock
 from piccolod.errors import PiccoloError
 from piccolod.leadership import leash_table
+from piccolod.leadership.grip import process_start
 from services.apps import badge, spec
 from services.apps.actions import Actions
 from services.apps.backoff import Failures
@@ -26,8 +27,25 @@ _MOUNT_S: Final = 1.0
 _NOBODY: Final = Badge(cluster="", node="", app="", epoch=0, generation=0, token=-1, spec="")
 
 
+class Conmon(msgspec.Struct, frozen=True):
+    """The monitor of a run. When the run ends it becomes podman's cleanup, which would tear down what is initialised anew
+    before it is through (podman 4.3, libpod: Cleanup accepts an initialised container)."""
+
+    pid: int = 0
+    start_ticks: int = 0
+
+    @property
+    def lives(self) -> bool:
+        try:
+            return self.pid > 1 and process_start(self.pid) == self.start_ticks
+        except ProcessLookupError:
+            return False
+
+
 class Look(msgspec.Struct, frozen=True):
     """What memory adds to what can be seen."""
+
+    conmon: Conmon
 
     health: Health | None
     failures: Failures
@@ -40,6 +58,8 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
     desired = actions.stored.desired
     found = await node.podman.inspect(container_name(desired.name))
     container = None if found is None else container_of(node, desired.name, found)
+    if container is not None and container.status is Status.EXITED and memory.conmon.lives:
+        container = msgspec.structs.replace(container, status=Status.STOPPING)
     digest = spec.digest(desired.current, desired.restarts, node.host)
     trial = desired.candidate
     trial_digest = spec.digest(trial, desired.restarts, node.host) if trial is not None else ""
@@ -80,6 +100,7 @@ def container_of(node: Node, app: str, found: dict[str, Any]) -> Container:
         armed=entry is not None and entry.token == mark.token and entry.pid == pid and entry.boot_id == node.boot_id,
         exit_code=int(state.get("ExitCode") or 0),
         address=str(network.get("IPAddress") or ""),
+        conmon_pid=int(state.get("ConmonPid") or 0),
     )
 
 
@@ -95,6 +116,13 @@ def _lives(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
+
+
+def conmon_of(container: Container) -> Conmon:
+    try:
+        return Conmon(container.conmon_pid, process_start(container.conmon_pid)) if container.conmon_pid > 1 else Conmon()
+    except ProcessLookupError:
+        return Conmon()
 
 
 async def _spoiled(desired: Desired, container: Container | None) -> str:

@@ -124,10 +124,13 @@ class StaticLeaser:
 
     def _close(self, resource: str, token: int) -> None:
         record = self._current(resource, token)
-        if record is None or record.state is not TermState.OPEN:
+        if record is None or not record.held:
             return
-        record = msgspec.structs.replace(record, state=TermState.CLOSING, closing_at=clock.now())
-        self._show({**self._records, resource: record})
+        if record.state is TermState.OPEN:
+            record = msgspec.structs.replace(record, state=TermState.CLOSING, closing_at=clock.now())
+            self._show({**self._records, resource: record})
+        elif self._opened.terms().get(resource) == record:  # else the disk refused it the last time
+            return
         with self._opened.change():
             self._opened.put(record)
 

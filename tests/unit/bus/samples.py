@@ -7,8 +7,8 @@ import asyncio
 from piccolod.errors import NotFound, Problem
 from piccolod.link import Link
 from piccolod.module import Caller, Module, run
-from piccolod.protocol.events import Audit, HealthChanged, LockStateChanged, NodeStateChanged
 from piccolod.protocol.base import Level
+from piccolod.protocol.events import Audit, HealthChanged, LockStateChanged, NodeStateChanged
 from piccolod.protocol.telemetry import EventRecords, GetEvents, GetMetrics, MetricsText
 
 

@@ -1,16 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
-import shutil
-import signal
 import sqlite3
-import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,49 +11,13 @@ import pytest
 from piccolod import clock
 from piccolod.errors import Busy, Conflict, StoreFull, StoreUnavailable, TooMany
 from piccolod.leadership import page as page_module
-from piccolod.leadership.page import PageReader, PageWriter, Term, create
+from piccolod.leadership.page import PageReader, Term, create
 from piccolod.leadership.records import TermState
 from piccolod.leadership.roles import Reason
 from services.consensus.static_leaser import StaticLeaser
 from services.consensus.term_store import set_aside
 
-
-class Node:
-    """A node's disk and run folder; `run` gives it a consensus for a while."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "terms.db"
-        self.page = folder / "page"
-        create(self.page)
-
-    def run(self, work: Callable[[StaticLeaser], Awaitable[Any]]) -> Any:
-        async def live() -> Any:
-            writer = PageWriter(self.page)
-            leaser = StaticLeaser(self.file, writer, "n1")
-            try:
-                await leaser.open()
-                return await work(leaser)
-            finally:
-                await leaser.end()
-                writer.close()
-
-        return asyncio.run(live())
-
-    def terms(self) -> dict[str, Term]:
-        page = PageReader(self.page).read()
-        assert page is not None
-        return dict(page.terms)
-
-    def reboot(self, monkeypatch: pytest.MonkeyPatch, boot_id: str) -> None:
-        monkeypatch.setattr(clock, "boot_id", lambda: boot_id.ljust(36, "0"))
-        create(self.page)
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    folder = Path(tempfile.mkdtemp(prefix="terms"))
-    yield Node(folder)
-    shutil.rmtree(folder)
+from .nodes import Node
 
 
 def test_the_first_campaign_is_the_bootstrap_and_never_runs_out(node: Node) -> None:
@@ -289,6 +246,30 @@ def test_a_store_that_breaks_under_way_is_named_and_the_page_stays(node: Node) -
     node.run(work)
 
 
+def test_a_closing_the_disk_refused_is_written_when_asked_again(node: Node) -> None:
+    async def work(leaser: StaticLeaser) -> None:
+        record = await leaser.campaign("app:a", Reason.BOOTSTRAP)
+        db = leaser._opened._db
+        await leaser._run(lambda: db.execute("PRAGMA query_only = 1"))
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await leaser.close("app:a", record.token)
+        assert node.terms()["app:a"].closing, "nothing starts any more, whatever the disk says"
+        await leaser._run(lambda: db.execute("PRAGMA query_only = 0"))
+        await leaser.close("app:a", record.token)
+        revision = await leaser._run(leaser._opened.revision)
+        await leaser.close("app:a", record.token)
+        assert await leaser._run(leaser._opened.revision) == revision, "once it is there, it is not written again"
+
+    async def look(leaser: StaticLeaser) -> None:
+        assert leaser.records()["app:a"].state is TermState.CLOSING
+
+    node.run(work)
+    node.page.unlink()
+    create(node.page)
+    node.run(look)
+
+
 def test_a_full_disk_refuses_a_term_whole(node: Node) -> None:
     async def work(leaser: StaticLeaser) -> None:
         await leaser.campaign("app:a", Reason.BOOTSTRAP)
@@ -329,67 +310,3 @@ def test_more_resources_than_the_page_holds_are_refused_before_anything_is_writt
 
     node.run(work)
     assert page_module.CAPACITY >= 1000
-
-
-def _live_and_report(node: Node, report: int, seed: int) -> None:
-    rng = random.Random(seed)
-
-    async def work(leaser: StaticLeaser) -> None:
-        while True:
-            resource = f"app:{rng.choice('abc')}"
-            record = leaser.records().get(resource)
-            if record is None or not record.held:
-                won = await leaser.campaign(resource, Reason.BOOTSTRAP)
-                line = ["open", resource, won.epoch, won.token]
-            elif record.state is TermState.OPEN and rng.random() < 0.7:
-                await leaser.close(resource, record.token)
-                line = ["closing", resource, record.epoch, record.token]
-            else:
-                await leaser.release(resource, record.token, Reason.RELEASED)
-                line = ["released", resource, record.epoch, record.token]
-            os.write(report, json.dumps(line).encode() + b"\n")
-
-    node.run(work)
-
-
-def test_kill_9_at_any_instant_forgets_nothing_that_was_said(node: Node) -> None:
-    """Every answer of every life holds in the next one, and no token names two terms."""
-    said: dict[str, list[Any]] = {}
-    tokens: dict[int, tuple[str, int]] = {}
-    for life in range(40):
-        receive, report = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                _live_and_report(node, report, life)
-            finally:
-                os._exit(1)
-        os.close(report)
-        time.sleep(random.uniform(0.01, 0.06))  # a random instant is the point
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        with os.fdopen(receive) as lines:
-            for line in map(json.loads, lines):
-                kind, resource, epoch, token = line
-                assert tokens.setdefault(token, (resource, epoch)) == (resource, epoch)
-                assert kind != "open" or epoch > said.get(resource, ["", "", 0, 0])[2]
-                said[resource] = line
-
-        async def check(leaser: StaticLeaser) -> None:
-            for kind, resource, epoch, token in said.values():
-                record = leaser.records()[resource]
-                assert record.token >= token and record.epoch >= epoch
-                if record.token == token:
-                    order = [TermState.OPEN, TermState.CLOSING, TermState.RELEASED]
-                    assert order.index(record.state) >= order.index(TermState(kind))
-                else:
-                    assert kind == "released" and record.epoch == epoch + 1
-
-        node.run(check)
-        held = {r for r, record in node.run(_records).items() if record.held}
-        assert set(node.terms()) == held
-    assert len(tokens) > 40
-
-
-async def _records(leaser: StaticLeaser) -> dict[str, Any]:
-    return dict(leaser.records())

@@ -17,6 +17,11 @@ CLUSTER = "cluster-under-test"
 CHEAP = Kdf(memory_kib=16, iterations=1, lanes=1)
 
 
+def used(path: Path) -> int:
+    """The size of a file without the zeros of blocks that are only reserved."""
+    return len(path.read_bytes().rstrip(b"\x00"))
+
+
 class Bench:
     """A store with shorthand for what tests do with it."""
 

@@ -16,7 +16,7 @@ from services.persistence.state import put
 from services.persistence.store import Folded, Write
 from services.persistence.verify import survey
 
-from .conftest import CLUSTER, Bench
+from .conftest import CLUSTER, Bench, used
 
 
 class SwitchedGate:
@@ -204,7 +204,7 @@ def test_a_failed_disk_refuses_names_its_trouble_and_recovers_by_itself(bench: B
         bench.reopen()
         bench.put("a", "x" * 9000)
 
-        limit = Path(f"{bench.db}-wal").stat().st_size + 5000
+        limit = used(Path(f"{bench.db}-wal")) + 5000
 
         async def work(desk: Desk) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

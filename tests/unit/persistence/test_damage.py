@@ -17,7 +17,7 @@ from services.persistence.repair import finish, rebuild, salvage
 from services.persistence.store import Store
 from services.persistence.verify import head_path, load, survey
 
-from .conftest import CLUSTER, Bench
+from .conftest import CLUSTER, Bench, used
 
 Flip = Callable[..., None]
 
@@ -147,7 +147,7 @@ def test_a_flip_anywhere_in_the_files_is_found_or_harmless_and_repair_saves_ever
         shutil.copytree(source.parent, folder)
         db = folder / source.name
         victim = rng.choice([db, wal(db)])
-        offset = rng.randrange(victim.stat().st_size)
+        offset = rng.randrange(used(victim))
         flip(victim, offset, 1 << rng.randrange(8))
         where = f"seed {seed}, case {number}, {victim.name} at {offset}"
         result = survey(db, CLUSTER, bench.key)
@@ -189,7 +189,7 @@ def test_a_truncated_write_ahead_log_is_found_though_sqlite_takes_it_for_shorter
         bench.put("hello", {"v": number})
     db = freeze(bench, tmp_path / "frozen")
     content = wal(db).read_bytes()
-    wal(db).write_bytes(content[: int(len(content) * share)])
+    wal(db).write_bytes(content[: int(used(wal(db)) * share)])
     assert_damaged(db, bench)
 
 
@@ -382,7 +382,7 @@ def test_a_repair_that_dies_anywhere_is_ended_or_undone_at_the_next_open(
     bench.grow(30)
     db = freeze(bench, tmp_path / "frozen")
     content = bytearray(wal(db).read_bytes())
-    content[-1] ^= 1
+    content[used(wal(db)) - 1] ^= 1
     wal(db).write_bytes(bytes(content))
     shm = Path(f"{db}-shm")
     saved = salvage(db, CLUSTER, bench.key)

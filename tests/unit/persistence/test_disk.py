@@ -20,7 +20,7 @@ from services.persistence import keyset as keysets
 from services.persistence.store import Store
 from services.persistence.verify import survey
 
-from .conftest import CHEAP, CLUSTER, Bench
+from .conftest import CHEAP, CLUSTER, Bench, used
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs")
 
@@ -144,7 +144,7 @@ def test_a_write_error_in_the_middle_refuses_the_write_whole_and_recovers(bench:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         bench.reopen()
         bench.put("hello", {"v": 2})
-        limit = Path(f"{bench.db}-wal").stat().st_size + 5000
+        limit = used(Path(f"{bench.db}-wal")) + 5000
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         with pytest.raises(StoreUnavailable):
             bench.put("hello", {"v": 3, "x": "x" * 20_000})

@@ -72,9 +72,10 @@ def write(id: str, body: dict[str, Any] | None, generation: int | None = None) -
 def spoil_end(path: Path, count: int) -> None:
     """In place, as a bad block is: whoever has the file open or mapped sees it."""
     with open(path, "r+b") as file:
-        file.seek(-count, os.SEEK_END)
+        at = len(file.read().rstrip(b"\x00")) - count
+        file.seek(at)
         spoiled = bytes(byte ^ 0xFF for byte in file.read(count))
-        file.seek(-count, os.SEEK_END)
+        file.seek(at)
         file.write(spoiled)
 
 

@@ -79,7 +79,7 @@ class TestNode:
         draft.write_text(json.dumps(message))
         draft.rename(folder / str(time.monotonic_ns()))
 
-    def start(self, *, ready: bool = True) -> TestNode:
+    def start(self, *, ready: bool = True, refused: bool = False) -> TestNode:
         file = self.folder / "node.json"
         file.write_text(
             json.dumps({"state": str(self.paths.state), "run": str(self.paths.run), "table": self.table, **self.more})
@@ -91,7 +91,9 @@ class TestNode:
                 env={**os.environ, **self.env},
             )  # fmt: skip
         self.seen.add(self.process.pid)
-        if ready:
+        if not refused:
+            wait_for(self.modules, "the supervisor answers")
+        if ready and not refused:
             self.wait_ready()
         return self
 

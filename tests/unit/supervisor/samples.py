@@ -138,8 +138,8 @@ def main(link: Link) -> None:
         time.sleep(1000)
     for listener in listeners:
         listener.setblocking(False)
-    sample.tell(t="READY", applied_rev=0, **({"reloads": True} if "reloads" in words else {}))
     sample.note("ready")
+    sample.tell(t="READY", applied_rev=0, **({"reloads": True} if "reloads" in words else {}))
     beat_at = 0.0
     lock = "lock" in words
     every_s = float(next((word[5:] for word in words if word.startswith("beat=")), "0.1"))

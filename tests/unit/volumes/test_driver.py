@@ -252,6 +252,40 @@ def test_the_limit_is_enforced_and_a_detached_volume_still_opens(driver: Driver,
     assert (point / "first.txt").read_text() == "first"
 
 
+def test_a_full_disk_refuses_new_data_and_the_volume_comes_back_with_room(paths: Paths) -> None:
+    if missing := image.why_not():
+        pytest.skip(missing)
+    disk = paths.run.parent / "disk"
+    small = paths.state / "small"
+    small.mkdir()
+    with disk.open("xb") as file:
+        file.truncate(64 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(disk), str(small)], check=True)
+    (small / "ballast").write_bytes(bytes(8 * MIB))
+    driver = Driver(Paths(state=small, run=paths.run))
+    driver.create(DATA, Shape(Body.IMAGE, 512 * MIB), KEY)
+    driver.attach(DATA, 1, KEY, allowed)
+    point = driver.mount_point(DATA)
+    with (point / "first").open("wb", buffering=0) as file:
+        file.write(b"first")
+        os.fsync(file.fileno())
+    with pytest.raises(OSError) as full, (point / "big").open("wb", buffering=0) as file:
+        for _ in range(128):
+            file.write(os.urandom(MIB))
+            os.fsync(file.fileno())
+    assert full.value.errno in (errno.ENOSPC, errno.EIO)
+    assert (point / "first").read_text() == "first"
+    driver.detach(DATA)
+    (small / "ballast").unlink()
+    driver.attach(DATA, 1, KEY, allowed)
+    assert (point / "first").read_text() == "first"
+    (point / "big").unlink()
+    (point / "second").write_text("second")
+    driver.detach(DATA)
+    assert driver.stored_bytes(DATA) < 48 * MIB, "deleted files give their place back to the disk"
+
+
 @pytest.mark.parametrize(
     "wished", [Shape(Body.IMAGE, 48 * MIB), Shape(Body.IMAGE, 16 * MIB), FREE], ids=["larger", "smaller", "none"]
 )

@@ -1,0 +1,184 @@
+"""`piccoloctl apps`, `ps`: what is installed, and starting and stopping it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from piccolod.cli import app_view
+from piccolod.cli.client import path_of
+from piccolod.cli.complete import app_names
+from piccolod.cli.options import Command, Group
+from piccolod.cli.session import Printed, Session
+from piccolod.cli.sheet import sheet
+from piccolod.cli.wait import is_up, until_gone, until_settled
+
+SECTIONS = {
+    "Manifests": {
+        "install": ("manifests", "Install a new app from FILE."),
+        "apply": ("manifests", "Install or change an app so that it is as FILE says."),
+        "plan": ("manifests", "What `apply` would do; exit code 10 if anything."),
+        "validate": ("manifests", "Check FILE; every mistake with its line."),
+        "schema": ("manifests", "The JSON Schema of manifests, for editors."),
+    },
+    "Apps": {
+        "list": ("apps", "All apps and their states."),
+        "show": ("apps", "One app in full."),
+        "logs": ("app_logs", "What an app writes."),
+        "start": ("apps", "Start an app."),
+        "stop": ("apps", "Stop an app until it is started again."),
+        "restart": ("apps", "Stop and start an app."),
+        "enable": ("apps", "Start it by itself after a boot."),
+        "disable": ("apps", "Do not start it by itself after a boot."),
+        "update": ("apps", "Go to another image, or look the same tag up again."),
+        "revert": ("apps", "Go back to the manifest and image before the last change."),
+        "uninstall": ("apps", "Remove an app."),
+    },
+}
+
+apps = Group("apps", sections=SECTIONS, help="Install, change and remove apps.")
+
+_name = click.argument("name", shell_complete=app_names)
+
+
+def _look(session: Session) -> Printed:
+    return Printed(session.client().get("/apps"), app_view.as_table, app_view.names)
+
+
+@click.command("list", cls=Command, view=True)
+@click.pass_obj
+def list_(session: Session) -> int:
+    """All apps and their states."""
+    return session.show(lambda: _look(session))
+
+
+@click.command(cls=Command, view=True)
+@click.pass_obj
+def ps(session: Session) -> int:
+    """All apps and their states: the same as `apps list`."""
+    return session.show(lambda: _look(session))
+
+
+@click.command(cls=Command, view=True)
+@_name
+@click.pass_obj
+def show(session: Session, name: str) -> int:
+    """One app in full."""
+
+    def table(app: dict[str, Any], _wide: bool, width: int) -> str:
+        return sheet({**app, "address": app_view.addresses(app)}, width)
+
+    return session.show(
+        lambda: Printed(session.client().get(path_of("apps", name)), table, lambda app: [str(app.get("name"))])
+    )
+
+
+def written(session: Session, changed: dict[str, Any], *, goal: str = "up") -> int:
+    """Waits for what was committed, prints the app, and says how it went. `goal`: up, down or any."""
+    app = changed.get("app") or changed
+    for warning in changed.get("warnings") or ():
+        session.say(f"warning: {warning}")
+    if not session.wait:
+        session.say("committed; the app follows: `piccoloctl apps show` tells how far it is")
+    else:
+        app = until_settled(session, app)
+    session.write(Printed(app, lambda found, _wide, _width: app_view.sentence(found), lambda found: [str(found.get("name"))]))
+    if not session.wait or goal == "any":
+        return 0
+    wanted_down = goal == "down" or app.get("desired") == "stopped"
+    well = app.get("state") == "stopped" if wanted_down else is_up(app)
+    if not well and not wanted_down:
+        session.say(f"hint: `piccoloctl logs {app.get('name')}` shows what it wrote")
+    return 0 if well else 1
+
+
+def _change(session: Session, name: str, action: str, goal: str, body: dict[str, Any] | None = None) -> int:
+    return written(session, session.client().send("POST", path_of("apps", name, action), body), goal=goal)
+
+
+@click.command(cls=Command, waits=True)
+@_name
+@click.pass_obj
+def start(session: Session, name: str) -> int:
+    """Start an app, and wait until it answers."""
+    return _change(session, name, "start", "up")
+
+
+@click.command(cls=Command, waits=True)
+@_name
+@click.pass_obj
+def stop(session: Session, name: str) -> int:
+    """Stop an app until it is started again."""
+    return _change(session, name, "stop", "down")
+
+
+@click.command(cls=Command, waits=True)
+@_name
+@click.pass_obj
+def restart(session: Session, name: str) -> int:
+    """Stop and start an app."""
+    return _change(session, name, "restart", "up")
+
+
+@click.command(cls=Command, waits=True)
+@_name
+@click.pass_obj
+def enable(session: Session, name: str) -> int:
+    """Start an app by itself after a boot."""
+    return _change(session, name, "enable", "any")
+
+
+@click.command(cls=Command, waits=True)
+@_name
+@click.pass_obj
+def disable(session: Session, name: str) -> int:
+    """Do not start an app by itself after a boot. What runs now goes on."""
+    return _change(session, name, "disable", "any")
+
+
+_snapshot = click.option("--without-snapshot", is_flag=True, help="Go on although its volumes cannot be set back afterwards.")
+
+
+@click.command(cls=Command, waits=True)
+@_name
+@click.option("--image", default="", help="The image to go to; without it the manifest's tag is looked up again.")
+@_snapshot
+@click.pass_obj
+def update(session: Session, name: str, image: str, without_snapshot: bool) -> int:
+    """Go to another image. If the new one does not get healthy in time, the old one comes back."""
+    before = session.client().get(path_of("apps", name))
+    code = _change(session, name, "update", "up", {"image": image, "without_snapshot": without_snapshot})
+    if session.wait and code == 0:
+        _say_what_became(session, before, session.client().get(path_of("apps", name)))
+    return code
+
+
+def _say_what_became(session: Session, before: dict[str, Any], after: dict[str, Any]) -> None:
+    if before.get("image_id") == after.get("image_id"):
+        session.say("it runs the same image as before")
+    else:
+        session.say(f"its image was {before.get('image')}, now {after.get('image')}")
+
+
+@click.command(cls=Command, waits=True)
+@_name
+@_snapshot
+@click.pass_obj
+def revert(session: Session, name: str, without_snapshot: bool) -> int:
+    """Go back to the manifest and image before the last change."""
+    return _change(session, name, "revert", "up", {"without_snapshot": without_snapshot})
+
+
+@click.command(cls=Command, waits=True)
+@_name
+@click.option("--purge", is_flag=True, help="Delete its volumes as well, for ever.")
+@click.pass_obj
+def uninstall(session: Session, name: str, purge: bool) -> int:
+    """Remove an app. Its volumes stay, unless --purge."""
+    session.confirm(f"Uninstall {name} and delete its data?" if purge else f"Uninstall {name}?")
+    session.client().send("DELETE", path_of("apps", name, purge=purge))
+    if session.wait:
+        until_gone(session, name)
+        session.say(f"{name} is gone" + ("" if purge else "; its volumes, if it had any, are kept"))
+    return 0

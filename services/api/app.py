@@ -1,0 +1,98 @@
+"""The routes as one ASGI application. Built once, by the import, before any process is forked from it."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, Final
+
+from litestar import Litestar, Request, Response, Router
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, License, SecurityScheme, Server
+from litestar.types import ControllerRouterHandler
+
+from piccolod.errors import Failed, NotLeader, PiccoloError
+from services.api import access, problem
+from services.api.actor import Kind
+from services.api.call import call_of
+from services.api.core import Core
+from services.api.routes import ROUTES
+
+VERSION: Final = "1.0.0"
+
+
+class _NoPages(Router):
+    """Where litestar would put pages of its own, which load scripts from other hosts. `routes/docs.py` serves ours."""
+
+    def register(self, value: ControllerRouterHandler) -> list[Any]:
+        return []
+
+
+def build() -> Litestar:
+    return Litestar(
+        route_handlers=list(ROUTES),
+        guards=[access.admit],
+        exception_handlers={Exception: _answer},
+        openapi_config=_openapi(),
+        logging_config=None,  # its default starts a thread, which must not be in a process that forks
+        debug=False,
+        request_max_body_size=64 * 1024,
+    )
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="piccolod",
+        version=VERSION,
+        description="The management API of a piccolod node. Every failure is a problem document (RFC 9457).",
+        license=License(name="Apache-2.0", identifier="Apache-2.0"),
+        servers=[Server(url="/")],
+        use_handler_docstrings=True,
+        components=Components(
+            security_schemes={
+                "token": SecurityScheme(type="http", scheme="bearer"),
+                "session": SecurityScheme(type="apiKey", name="piccolo_session", security_scheme_in="cookie"),
+            }
+        ),
+        security=[{"token": []}, {"session": []}],
+        render_plugins=[JsonRenderPlugin()],
+        openapi_router=_NoPages(path="/api/schema", route_handlers=[]),
+    )
+
+
+def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Any failure as a problem document."""
+    call = call_of(request)
+    shown = _shown(request, error)
+    call.code = shown.code
+    headers = problem.headers(shown)
+    if isinstance(error, HTTPException) and "Allow" in (error.headers or {}):
+        headers["Allow"] = (error.headers or {})["Allow"]
+    status = shown.status
+    if isinstance(shown, NotLeader) and shown.leader is not None and shown.leader.url and _may_redirect(request):
+        status = 307
+        query = request.scope["query_string"].decode("latin-1")
+        headers["Location"] = f"{shown.leader.url.rstrip('/')}{request.scope['path']}" + (f"?{query}" if query else "")
+    body = problem.encode(shown, call.request_id)
+    return Response(body, status_code=status, media_type=problem.MEDIA_TYPE, headers=headers)
+
+
+def _may_redirect(request: Request[Any, Any, Any]) -> bool:
+    """Cookies do not cross hosts, tokens do."""
+    return call_of(request).actor.kind is Kind.TOKEN and request.headers.get("piccolo-redirect", "").lower() != "never"
+
+
+def _shown(request: Request[Any, Any, Any], error: Exception) -> PiccoloError:
+    if isinstance(error, PiccoloError):
+        return error
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return problem.from_framework(error)
+    core: Core = request.app.state.core
+    core.log.error(
+        "failed a request by a bug",
+        request_id=call_of(request).request_id,
+        path=request.scope["path"],
+        traceback="".join(traceback.format_exception(error)),
+    )
+    return Failed("the request failed by a mistake of ours", hint="see the log of the module `api`")

@@ -1,0 +1,90 @@
+"""The api module: HTTP for people, programs and load balancers. It decides nothing: it asks the modules that do."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from typing import Final
+
+from piccolod.config import split_listen
+from piccolod.errors import PiccoloError
+from piccolod.module import Module
+from piccolod.protocol.base import Level
+from piccolod.protocol.events import ControlStoreCommit
+from services.api import uploads
+from services.api.app import build
+from services.api.core import Core
+from services.api.edge import Edge
+from services.api.server import Server, tls_context
+
+APP: Final = build()
+
+_STOP_GRACE_S: Final = 1.0
+_LISTEN_AGAIN_S: Final = 2.0
+
+
+class Service:
+    """What is fixed at start: TLS, limits, trusted proxies. A change of them restarts this module."""
+
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        self._core = Core(module)
+        APP.state.core = self._core
+        self._server = Server(Edge(APP, self._core))
+        self._faults: dict[str, str] = {}
+
+    async def start(self) -> None:
+        module = self._module
+        self._core.listen()
+        module.on(ControlStoreCommit, self._applied)
+        self._clear_uploads()
+        await self._server.serve(await module.listen("unix", str(module.paths.api_socket)))
+        for item in module.config.api.listen:
+            await self._listen(item)
+        if self._core.setup_code.enabled:
+            module.log.warning("first setup from another machine needs this code", setup_code=self._core.setup_code.text)
+        self._judge()
+
+    async def stop(self) -> None:
+        self._core.closing.set()
+        await self._server.close(_STOP_GRACE_S)
+
+    def _applied(self, event: ControlStoreCommit) -> None:
+        """Settings, tokens and sessions are read at each call: a rev is in force here as soon as it is known."""
+        self._module.report_applied(event.rev)
+
+    async def _listen(self, item: str) -> None:
+        """What cannot be opened is named in health; the unix socket and the other addresses serve on."""
+        try:
+            await self._open(item)
+        except (PiccoloError, OSError) as error:
+            reason = error.detail if isinstance(error, PiccoloError) else f"{item}: {error}"
+            if self._faults.get(item) != reason:
+                self._module.log.error("cannot listen", address=item, reason=reason)
+            self._faults[item] = reason
+
+    async def _open(self, item: str) -> None:
+        host, port = split_listen(item)
+        tls = self._tls(host)
+        await self._server.serve(await self._module.listen("tcp", host, port), tls)
+        self._faults.pop(item, None)
+
+    def _tls(self, host: str) -> ssl.SSLContext | None:
+        """`auto`: none on loopback, where a certificate proves nothing; the files elsewhere."""
+        api = self._module.config.api
+        if api.tls == "off" or not api.cert or ipaddress.ip_address(host).is_loopback:
+            return None
+        return tls_context(api.cert, api.key)
+
+    def _clear_uploads(self) -> None:
+        try:
+            uploads.clear(self._core.uploads_folder)
+        except OSError as error:
+            self._faults["uploads"] = f"images cannot be uploaded: {self._core.uploads_folder}: {error.strerror}"
+
+    def _judge(self) -> None:
+        if not self._faults:
+            self._module.health(Level.OK)
+            return
+        deaf = len([item for item in self._module.config.api.listen if item in self._faults])
+        self._module.health(Level.ERROR if deaf else Level.WARN, "; ".join(self._faults.values()))

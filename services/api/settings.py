@@ -1,0 +1,39 @@
+"""Choices of the whole cluster, sealed in the control store as `settings/cluster`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+
+from piccolod.errors import NotFound
+from piccolod.protocol.persistence import Read
+
+if TYPE_CHECKING:
+    from services.api.core import Core
+
+COLLECTION: Final = "settings"
+ID: Final = "cluster"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every field has a default. `title` is what people call this installation; `session_hours` how long a login lasts."""
+
+    title: Annotated[str, msgspec.Meta(max_length=100)] = ""
+    session_hours: Annotated[int, msgspec.Meta(ge=1, le=720)] = 12
+
+
+class SettingsDocument(msgspec.Struct, frozen=True, kw_only=True):
+    title: str
+    session_hours: int
+    generation: int  # the rev of the last change; 0 = all defaults
+
+
+async def read(core: Core) -> tuple[Settings, int]:
+    """The settings in force and their generation. Fields of a newer version are passed over."""
+    try:
+        found = await core.ask(Read(collection=COLLECTION, id=ID))
+    except NotFound:
+        return Settings(), 0
+    known = {name: found.body[name] for name in Settings.__struct_fields__ if name in found.body}
+    return msgspec.convert(known, Settings), found.generation
