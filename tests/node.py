@@ -109,7 +109,7 @@ class Node:
         until(self.all_ready, f"every module ready; output: {self.tail()}", within_s)
 
     def all_ready(self) -> bool:
-        return all(module["state"] == "ready" for module in self.supervisor("modules") or [{"state": "none"}])
+        return all(module["state"] in ("ready", "disabled") for module in self.supervisor("modules") or [{"state": "none"}])
 
     def tail(self) -> str:
         return self.output.read_text()[-2000:] if self.output.exists() else ""

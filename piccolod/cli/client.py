@@ -24,6 +24,9 @@ from piccolod.cli.upload import Upload
 from piccolod.errors import DeadlineExceeded, Forbidden, Invalid, NotLeader, PiccoloError, Unavailable
 
 BASE: Final = "/api/v1"
+READ_S: Final = 10.0
+# The API gives its slowest changes (lock, uninstall) 60 s: what it says at the end of them is worth waiting for.
+WRITE_S: Final = 65.0
 _MAX_ANSWER_BYTES: Final = 64 * 2**20
 _MAX_REDIRECTS: Final = 3
 _BLOCK_BYTES: Final = 256 * 2**10
@@ -80,9 +83,18 @@ def path_of(*parts: str, **query: object) -> str:
 class Client:
     """Requests to one piccolod, with one budget of time each."""
 
-    def __init__(self, target: Target, *, timeout_s: float | None = 10.0, redirect: bool = True) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        read_s: float | None = READ_S,
+        write_s: float | None = WRITE_S,
+        redirect: bool = True,
+    ) -> None:
+        """Each request has `read_s` or `write_s` in all; None: as long as it takes."""
         self.target = target
-        self.timeout_s = timeout_s
+        self.read_s = read_s
+        self.write_s = write_s
         self.redirect = redirect
 
     def get(self, path: str) -> Any:
@@ -109,7 +121,7 @@ class Client:
 
         `repeat`: a request whose answer was lost is sent once more, with the same idempotency key.
         """
-        deadline_at = clock.FOREVER if self.timeout_s is None else clock.now() + self.timeout_s
+        deadline_at = _deadline(self.read_s if method in ("GET", "HEAD") else self.write_s)
         headers = self._headers(method, content_type)
         tries = 0
         while True:
@@ -132,7 +144,7 @@ class Client:
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[Iterator[bytes]]:
         """The lines of an endless answer, as they come. Ends with StopIteration when the server closes it."""
-        deadline_at = clock.FOREVER if self.timeout_s is None else clock.now() + self.timeout_s
+        deadline_at = _deadline(self.read_s)
         wanted = {**self._headers("GET", ""), **(headers or {})}
         with self._exchange("GET", path, None, wanted, deadline_at) as response:
             if response.status >= 300:
@@ -199,8 +211,12 @@ def _repeatable(body: bytes | Upload | None) -> bool:
 
 def _full(target: Target, path: str) -> str:
     prefix = urlsplit(target.url).path.rstrip("/") if target.url else ""
-    own_root = path.startswith(("/api/", "/metrics", "/leader/"))
+    own_root = path.startswith(("/api/", "/metrics"))
     return prefix + (path if own_root else BASE + path)
+
+
+def _deadline(seconds: float | None) -> float:
+    return clock.FOREVER if seconds is None else clock.now() + seconds
 
 
 def _left(deadline_at: float) -> float | None:

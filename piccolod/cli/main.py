@@ -35,7 +35,7 @@ SECTIONS: Final = {
     "Open and close the store": {
         "setup": ("crypto", "Set the first password."),
         "unlock": ("crypto", "Open the store with the password: apps may start and change."),
-        "lock": ("crypto", "Close the store. Running apps go on."),
+        "lock": ("crypto", "Close the store: nothing can be changed until it is unlocked."),
         "keys": ("keys", "Change the password; recovery words."),
     },
     "Work": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -12,8 +12,13 @@ from piccolod.cli.lazy import LazyGroup
 from piccolod.cli.session import DEFAULT_SOCKET, Form, Session
 from piccolod.units import parse_duration
 
+if TYPE_CHECKING:
+    _Seconds = click.ParamType[float]
+else:
+    _Seconds = click.ParamType  # generic only from click 8.2 on
 
-class Duration(click.ParamType):
+
+class Duration(_Seconds):
     """`30`, `30s`, `2m`: seconds as float."""
 
     name = "duration"
@@ -57,7 +62,14 @@ def _option(
 ) -> click.Option:
     kept = _keep(field, invert=invert)
     return click.Option(
-        names, is_flag=flag, default=False if flag else None, callback=kept, expose_value=False, help=help, hidden=hidden, **more
+        names,
+        is_flag=flag,
+        default=False if flag else None,
+        callback=kept,
+        expose_value=False,
+        help=help,
+        hidden=hidden,
+        **more,
     )
 
 
@@ -148,5 +160,3 @@ class Group(LazyGroup):
 
 def root_options() -> list[click.Parameter]:
     return [*common(root=True), _watching(), _waiting()]
-
-

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from piccolod.cli.client import Client
 
 DEFAULT_SOCKET: Final = "/run/piccolod/api.sock"
-_REQUEST_S: Final = 10.0
 _WAIT_S: Final = 60.0
 _WATCH_S: Final = 1.0
 
@@ -54,12 +53,18 @@ class Session:
     timeout_s: float | None = None
     redirect: bool = True
     wait: bool = True
+
     def client(self, *, endless: bool = False) -> Client:
         """`endless`: for what takes as long as it takes (uploads, following), unless --timeout says otherwise."""
-        from piccolod.cli.client import Client, Target
+        from piccolod.cli.client import READ_S, WRITE_S, Client, Target
 
-        timeout_s = self.timeout_s if self.timeout_s is not None or endless else _REQUEST_S
-        return Client(Target(self.socket, self.url, self.token), timeout_s=timeout_s, redirect=self.redirect)
+        given = self.timeout_s
+        return Client(
+            Target(self.socket, self.url, self.token),
+            read_s=given if given is not None or endless else READ_S,
+            write_s=given if given is not None or endless else WRITE_S,
+            redirect=self.redirect,
+        )
 
     @property
     def patience_s(self) -> float:

@@ -44,17 +44,20 @@ class Progress:
         return clock.now() - self.since_at >= seconds
 
 
-def until_settled(session: Session, app: dict[str, Any]) -> dict[str, Any]:
-    """The app's document once it rests: running, stopped, failed, or pending for good. DeadlineExceeded before that."""
-    name, generation = str(app.get("name")), int(app.get("generation") or 0)
+def until_settled(session: Session, app: dict[str, Any], generation: int = 0) -> dict[str, Any]:
+    """The app's document once it rests: running, stopped, failed, or pending for good. DeadlineExceeded before that.
+
+    Documents before `generation` (by default the one of `app`) are old news.
+    """
+    name, generation = str(app["name"]), generation or int(app["generation"])
     client, end_at = session.client(), clock.now() + session.patience_s
     progress = Progress(session, name)
     while True:
         seen = _look(client, name)
-        if seen is not None and int(seen.get("generation") or 0) >= generation:
+        if seen is not None:
             app = seen
             progress.see(str(app.get("state")), str(app.get("reason") or ""))
-            if _settled(app, progress):
+            if int(app["generation"]) >= generation and _settled(app, progress):
                 return app
         if clock.now() + _LOOK_S > end_at:
             raise _too_late(session, app)

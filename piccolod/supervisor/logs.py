@@ -37,8 +37,9 @@ class Book:
     def load(self) -> None:
         """What was printed before this supervisor started, from the end of the file."""
         with suppress(OSError), open(self._file, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _RING_BYTES // 4))
-            for line in file.read().splitlines()[1:]:
+            begin = max(0, os.fstat(file.fileno()).st_size - _RING_BYTES // 4)
+            file.seek(begin)
+            for line in file.read().splitlines()[int(begin > 0) :]:
                 self._keep(line)
 
     def add(self, data: bytes) -> None:

@@ -15,21 +15,25 @@ from piccolod.kernel import ModuleSpec
 from piccolod.link import Message
 from piccolod.supervisor.child import Life
 from piccolod.supervisor.deposit import PREFIX, Deposits
+from piccolod.supervisor.holder import Holders
 from piccolod.supervisor.notify import Notify
-from piccolod.supervisor.sockets import Sockets
+from piccolod.supervisor.sockets import Sockets, Taken
 
 
 class Requests:
-    def __init__(self, sockets: Sockets, deposits: Deposits, notify: Notify, on_lock: Callable[[str], None]) -> None:
+    def __init__(
+        self, sockets: Sockets, holders: Holders, deposits: Deposits, notify: Notify, on_lock: Callable[[str], None]
+    ) -> None:
         """`on_lock(sender)` restarts the modules that hold keys, all but the sender."""
         self._sockets = sockets
+        self._holders = holders
         self._deposits = deposits
         self._notify = notify
         self._on_lock = on_lock
 
     def answer(self, life: Life, spec: ModuleSpec, message: Message, fds: list[int]) -> None:
-        """Takes over the descriptors that it keeps, and removes those from `fds`."""
-        done: dict[str, Any] = {"t": "DONE", "id": message.get("id"), "error": None}
+        """Takes over the descriptors that it keeps, and removes those from `fds`. Raises Invalid for what has no number."""
+        done: dict[str, Any] = {"t": "DONE", "id": whole(message.get("id")), "error": None}
         given: tuple[int, ...] = ()
         try:
             if message["t"] == "LISTEN":
@@ -41,6 +45,12 @@ class Requests:
                 self._deposit(spec, message.get("name"), fds)
             else:
                 self._lock(spec)
+        except Taken as error:
+            address = error.address
+            self._holders.find(
+                address.proto, address.port, lambda holder: life.send({**done, "error": Taken(address, holder).detail})
+            )
+            return
         except PiccoloError as error:
             done["error"] = error.detail
         life.send(done, given)

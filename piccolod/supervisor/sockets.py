@@ -15,16 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from piccolod import clock
 from piccolod.errors import Failed, Invalid, PiccoloError
 
 _BACKLOG: Final = 4096
 _MOST: Final = 4096  # sockets in all
 _UNIX_BYTES: Final = 107
-_SEARCH_S: Final = 0.05  # for the name of a port's holder: nice to have, not worth a missed beat
-_REMEMBER_S: Final = 10.0
-_PROC_FILES: Final = {"tcp": ("tcp", "tcp6"), "udp": ("udp", "udp6")}
-_LISTEN: Final = "0A"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +40,19 @@ class _Kept:
     wanted_by: set[str] = field(default_factory=set)
 
 
+class Taken(Failed):
+    """Another program holds the port. Who it is takes a while to find: `holder.py`."""
+
+    def __init__(self, address: Address, holder: str = "") -> None:
+        by = f" by {holder}" if holder else " by another program"
+        super().__init__(f"{address} is taken{by}", hint="stop that program, or choose another port")
+        self.address = address
+
+
 class Sockets:
     def __init__(self, run: Path) -> None:
         self._run = run
         self._kept: dict[Address, _Kept] = {}
-        self._holders: dict[Address, tuple[float, str]] = {}
 
     def listen(self, module: str, proto: object, address: object, port: object) -> tuple[int, Address]:
         """The descriptor of a bound, listening socket; ours. Raises a PiccoloError that says why there is none."""
@@ -136,7 +139,7 @@ class Sockets:
             return self._bind_inet(where)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise Failed(f"{where} is taken{self._by(where)}", hint="stop that program, or choose another port") from error
+                raise Taken(where) from error
             raise Failed(f"{where} cannot be opened: {error.strerror}", hint="see `piccoloctl modules logs`") from error
 
     def _bind_inet(self, where: Address) -> socket.socket:
@@ -159,17 +162,6 @@ class Sockets:
             raise
         return made
 
-    def _by(self, where: Address) -> str:
-        """` by nginx (pid 71)`, when /proc tells."""
-        now = clock.now()
-        seen_at, holder = self._holders.get(where, (float("-inf"), ""))
-        if now - seen_at > _REMEMBER_S:
-            holder = holder_of(where.proto, where.port, now + _SEARCH_S)
-            self._holders[where] = (clock.now(), holder)
-            while len(self._holders) > 256:
-                del self._holders[next(iter(self._holders))]
-        return f" by {holder}" if holder else ""
-
 
 def unix_listener(path: Path, mode: int, gid: int = -1) -> socket.socket:
     """A listening stream socket with exactly `mode`; a stale one of that name is replaced."""
@@ -190,26 +182,3 @@ def unix_listener(path: Path, mode: int, gid: int = -1) -> socket.socket:
     finally:
         os.umask(before)
     return made
-
-
-def holder_of(proto: str, port: int, until: float) -> str:
-    """The program that holds a port: `nginx (pid 71)`. Empty when it cannot be told before `until`."""
-    inodes = {f"socket:[{inode}]" for name in _PROC_FILES[proto] for inode in _inodes(Path("/proc/net") / name, proto, port)}
-    for pid in os.listdir("/proc") if inodes else ():
-        if clock.now() > until:
-            break
-        if pid.isdigit():
-            with suppress(OSError):
-                for fd in os.listdir(f"/proc/{pid}/fd"):
-                    with suppress(OSError):
-                        if os.readlink(f"/proc/{pid}/fd/{fd}") in inodes:
-                            return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
-    return ""
-
-
-def _inodes(table: Path, proto: str, port: int) -> list[str]:
-    try:
-        rows = [line.split() for line in table.read_text(encoding="ascii").splitlines()[1:]]
-    except OSError:
-        return []
-    return [row[9] for row in rows if int(row[1].rpartition(":")[2], 16) == port and (proto == "udp" or row[3] == _LISTEN)]

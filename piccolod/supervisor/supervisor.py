@@ -26,6 +26,7 @@ from piccolod.supervisor.deposit import Deposits
 from piccolod.supervisor.disk import Disk
 from piccolod.supervisor.external import NAME as PODMAN
 from piccolod.supervisor.external import PodmanService
+from piccolod.supervisor.holder import Holders
 from piccolod.supervisor.leashes import Leashes
 from piccolod.supervisor.ledger import Ledger
 from piccolod.supervisor.logs import Book, LogPipe
@@ -47,6 +48,7 @@ _READY: Final = frozenset({"broker", "consensus", "persistence", "api"})
 _STOP_S: Final = 4.0
 _STOP_APPS_S: Final = 25.0  # the manifest's stop grace is at most 20 s for what ends in good time
 _STOP_PODMAN_S: Final = 3.0
+_SAME_KEY_S: Final = 0.3  # one Ctrl-C can arrive twice, from the terminal and from who started us
 _TAIL: Final = 10_000
 _DEGRADED_S: Final = 2.0
 
@@ -77,6 +79,7 @@ class Supervisor:
         self._books: dict[str, Book] = {}
         self._was_ready = False
         self._stopping = False
+        self._stopping_at = 0.0
         self._changed = False
         rights.no_core_dumps()
         rights.adopt_orphans(True)
@@ -93,7 +96,10 @@ class Supervisor:
         self._sockets = Sockets(paths.run)
         self._deposits = Deposits()
         self._voice = Voice()
-        requests = Requests(self._sockets, self._deposits, self._notify, lambda sender: self._tree.restart_key_holders(sender))
+        requests = Requests(
+            self._sockets, Holders(self._loop), self._deposits, self._notify,
+            lambda sender: self._tree.restart_key_holders(sender),
+        )  # fmt: skip
         requests.take_stored({row.name: row for row in self._table})
         self._bus = BusSockets(paths, [row.name for row in self._table], group_id())
         parts = Parts(
@@ -116,12 +122,13 @@ class Supervisor:
             name for name, done in (("priority", rights.raise_priority()), ("OOM", rights.lower_oom_score())) if not done
         ]
         self._say("info", "started", pid=os.getpid(), node=self._config.node.name, without=",".join(missing) or "nothing")
-        self._tree.start()
-        self._guard.look()
+        # Before the first fork is under way, which would hold them up.
         if self._leashes is not None:
             self._leashes.start()
         if self._podman is not None:
             self._podman.start()
+        self._tree.start()
+        self._guard.look()
         if self._notify.watchdog_s:
             self._feed()
         self._loop.run()
@@ -131,11 +138,13 @@ class Supervisor:
 
     def stop(self, apps: bool) -> None:
         """Once; a second call ends the modules at once."""
+        now = clock.now()
         if self._stopping:
-            self._say("warning", "ends at once")
-            self._tree.kill_all()
+            if now - self._stopping_at > _SAME_KEY_S:
+                self._say("warning", "ends at once")
+                self._tree.kill_all()
             return
-        self._stopping = True
+        self._stopping, self._stopping_at = True, now
         self._say("info", "stopping", apps=apps)
         self._notify.stopping(_STOP_S + (_STOP_APPS_S if apps else 0.0) + _STOP_PODMAN_S + 2)
         self._tree.stop(_STOP_S, _STOP_APPS_S if apps else 0.0, lambda: self._modules_ended(apps))

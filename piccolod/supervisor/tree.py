@@ -221,9 +221,9 @@ class Tree:
     def _ready(self, row: Row, life: Life, message: Message) -> None:
         if life.ready_at or not life.started_at or life.cause:
             return
+        row.applied_rev = whole(message.get("applied_rev", 0))
         now = clock.now()
         life.ready_at = life.heard_at = now
-        row.applied_rev = whole(message.get("applied_rev", 0))
         self._parts.voice.take_back_health(row.spec.name)
         self._set(row, State.READY, "")
         self._parts.say("info", "ready", module=row.spec.name, pid=life.pid, ms=round((now - life.asked_at) * 1000, 1))

@@ -26,7 +26,7 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 
 async def admit(connection: Connection, handler: BaseRouteHandler) -> None:
     """Raises what the caller is told; otherwise the call's actor is known from here on."""
-    method = connection.scope["method"]
+    method = method_of(connection)
     if method == "OPTIONS":
         return
     core: Core = connection.app.state.core
@@ -58,7 +58,12 @@ def idempotency(connection: Connection) -> str:
     if not _IDEM.fullmatch(key):
         raise Invalid("Idempotency-Key must be 1 to 128 visible ASCII characters")
     call = call_of(connection)
-    return f"{call.actor.name} {connection.scope['method']} {connection.scope['path']} {key}"
+    return f"{call.actor.name} {method_of(connection)} {connection.scope['path']} {key}"
+
+
+def method_of(connection: Connection) -> str:
+    method: str = connection.scope["method"]  # type: ignore[typeddict-item]
+    return method
 
 
 async def _identify(core: Core, connection: Connection, call: Call, needed: Scope | None) -> Actor:
@@ -87,7 +92,7 @@ def _check_scope(actor: Actor, handler: BaseRouteHandler) -> None:
 
 
 def _check_page(core: Core, connection: Connection, call: Call, actor: Actor) -> None:
-    """A foreign page in the user's browser must not act: not by its own form, and not under a name that it made resolve here."""
+    """A foreign page must not act: not by a form of its own, and not under a name that it made resolve to this node."""
     if call.origin.peer is not None:
         return
     host, came_from = connection.headers.get("host", ""), connection.headers.get("origin")

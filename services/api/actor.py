@@ -23,7 +23,7 @@ class Kind(StrEnum):
     NOBODY = "nobody"
     SOCKET = "socket"  # the unix socket, uid 0
     SESSION = "session"  # a browser's cookie
-    TOKEN = "token"
+    TOKEN = "token"  # noqa: S105
 
 
 @dataclass(frozen=True, slots=True)

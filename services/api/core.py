@@ -24,6 +24,7 @@ from piccolod.protocol.persistence import GetRevision
 from services.api import control, origin, readiness
 from services.api.credentials import Credentials
 from services.api.limits import Seats
+from services.api.readiness import ComponentHealth, Readiness
 from services.api.setup_code import SetupCode
 
 _MIN_REV_WAIT_S: Final = 5.0
@@ -116,10 +117,10 @@ class Core:
 
     # --- what is heard
 
-    def readiness(self) -> readiness.Readiness:
+    def judge(self) -> Readiness:
         return readiness.readiness(self.seen, clock.now())
 
-    def components(self) -> dict[str, readiness.ComponentHealth]:
+    def components(self) -> dict[str, ComponentHealth]:
         return readiness.components(self.seen, clock.now())
 
     def _on_module(self, event: ModuleStateChanged) -> None:

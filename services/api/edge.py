@@ -43,7 +43,7 @@ class Edge:
         self._core = core
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http":  # type: ignore[comparison-overlap]
             return
         call = self._call(scope)
         scope["state"]["call"] = call

@@ -14,10 +14,14 @@ class Seats:
         self._what = what
         self.taken = 0
 
+    @property
+    def full(self) -> bool:
+        return self.taken >= self._most
+
     @contextmanager
     def seat(self) -> Iterator[None]:
         """Raises TooMany when all are taken."""
-        if self.taken >= self._most:
+        if self.full:
             raise TooMany(f"{self._most} {self._what} are open already", hint="close one", retry_after_s=5.0)
         self.taken += 1
         try:

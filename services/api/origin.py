@@ -38,9 +38,7 @@ def proxies(trusted: Sequence[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(item, strict=False) for item in trusted)
 
 
-def origin_of(
-    peer: Peer | None, client: str, secure: bool, headers: Mapping[str, str], trusted: tuple[Network, ...]
-) -> Origin:
+def origin_of(peer: Peer | None, client: str, secure: bool, headers: Mapping[str, str], trusted: tuple[Network, ...]) -> Origin:
     """`client` is the address of the TCP connection; `headers` have lowercase names."""
     if peer is not None:
         return Origin(f"uid:{peer.uid}", True, False, peer)

@@ -13,6 +13,7 @@ from piccolod.errors import (
     Failed,
     Forbidden,
     Invalid,
+    LeaderHint,
     MethodNotAllowed,
     NotFound,
     PiccoloError,
@@ -89,8 +90,7 @@ def document(error: PiccoloError, request_id: str) -> ProblemDocument:
         errors=tuple(
             ProblemPlace(path=each.path, line=each.line, column=each.column, message=each.message) for each in error.errors
         ),
-        leader=leader
-        and ProblemLeader(node=leader.node, address=leader.address, url=leader.url, epoch=leader.epoch),
+        leader=None if leader is None else _leader(leader),
         request_id=request_id,
     )
 
@@ -111,6 +111,10 @@ def headers(error: PiccoloError) -> dict[str, str]:
         found["Piccolo-Leader"] = error.leader.node
         found["Piccolo-Epoch"] = str(error.leader.epoch)
     return found
+
+
+def _leader(hint: LeaderHint) -> ProblemLeader:
+    return ProblemLeader(node=hint.node, address=hint.address, url=hint.url, epoch=hint.epoch)
 
 
 def _place(item: Any) -> Problem:

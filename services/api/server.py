@@ -60,7 +60,7 @@ class Server:
         for each in self._connections():
             each.shutdown()
         give_up_at = clock.now() + grace_s
-        while self._connections() and clock.now() < give_up_at:
+        while self._connections() and clock.now() < give_up_at:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for each in self._connections():
             each.transport.abort()

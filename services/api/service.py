@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import ssl
 from typing import Final
@@ -10,7 +11,6 @@ from piccolod.config import split_listen
 from piccolod.errors import PiccoloError
 from piccolod.module import Module
 from piccolod.protocol.base import Level
-from piccolod.protocol.events import ControlStoreCommit
 from services.api import uploads
 from services.api.app import build
 from services.api.core import Core
@@ -36,7 +36,6 @@ class Service:
     async def start(self) -> None:
         module = self._module
         self._core.listen()
-        module.on(ControlStoreCommit, self._applied)
         self._clear_uploads()
         await self._server.serve(await module.listen("unix", str(module.paths.api_socket)))
         for item in module.config.api.listen:
@@ -44,14 +43,12 @@ class Service:
         if self._core.setup_code.enabled:
             module.log.warning("first setup from another machine needs this code", setup_code=self._core.setup_code.text)
         self._judge()
+        if any(item in self._faults for item in module.config.api.listen):
+            module.spawn(self._listen_again(), name="listen again")
 
     async def stop(self) -> None:
         self._core.closing.set()
         await self._server.close(_STOP_GRACE_S)
-
-    def _applied(self, event: ControlStoreCommit) -> None:
-        """Settings, tokens and sessions are read at each call: a rev is in force here as soon as it is known."""
-        self._module.report_applied(event.rev)
 
     async def _listen(self, item: str) -> None:
         """What cannot be opened is named in health; the unix socket and the other addresses serve on."""
@@ -62,6 +59,13 @@ class Service:
             if self._faults.get(item) != reason:
                 self._module.log.error("cannot listen", address=item, reason=reason)
             self._faults[item] = reason
+
+    async def _listen_again(self) -> None:
+        while missing := [item for item in self._module.config.api.listen if item in self._faults]:
+            await asyncio.sleep(_LISTEN_AGAIN_S)
+            for item in missing:
+                await self._listen(item)
+            self._judge()
 
     async def _open(self, item: str) -> None:
         host, port = split_listen(item)

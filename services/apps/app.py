@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -31,6 +32,8 @@ _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.25
 _AGAIN_MOST_S: Final = 5.0
 _LAST_LINES: Final = 5
+# A router that is away is told when it is back; nobody waits for it longer than this.
+_ROUTED_S: Final = 0.5
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -43,9 +46,10 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class App:
-    def __init__(self, node: Node, stored: Stored, changed: asyncio.Event) -> None:
+    def __init__(self, node: Node, stored: Stored, changed: asyncio.Event, serves: Callable[[str], bool]) -> None:
         self._node = node
         self._actions = Actions(node, stored)
+        self._others_serve = serves
         self._changed = changed  # of anything that other apps may wait for
         self._wake = asyncio.Event()
         self._log = node.module.log.bind(app=stored.desired.name)
@@ -60,7 +64,6 @@ class App:
         self._troubles = 0
         self._repeats = 0
         self._last_steps: tuple[Do, ...] = ()
-        self.waits_for: tuple[str, ...] = ()
         self.shown = Shown()
         self.gone = asyncio.Event()  # it is uninstalled
         self.settled = asyncio.Event()  # the last look found nothing to do
@@ -76,6 +79,14 @@ class App:
     @property
     def attached(self) -> dict[str, str]:
         return self._actions.attached or {}
+
+    @property
+    def serves(self) -> bool:
+        return self._prober is not None and self._prober.health.serves
+
+    @property
+    def pending(self) -> bool:
+        return self.shown.state is State.PENDING
 
     def want(self, stored: Stored) -> None:
         """Another document; an older one than is known here changes nothing."""
@@ -138,8 +149,12 @@ class App:
         made = plan(self._wanted(), seen)
         if made.steps:
             self._log.info("acts", state=made.state, reason=made.reason, steps=list(made.steps), epoch=_epoch(seen))
-        self._show(made, seen)
-        await self._route(made, seen)
+        if made.route is Route.LOCAL:
+            await self._route(made, seen)  # who reads `running` can reach it
+            self._show(made, seen)
+        else:
+            self._show(made, seen)
+            await self._route(made, seen)
         for step in made.steps:
             await self._actions.run(step, made, seen)
             if step is Do.START:
@@ -170,7 +185,9 @@ class App:
 
     def _memory(self) -> Look:
         health = self._prober.health if self._prober is not None else None
-        return Look(self._conmon, health, self._failures, self._trial_since_at, self.waits_for)
+        needed = self.stored.desired.current.manifest.depends_on
+        waits_for = tuple(name for name in needed if not self._others_serve(name))
+        return Look(self._conmon, health, self._failures, self._trial_since_at, waits_for)
 
     # --- what is remembered
 
@@ -332,7 +349,7 @@ class App:
             listeners=listeners,
             endpoints=endpoints,
         )
-        await self._node.routes.set(request, ANSWER_S if made.steps and made.route is not Route.LOCAL else 0.0)
+        await self._node.routes.set(request, ANSWER_S if made.steps else _ROUTED_S)
 
 
 def _run(container: Container) -> str:
@@ -341,13 +358,9 @@ def _run(container: Container) -> str:
 
 def _stuck(state: State) -> State:
     """What to show when a step fails: nothing runs that should, or something does that should not."""
-    return (
-        State.STOPPING
-        if state in (State.STOPPING, State.STOPPED)
-        else State.PENDING
-        if state is State.PULLING
-        else State.DEGRADED
-    )
+    if state in (State.STOPPING, State.STOPPED):
+        return State.STOPPING
+    return State.PENDING if state in (State.PENDING, State.PULLING) else State.DEGRADED
 
 
 def _epoch(seen: Situation) -> int:

@@ -6,6 +6,7 @@ Also what is wanted of each running app, so that a restart of this module on a l
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from ruamel.yaml import YAML
 
 from piccolod.errors import Failed, Invalid
 from services.apps.desired import Desired, from_body, to_body
@@ -38,10 +38,9 @@ class AppFiles:
         for name, value in secrets.items():
             _write(folder / "secrets" / name, value, 0o444)
         if app_config is not None:
-            with (folder / "app.yaml.new").open("w", encoding="utf-8") as file:
-                YAML(typ="safe", pure=True).dump(app_config, file)
-            (folder / "app.yaml.new").chmod(0o444)
-            (folder / "app.yaml.new").replace(folder / "app.yaml")
+            # JSON is YAML of every version: text that looks like a truth value or a number to YAML 1.1 stays text.
+            text = json.dumps(app_config, ensure_ascii=False, indent=2) + "\n"
+            _write(folder / "app.yaml", text.encode(errors="surrogateescape"), 0o444)
 
     def remember(self, desired: Desired) -> None:
         self._mount()

@@ -37,7 +37,7 @@ class Conmon(msgspec.Struct, frozen=True):
     @property
     def lives(self) -> bool:
         try:
-            return self.pid > 1 and process_start(self.pid) == self.start_ticks
+            return self.pid > 1 and process_start(self.pid) == self.start_ticks and _lives(self.pid)
         except ProcessLookupError:
             return False
 

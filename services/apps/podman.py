@@ -40,6 +40,8 @@ class Podman:
     def close(self) -> None:
         for pool in (self._threads, self._image_threads):
             pool.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
 
     # --- containers
     async def inspect(self, name: str) -> dict[str, Any] | None:

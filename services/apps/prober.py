@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Callable
 from typing import Final
@@ -53,7 +54,7 @@ class Prober:
         except TimeoutError:
             return False, f"no answer within {timeout_s:g} s"
         except OSError as error:
-            return False, error.strerror or str(error)
+            return False, os.strerror(error.errno) if error.errno else str(error)
         except PiccoloError as error:
             return False, error.detail
 

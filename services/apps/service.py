@@ -39,7 +39,6 @@ from services.apps.routes import ANSWER_S, Routes
 
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.3
-_SERVING: Final = (State.RUNNING, State.DEGRADED)
 
 
 class Service:
@@ -164,7 +163,7 @@ class Service:
         if app is not None and not app.gone.is_set():
             app.want(stored)
             return app
-        app = self._apps[name] = App(self._node, stored, self._changed)
+        app = self._apps[name] = App(self._node, stored, self._changed, self._serves)
         self._module.spawn(self._mind(name, app), name=f"app {name}")
         self._changed.set()
         return app
@@ -182,16 +181,13 @@ class Service:
             await self._changed.wait()
             self._changed.clear()
             for app in self._apps.values():
-                needed = app.stored.desired.current.manifest.depends_on
-                waits = tuple(name for name in needed if not self._serves(name))
-                if waits != app.waits_for:
-                    app.waits_for = waits
+                if app.pending and app.stored.desired.current.manifest.depends_on:
                     app.wake()
             self._show_health()
 
     def _serves(self, name: str) -> bool:
         app = self._apps.get(name)
-        return app is not None and app.shown.state in _SERVING
+        return app is not None and app.serves
 
     # --- the guard
 

@@ -10,7 +10,6 @@ between leaves the old or the new keyset, each of them complete. `version` grows
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import os
@@ -220,8 +219,3 @@ def _bound(cluster: str, salt: bytes, kdf: Kdf | None) -> bytes:
     """What the wrap is bound to, so that weaker parameters or another cluster's name cannot be put beside it."""
     use = b"recovery" if kdf is None else b"password"
     return b"piccolo keyset\0" + use + b"\0" + msgspec.msgpack.encode((cluster, salt, kdf))
-
-
-def fingerprint(sdek: SecretKey) -> str:
-    """Names a key in a log line without telling anything about it."""
-    return base64.b32encode(hashlib.sha256(b"piccolo fingerprint\0" + sdek.raw()).digest()[:5]).decode().lower()

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from piccolod.errors import PiccoloError
+from piccolod.errors import PiccoloError, StoreCorrupt
 from services.persistence.carve import carve
 from services.persistence.chain import Broken, Chain, check_snapshot, longest
 from services.persistence.entry import (
@@ -67,6 +67,8 @@ class _Found:
 def salvage(db: Path, cluster: str, key: SecretKey | None, also: Iterable[Sealed] = ()) -> Salvage:
     """What can be kept of `db`. Reads only. Without the key by digests alone; the next unlock proves the rest.
 
+    Raises StoreCorrupt for a key that opens nothing of a log that is there: a wrong key is no reason to begin anew.
+
     `also` is what is known from elsewhere: a snapshot of the state in memory, when the damage came under a running store.
     """
     mark = HeadFile(head_path(db)).read()
@@ -79,6 +81,8 @@ def salvage(db: Path, cluster: str, key: SecretKey | None, also: Iterable[Sealed
         _take(carve(db), cluster, key, found)
         found.carved = found.entries.keys() - readable
         saved = _assemble(found, cluster, mark)
+    if key is not None and not found.entries and not found.snapshots and salvage(db, cluster, None).entries:
+        raise StoreCorrupt(f"{db} cannot be opened with this key", hint="put back the keyset that belongs to this log")
     return saved
 
 

@@ -6,11 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
-from piccolod import clock
-from piccolod.errors import Conflict, Forbidden, Invalid, NotFound, PiccoloError, StoreCorrupt
-from piccolod.kernel import may_read, may_write
+from piccolod.errors import Invalid, PiccoloError
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -21,21 +17,13 @@ from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit, Lead
 from piccolod.protocol.persistence import (
     ChangePassword,
     Check,
-    Commit,
-    Committed,
     CryptoStatus,
-    Document,
-    Documents,
-    ForgetVolumeKey,
     GetCryptoStatus,
     GetLog,
     GetRevision,
-    GetVolumeKey,
-    List,
     Lock,
     LogEntries,
     NewRecovery,
-    Read,
     RecoveryWords,
     Repair,
     ResetPassword,
@@ -44,14 +32,12 @@ from piccolod.protocol.persistence import (
     StoreReport,
     Unlock,
     VerifyPassword,
-    VolumeKey,
 )
-from services.persistence import history, volume_keys
+from services.persistence import history
 from services.persistence.committer import Committer
-from services.persistence.log import REPAIR_HINT
+from services.persistence.documents import DocumentCommands
 from services.persistence.secret import SecretKey
-from services.persistence.state import ABSENT, delete, put
-from services.persistence.store import Folded, Store, Write
+from services.persistence.store import Folded, Store
 from services.persistence.vault import Condition, Vault
 
 DEPOSIT: Final = "sdek"
@@ -74,6 +60,7 @@ class Service:
         self._gate = Gate(self._page)
         self._vault = Vault(paths.control_db, paths.keyset, self._committer, self._changed, module.log)
         self._deposit_left = module.deposited(DEPOSIT) is not None
+        self._documents = DocumentCommands(self._vault, module.log)
         self._announced = 0
         self._trouble: PiccoloError | None = None
         self._nudge = asyncio.Event()
@@ -91,15 +78,11 @@ class Service:
         module.serve(ChangePassword, self._change_password)
         module.serve(NewRecovery, self._new_recovery)
         module.serve(ResetPassword, self._reset_password)
-        module.serve(Read, self._read)
-        module.serve(List, self._list)
-        module.serve(Commit, self._commit)
+        self._documents.serve(module)
         module.serve(GetRevision, self._revision)
         module.serve(GetLog, self._log)
         module.serve(Check, self._check)
         module.serve(Repair, self._repair)
-        module.serve(GetVolumeKey, self._volume_key)
-        module.serve(ForgetVolumeKey, self._forget_volume_key)
         module.on(ControlRevChanged, self._on_announced)
         module.on(LeadershipRoleChanged, lambda _: self._nudge.set(), RESOURCE_KERNEL)
         module.on_resync(self._nudge.set)
@@ -220,77 +203,6 @@ class Service:
         await self._vault.opened.wait()
         if self._vault.passwords.keyset is None:
             self._vault.unlocked()
-
-    # --- documents
-
-    async def _read(self, request: Read, caller: Caller) -> Document:
-        await self._vault.opened.wait()
-        store, _ = self._vault.unlocked()
-        _check_read(caller, request.collection)
-        found = store.state.get(request.collection, request.id)
-        if found is None:
-            raise NotFound(f"there is no {request.collection}/{request.id}")
-        return Document(id=request.id, generation=found.generation, body=msgspec.msgpack.decode(found.body))
-
-    async def _list(self, request: List, caller: Caller) -> Documents:
-        await self._vault.opened.wait()
-        store, _ = self._vault.unlocked()
-        _check_read(caller, request.collection)
-        documents = tuple(
-            Document(id=id, generation=found.generation, body=msgspec.msgpack.decode(found.body))
-            for id, found in sorted(store.state.list(request.collection).items())
-        )
-        return Documents(rev=store.state.rev, documents=documents)
-
-    async def _commit(self, request: Commit, caller: Caller) -> Committed:
-        await self._vault.opened.wait()
-        self._vault.unlocked()
-        for write in request.writes:
-            if not may_write(caller.module, write.collection):
-                raise Forbidden(f"{caller.module} may not write {write.collection}")
-        for expect in request.expect:
-            _check_read(caller, expect.collection)
-        expected = {(expect.collection, expect.id): expect.generation for expect in request.expect}
-        if len(expected) != len(request.expect):
-            raise Invalid("a document is expected twice")
-        ops = [
-            delete(write.collection, write.id) if write.body is None else put(write.collection, write.id, write.body)
-            for write in request.writes
-        ]
-        return await self._write(Write(ops, expected, request.author, caller.idem, clock.wall_ms()))
-
-    async def _write(self, write: Write) -> Committed:
-        if self._vault.damage:
-            raise StoreCorrupt(self._vault.damage, hint=REPAIR_HINT)
-        _, commits = self._vault.unlocked()
-        return Committed(rev=await commits.commit(write))
-
-    async def _volume_key(self, request: GetVolumeKey, caller: Caller) -> VolumeKey:
-        await self._vault.opened.wait()
-        id = volume_keys.id_of(request.app, request.volume)
-        store, _ = self._vault.unlocked()
-        found = store.state.get(volume_keys.COLLECTION, id)
-        if found is None:
-            if not request.create:
-                raise NotFound(f"volume {id} has no key")
-            made = put(volume_keys.COLLECTION, id, volume_keys.wrapped(store.key, store.meta.cluster, id))
-            absent = {(volume_keys.COLLECTION, id): ABSENT}
-            try:
-                await self._write(Write([made], absent, caller.module, "", clock.wall_ms()))
-            except Conflict:
-                self._module.log.info("another call made the key of the volume", volume=id)
-            store, _ = self._vault.unlocked()
-            found = store.state.get(volume_keys.COLLECTION, id)
-            if found is None:
-                raise NotFound(f"the key of volume {id} was dropped meanwhile")
-        document: Any = msgspec.msgpack.decode(found.body)
-        return VolumeKey(key=volume_keys.unwrapped(store.key, store.meta.cluster, id, document))
-
-    async def _forget_volume_key(self, request: ForgetVolumeKey, caller: Caller) -> Committed:
-        await self._vault.opened.wait()
-        self._vault.unlocked()
-        gone = delete(volume_keys.COLLECTION, volume_keys.id_of(request.app, request.volume))
-        return await self._write(Write([gone], {}, caller.module, caller.idem, clock.wall_ms()))
 
     # --- the log
 
@@ -442,8 +354,3 @@ class Service:
             self._module.health(Level.ERROR, self._trouble.detail)
         else:
             self._module.health(Level.OK, vault.reason)
-
-
-def _check_read(caller: Caller, collection: str) -> None:
-    if not may_read(caller.module, collection):
-        raise Forbidden(f"{caller.module} may not read {collection}")

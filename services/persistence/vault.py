@@ -108,7 +108,11 @@ class Vault:
         async with self._changing:
             key = _key_of(deposited) or self._key
             try:
-                await self._look(key)
+                try:
+                    await self._look(key)
+                except StoreCorrupt:
+                    # Damage shows without the key too. If nothing does, the key was that of another store.
+                    await self._look(None)
             except StoreCorrupt as error:
                 self._key = key
                 self._become(Condition.CORRUPT, error.detail)
@@ -142,6 +146,8 @@ class Vault:
         The keyset is the point of no return: a death before it leaves an empty log, which the next setup takes over.
         """
         async with self._changing:
+            if self.passwords.keyset is None and self.condition is not Condition.UNINITIALIZED:
+                raise self._refusal()
             if self.condition is not Condition.UNINITIALIZED:
                 raise Exists("this node has a password already", hint="`piccoloctl unlock`, or `piccoloctl keys password`")
             cluster = self.cluster or uuid.uuid4().hex

@@ -38,6 +38,18 @@ _MORE: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EP
 _BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 _NEW: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 
+# Looking up a member in its enum costs 0.1 us, ten times for a new connection.
+_OPEN: Final = Stage.OPEN
+_CONNECTING: Final = Stage.CONNECTING
+_HELD: Final = Stage.HELD
+_HEAD: Final = Stage.HEAD
+_PARTING: Final = Stage.PARTING
+_CLOSED: Final = Stage.CLOSED
+_LOCAL: Final = Mode.LOCAL
+_HOLD: Final = Mode.HOLD
+_REFUSED: Final = Mode.CLOSED
+_PROXY_V2: Final = ClientIp.PROXY_V2
+
 # Measured against iperf3 and wrk on 2 cores: 64 KiB loses 10 % of bulk, 256 KiB gains nothing more.
 BUFFER_BYTES: Final = 128 * 1024
 _SIP_BYTES: Final = 4 * 1024
@@ -130,7 +142,7 @@ class Relay:
         """Resets every flow of `port`, at once. Held connections stay, and those that have our answer and nothing else."""
         port.drain_at = None
         for client in list(port.clients):
-            if client.stage is not Stage.HELD and client.stage is not Stage.PARTING:
+            if client.stage is not _HELD and client.stage is not _PARTING:
                 self._reset(client)
         self._bury()
 
@@ -311,7 +323,7 @@ class Relay:
         """`leg` gets no more bytes: its FIN follows the last of them. The other direction goes on."""
         leg.fin = True
         peer = leg.peer
-        if leg.stage is Stage.CONNECTING or leg.out is not None:
+        if leg.stage is _CONNECTING or leg.out is not None:
             return
         if leg.eof and peer is not None and peer.out is None:
             self._end(leg)
@@ -323,7 +335,7 @@ class Relay:
 
     def _break(self, leg: Leg, error: OSError) -> None:
         """`leg` failed: its peer sees what it would have seen from it, a reset."""
-        if leg.stage is Stage.CONNECTING:
+        if leg.stage is _CONNECTING:
             self._dial_failed(leg, error.strerror or "it failed")
         else:
             self._reset(leg)
@@ -331,17 +343,17 @@ class Relay:
     # --- new connections
 
     def _welcome(self, port: Port, mode: Mode, sock: socket.SocketType, fd: int, address: Address) -> None:
-        if mode is Mode.CLOSED or not self.admission.enter(address[0]):
+        if mode is _REFUSED or not self.admission.enter(address[0]):
             port.refused += 1
             refuse(sock)
             return
         port.total += 1
-        client = Leg(sock, fd, port, Stage.HELD, self._now)
+        client = Leg(sock, fd, port, _HELD, self._now)
         client.address = address
         port.clients.add(client)
         if not self._watch(client):
             self._reset(client)
-        elif mode is Mode.HOLD:
+        elif mode is _HOLD:
             port.held.add(client, self._now + port.listener.hold_s)
         else:
             self._proceed(client)
@@ -366,8 +378,8 @@ class Relay:
     def _dial(self, client: Leg) -> None:
         port = client.port
         target = port.target
-        if target is None or port.mode is not Mode.LOCAL:
-            client.stage = Stage.HELD
+        if target is None or port.mode is not _LOCAL:
+            client.stage = _HELD
             port.held.add(client, self._now + port.listener.hold_s)
             return
         try:
@@ -382,8 +394,8 @@ class Relay:
             sock.close()
             self._give_up(client, f"the app does not accept connections: {os.strerror(failure)}")
             return
-        backend = Leg(sock, sock.fileno(), port, Stage.CONNECTING, self._now)
-        client.stage = Stage.OPEN
+        backend = Leg(sock, sock.fileno(), port, _CONNECTING, self._now)
+        client.stage = _OPEN
         client.peer, backend.peer = backend, client
         early, client.early = self._preamble(client) + client.early, b""
         if early:
@@ -402,20 +414,20 @@ class Relay:
         return True
 
     def _preamble(self, client: Leg) -> bytes:
-        if client.port.listener.client_ip is not ClientIp.PROXY_V2 or client.address is None:
+        if client.port.listener.client_ip is not _PROXY_V2 or client.address is None:
             return b""
         return header_v2(client.address, client.sock.getsockname())
 
     # --- legs that are not open yet, or not any more
 
     def _early(self, leg: Leg, mask: int) -> None:
-        if leg.stage is Stage.CONNECTING:
+        if leg.stage is _CONNECTING:
             self._connected(leg, mask)
         elif mask & _BROKEN:
             self._reset(leg)
-        elif leg.stage is Stage.HEAD:
+        elif leg.stage is _HEAD:
             self._introduction.read(leg, self._now)
-        elif leg.stage is Stage.PARTING:
+        elif leg.stage is _PARTING:
             self._introduction.discard(leg)
 
     def _connected(self, backend: Leg, mask: int) -> None:
@@ -425,7 +437,7 @@ class Relay:
         if not mask & _OUT:
             return
         self._connecting.discard(backend)
-        backend.stage = Stage.OPEN
+        backend.stage = _OPEN
         if backend.out is None:
             if backend.fin:
                 self._finish(backend)
@@ -462,13 +474,13 @@ class Relay:
     def _reset(self, leg: Leg) -> None:
         peer = leg.peer
         for each in (leg, peer):
-            if each is not None and each.stage is not Stage.CLOSED:
+            if each is not None and each.stage is not _CLOSED:
                 reset_on_close(each.sock)
                 self._drop(each)
 
     def _drop(self, leg: Leg) -> None:
         """Takes a leg out of everything; its socket is closed when the batch of events has ended."""
-        if leg.stage is Stage.CLOSED:
+        if leg.stage is _CLOSED:
             return
         del self._legs[leg.fd]
         self._closing.append(leg.sock)
@@ -478,11 +490,11 @@ class Relay:
         port = leg.port
         if leg.address is None:
             port.bytes_out += leg.moved
-            if leg.stage is Stage.CONNECTING:
+            if leg.stage is _CONNECTING:
                 self._connecting.discard(leg)
         else:
             self._leave(leg, leg.address[0])
-        leg.stage = Stage.CLOSED
+        leg.stage = _CLOSED
         leg.eof = True
         leg.peer = None
 
@@ -491,9 +503,9 @@ class Relay:
         port.clients.discard(client)
         port.bytes_in += client.moved
         self.admission.leave(address)
-        if client.stage is Stage.HELD:
+        if client.stage is _HELD:
             port.held.leave(client)
-        elif client.stage is not Stage.OPEN:
+        elif client.stage is not _OPEN:
             self._introduction.leave(client)
 
     # --- time
@@ -517,7 +529,7 @@ class Relay:
     def _tick_port(self, port: Port, now: float) -> None:
         for client in port.held.given_up(now):
             self._give_up(client, port.reason or "this app is being moved or started")
-        if len(port.held) and self._reception.judge(port) is Mode.LOCAL:
+        if len(port.held) and self._reception.judge(port) is _LOCAL:
             self.release(port)
         if port.drain_at is not None and now >= port.drain_at:
             self.cut(port)

@@ -69,20 +69,21 @@ def show(session: Session, name: str) -> int:
     def table(app: dict[str, Any], _wide: bool, width: int) -> str:
         return sheet({**app, "address": app_view.addresses(app)}, width)
 
-    return session.show(
-        lambda: Printed(session.client().get(path_of("apps", name)), table, lambda app: [str(app.get("name"))])
-    )
+    return session.show(lambda: Printed(session.client().get(path_of("apps", name)), table, lambda app: [str(app.get("name"))]))
 
 
-def written(session: Session, changed: dict[str, Any], *, goal: str = "up") -> int:
-    """Waits for what was committed, prints the app, and says how it went. `goal`: up, down or any."""
-    app = changed.get("app") or changed
+def written(session: Session, changed: dict[str, Any], *, goal: str = "up", generation: int = 0) -> int:
+    """Waits for what was committed, prints the app, and says how it went.
+
+    `goal`: up, down or any. `generation`: the one to wait for, when it is not the one of the answer.
+    """
+    app = changed["app"]
     for warning in changed.get("warnings") or ():
         session.say(f"warning: {warning}")
     if not session.wait:
         session.say("committed; the app follows: `piccoloctl apps show` tells how far it is")
     else:
-        app = until_settled(session, app)
+        app = until_settled(session, app, generation)
     session.write(Printed(app, lambda found, _wide, _width: app_view.sentence(found), lambda found: [str(found.get("name"))]))
     if not session.wait or goal == "any":
         return 0
@@ -148,17 +149,26 @@ _snapshot = click.option("--without-snapshot", is_flag=True, help="Go on althoug
 def update(session: Session, name: str, image: str, without_snapshot: bool) -> int:
     """Go to another image. If the new one does not get healthy in time, the old one comes back."""
     before = session.client().get(path_of("apps", name))
-    code = _change(session, name, "update", "up", {"image": image, "without_snapshot": without_snapshot})
-    if session.wait and code == 0:
-        _say_what_became(session, before, session.client().get(path_of("apps", name)))
+    body = {"image": image, "without_snapshot": without_snapshot}
+    changed = session.client().send("POST", path_of("apps", name, "update"), body)
+    generation = changed["app"]["generation"]
+    if generation == before["generation"]:
+        session.say(f"{name} has that image already")
+        return written(session, changed)
+    # Won or lost, the trial ends with one more generation; until then what is shown may be the old one, running.
+    code = written(session, changed, generation=generation + 1)
+    if not session.wait:
+        return code
+    after = session.client().get(path_of("apps", name))
+    if after["image_id"] == before["image_id"]:
+        session.say("error: it went back to the image that it had before")
+        return 1
+    session.say(f"its image was {before['image']} ({_short(before)}), now {after['image']} ({_short(after)})")
     return code
 
 
-def _say_what_became(session: Session, before: dict[str, Any], after: dict[str, Any]) -> None:
-    if before.get("image_id") == after.get("image_id"):
-        session.say("it runs the same image as before")
-    else:
-        session.say(f"its image was {before.get('image')}, now {after.get('image')}")
+def _short(app: dict[str, Any]) -> str:
+    return str(app["image_id"]).removeprefix("sha256:")[:12]
 
 
 @click.command(cls=Command, waits=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +23,9 @@ _WOULD_CHANGE: Final = 10
 _MAX_BYTES: Final = 2**20
 
 
-def _manifest_command(**kinds: bool) -> Callable[[Any], click.Command]:
+def _manifest_command(*, waits: bool = False) -> Callable[[Any], click.Command]:
     def decorate(function: Any) -> click.Command:
-        command = click.command(cls=Command, **kinds)(wraps(function)(click.pass_obj(function)))
+        command: click.Command = click.command(cls=Command, waits=waits)(click.pass_obj(function))
         command.params[:0] = [
             click.Argument(["file"], metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True)),
             click.Option(
@@ -124,7 +123,7 @@ def schema(session: Session) -> int:
     """The JSON Schema of manifests: for editors that check while you type."""
     from piccolod.cli.session import Form
 
-    document = session.client().get("/apps/schema")
+    document = session.client().get("/app-schema")
     session.form = session.form if session.form is Form.YAML else Form.JSON
     session.write(Printed(document, lambda *_: "", lambda _: ()))
     return 0

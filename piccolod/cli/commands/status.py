@@ -32,17 +32,24 @@ def screen(document: dict[str, Any], wide: bool, width: int) -> str:
         "cluster": _cluster(document.get("cluster")),
         "role": f"{document.get('role')} of the kernel",
         "store": _store(document),
-        "health": _health(document.get("health")),
+        "health": _health(document),
         "modules": _modules(document.get("modules") or []),
     }
-    lines = [f"{click.style(name.ljust(8), bold=True)} {cut(text, width - 9) if width else text}" for name, text in facts.items()]
+    lines = [
+        f"{click.style(name.ljust(8), bold=True)} {cut(text, width - 9) if width else text}" for name, text in facts.items()
+    ]
     lines += _unwell(document.get("modules") or [])
+    lines += [f"  {part}: {printable(str(reason))}" for part, reason in (document.get("missing") or {}).items()]
     apps = document.get("apps") or []
     lines.append("")
     if apps:
         lines.append(render(apps, APP_COLUMNS, wide=wide, width=width))
+    elif not document.get("initialized"):
+        lines.append("Nothing is set up yet: `piccoloctl setup` sets the first password.")
     elif document.get("locked"):
-        lines.append("The apps cannot be read while the store is locked: `piccoloctl unlock` opens it.")
+        lines.append("The store is locked: `piccoloctl unlock` opens it.")
+    elif "apps" in (document.get("missing") or {}):
+        pass
     else:
         lines.append("No apps yet: `piccoloctl apps install FILE` installs one.")
     return "\n".join(lines)
@@ -55,18 +62,15 @@ def _cluster(cluster: object) -> str:
 
 
 def _store(document: dict[str, Any]) -> str:
-    rev = document.get("rev")
-    at = f", rev {rev}" if rev is not None else ""
-    return coloured("locked", "locked") + at if document.get("locked") else coloured("unlocked", "unlocked") + at
+    if not document.get("initialized"):
+        return coloured("no password yet", "locked")
+    word = "locked" if document.get("locked") else "unlocked"
+    return f"{coloured(word)}, rev {document.get('rev')}"
 
 
-def _health(health: object) -> str:
-    """A word, or an object of level, component and reason."""
-    if not isinstance(health, dict):
-        return coloured(str(health))
-    level = str(health.get("level"))
-    told = ": ".join(printable(str(health[key])) for key in ("component", "reason") if health.get(key))
-    return coloured(level) + (f"  {told}" if told else "")
+def _health(document: dict[str, Any]) -> str:
+    level, reason = str(document.get("health")), printable(str(document.get("reason") or ""))
+    return coloured(level) + ("" if document.get("ready") else f", not ready: {reason}")
 
 
 def _modules(modules: Iterable[dict[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from piccolod.errors import StoreCorrupt
 from services.persistence.entry import entry_header
 from services.persistence.log import LogReader
 from services.persistence.repair import finish, rebuild, salvage
+from services.persistence.secret import SecretKey
 from services.persistence.store import Store
 from services.persistence.verify import head_path, load, survey
 
@@ -358,6 +359,13 @@ def test_a_repair_without_the_key_keeps_the_same(bench: Bench, flip: Flip) -> No
     store, lost = repair(bench.db, bench, with_key=False)
     assert (store.state.rev, lost) == (30, 0)
     store.close()
+
+
+def test_a_repair_with_the_wrong_key_is_refused(bench: Bench) -> None:
+    bench.grow(30)
+    bench.close()
+    with pytest.raises(StoreCorrupt, match="cannot be opened with this key"):
+        salvage(bench.db, CLUSTER, SecretKey.random())
 
 
 def test_a_repaired_log_takes_writes_and_survives_a_second_repair(bench: Bench, flip: Flip) -> None:

@@ -224,11 +224,16 @@ def test_no_error_and_no_repr_shows_a_secret(made: tuple[Keyset, SecretKey]) -> 
 
 
 def test_parameters_are_tuned_to_the_time_of_this_host() -> None:
-    kdf = tuning.tune()
-    times = sorted(tuning.measure_s(kdf) for _ in range(5))
-    assert kdf.memory_kib <= 256 * 1024
-    # The aim is 0.3 to 0.5 s; a shared core may be busy with something else while this is measured.
-    assert 0.2 <= times[0] <= 0.7, times
+    """0.3 to 0.5 s is the aim. A shared core may be busy while one of the two is measured, so it gets a few tries."""
+    seen: list[str] = []
+    for _ in range(6):
+        kdf = tuning.tune()
+        assert kdf.memory_kib <= 256 * 1024
+        took_s = min(tuning.measure_s(kdf) for _ in range(3))
+        seen.append(f"{kdf} took {took_s:.2f} s")
+        if 0.25 <= took_s <= 0.6:
+            return
+    pytest.fail("; ".join(seen))
 
 
 def test_tuning_gives_a_slow_host_less_memory_and_a_small_one_too() -> None:

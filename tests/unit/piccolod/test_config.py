@@ -86,3 +86,13 @@ def test_a_worker_has_the_settings_of_its_family() -> None:
     parsed = config.parse("[modules.router]\nheartbeat_ms=500\n")
     assert parsed.module("router.1").heartbeat_ms == 500
     assert parsed.module("api").heartbeat_ms == 0
+
+
+def test_the_documented_configuration_is_the_default() -> None:
+    page = (Path(__file__).parents[3] / "docs/configuration.md").read_text()
+    text = page.split("```toml\n")[1].split("```")[0]
+    documented, default = config.parse(text), config.parse("")
+    assert dataclasses.replace(documented, modules={}) == default
+    for section in dataclasses.fields(config.Config):
+        for key in dataclasses.fields(type(getattr(default, section.name))) if section.name != "modules" else ():
+            assert f"\n{key.name} = " in text.split(f"[{section.name}]")[1].split("\n[")[0], f"{section.name}.{key.name}"

@@ -21,7 +21,9 @@ def main() -> int:
         modules={name: ModuleConfig(**each) for name, each in wanted.get("modules", {}).items()},
     )
     table = [
-        ModuleSpec(**{**row, "spawn": Spawn(row.get("spawn", "fork")), **{k: tuple(v) for k, v in row.items() if isinstance(v, list)}})
+        ModuleSpec(
+            **{**row, "spawn": Spawn(row.get("spawn", "fork")), **{k: tuple(v) for k, v in row.items() if isinstance(v, list)}}
+        )
         for row in wanted["table"]
     ]
     try:

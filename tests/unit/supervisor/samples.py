@@ -193,4 +193,3 @@ def fork_keeper() -> None:
 
 def broken(link: Link) -> None:
     raise RuntimeError("broken on purpose")
-

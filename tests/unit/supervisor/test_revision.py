@@ -24,7 +24,9 @@ def told(state: Rollout, rev: int, now: float, collections: tuple[str, ...] = ("
     return revision.verified(state, rev, collections, leader, now)
 
 
-def run(state: Rollout, start: float, end: float, alive: list[str] | None = None, live: bool = True) -> tuple[Rollout, list[tuple[float, Action]]]:
+def run(
+    state: Rollout, start: float, end: float, alive: list[str] | None = None, live: bool = True
+) -> tuple[Rollout, list[tuple[float, Action]]]:
     """Steps each 10 ms; whoever is restarted is ready 50 ms later, if `live`."""
     actions: list[tuple[float, Action]] = []
     now, back = start, {}

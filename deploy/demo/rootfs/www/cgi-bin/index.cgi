@@ -8,7 +8,7 @@ if [ -w /data ]; then
     visits="<p>Visit number <b>$count</b>, kept in <code>/data</code>.</p>"
 fi
 printf 'Content-Type: text/html; charset=utf-8\r\nCache-Control: no-store\r\n\r\n'
-cat <<HTML
+busybox cat <<HTML
 <!doctype html>
 <html lang="en">
 <title>Hello from $name</title>

@@ -1,0 +1,113 @@
+"""`piccoloctl images`: container images, without a registry too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import click
+
+from piccolod.cli.client import path_of
+from piccolod.cli.complete import image_names
+from piccolod.cli.options import Group
+from piccolod.cli.session import Printed, Session
+from piccolod.cli.table import Column, render
+from piccolod.cli.times import moment
+from piccolod.cli.upload import Upload, of_file, of_folder
+from piccolod.units import format_size
+
+images = Group("images", help="Container images, without a registry too.")
+
+_file_argument = click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
+
+
+def _id(item: dict[str, Any]) -> str:
+    return str(item.get("id") or "").removeprefix("sha256:")
+
+
+_COLUMNS: Final = (
+    Column("IMAGE", lambda item: " ".join(item.get("names") or ())),
+    Column("ID", lambda item: _id(item)[:12]),
+    Column("SIZE", lambda item: format_size(int(item.get("size_bytes") or 0))),
+    Column("CREATED", lambda item: moment(int(item.get("created_ms") or 0))),
+    Column("USED BY", lambda item: " ".join(item.get("used_by") or ())),
+)
+
+
+def _table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
+    return render(found, _COLUMNS, wide=wide, width=width) if found else "No images: `piccoloctl images load FILE`."
+
+
+def _names(found: list[dict[str, Any]]) -> list[str]:
+    return [str((item.get("names") or [item.get("id")])[0]) for item in found]
+
+
+@images.command("list", view=True)
+@click.pass_obj
+def list_(session: Session) -> int:
+    """The images of this node."""
+    return session.show(lambda: Printed(session.client().get("/images"), _table, _names))
+
+
+@images.command()
+@_file_argument
+@click.pass_obj
+def load(session: Session, file: str) -> int:
+    """Load an archive of `podman save` or `docker save`, or an OCI archive; `-` is standard input."""
+    with _progress(session, "sending") as sent:
+        return _send(session, of_file(file, sent), kind="load")
+
+
+@images.command("import")
+@_file_argument
+@click.argument("name", shell_complete=image_names)
+@click.pass_obj
+def import_(session: Session, file: str, name: str) -> int:
+    """Make an image NAME of a root file system in a tar; `-` is standard input."""
+    with _progress(session, "sending") as sent:
+        return _send(session, of_file(file, sent), kind="import", name=name)
+
+
+@images.command()
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, exists=True))
+@click.argument("name", shell_complete=image_names)
+@click.pass_obj
+def build(session: Session, folder: str, name: str) -> int:
+    """Build an image NAME from the Containerfile in DIR."""
+    with _progress(session, "sending") as sent:
+        return _send(session, of_folder(folder, sent), kind="build", name=name)
+
+
+def _send(session: Session, upload: Upload, **query: str) -> int:
+    """As long as it takes, unless --timeout says otherwise."""
+    client = session.client(endless=True)
+    answer = client.request("POST", path_of("images", **query), upload, content_type="application/x-tar", repeat=False)
+    found = answer.document()
+    added = found if isinstance(found, list) else [found]
+    session.write(Printed(found, lambda *_: _added(added), lambda _: _names(added)))
+    return 0
+
+
+def _added(found: list[dict[str, Any]]) -> str:
+    return "\n".join(
+        f"{' '.join(item.get('names') or ()) or 'an image without a name'} is here: {_id(item)[:12]}, "
+        f"{format_size(int(item.get('size_bytes') or 0))}"
+        for item in found
+    )
+
+
+@contextmanager
+def _progress(session: Session, doing: str) -> Iterator[Callable[[int], None]]:
+    """A line on stderr that counts, where somebody sees it."""
+    if session.quiet or not sys.stderr.isatty():
+        yield lambda _bytes: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(doing, total=None)
+        yield lambda size_bytes: progress.advance(task, size_bytes)

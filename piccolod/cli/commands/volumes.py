@@ -1,0 +1,44 @@
+"""`piccoloctl volumes`: the apps' data."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+from piccolod.cli.options import Group
+from piccolod.cli.session import Printed, Session
+from piccolod.cli.table import Column, render
+from piccolod.units import format_size
+
+volumes = Group("volumes", help="The apps' data.")
+
+
+def _size(item: dict[str, Any], key: str, none: str) -> str:
+    size_bytes = int(item.get(key) or 0)
+    return format_size(size_bytes) if size_bytes else none
+
+
+_COLUMNS: Final = (
+    Column("APP", lambda item: item.get("app")),
+    Column("VOLUME", lambda item: item.get("name")),
+    Column("ATTACHED", lambda item: item.get("attached"), state=True),
+    Column("USED", lambda item: _size(item, "used_bytes", "0 B")),
+    Column("LIMIT", lambda item: _size(item, "size_limit_bytes", "none")),
+    Column("PATH", lambda item: item.get("path"), wide=True),
+    Column("QUOTA", lambda item: item.get("quota")),
+)
+
+
+@volumes.command("list", view=True)
+@click.pass_obj
+def list_(session: Session) -> int:
+    """All volumes, those of apps that are gone as well."""
+
+    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
+        return render(found, _COLUMNS, wide=wide, width=width) if found else "No volumes: no app has `storage.persistent`."
+
+    def names(found: list[dict[str, Any]]) -> list[str]:
+        return [f"{item['app']}.{item['name']}" for item in found]
+
+    return session.show(lambda: Printed(session.client().get("/volumes"), table, names))

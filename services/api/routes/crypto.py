@@ -1,0 +1,144 @@
+"""The lock: first password, unlock, lock, another password, recovery words. persistence limits wrong guesses by source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from litestar import Response
+
+from piccolod.errors import Exists, Failed, Forbidden, PiccoloError
+from piccolod.protocol.persistence import (
+    ChangePassword,
+    CryptoStatus,
+    GetCryptoStatus,
+    Lock,
+    NewRecovery,
+    ResetPassword,
+    Setup,
+    Unlock,
+)
+from services.api import cookies
+from services.api.actor import Kind, Scope
+from services.api.asked import BASE, Req, actor_of, core_of, source_of
+from services.api.call import call_of
+from services.api.core import Core
+from services.api.documents import Words
+from services.api.endpoint import COMMIT, JSON, PASSWORD, STORE, endpoint
+
+_KEY_S: Final = 30.0  # Argon2id, one at a time, and the fold of the log behind it
+
+Password = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+
+
+class SetupBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`code`: what piccolod printed at start, needed from other machines."""
+
+    password: Password
+    code: str = ""
+
+    def __repr__(self) -> str:
+        return "SetupBody(…)"
+
+
+class PasswordBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    password: Password
+
+    def __repr__(self) -> str:
+        return "PasswordBody(…)"
+
+
+class ChangeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    old: Password
+    new: Password
+
+    def __repr__(self) -> str:
+        return "ChangeBody(…)"
+
+
+class ResetBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    words: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    new: Password
+
+    def __repr__(self) -> str:
+        return "ResetBody(…)"
+
+
+@endpoint("GET", f"{BASE}/crypto/status", scope=None, tag="crypto")
+async def status(request: Req) -> CryptoStatus:
+    """Whether a password was set, and whether the store is locked."""
+    return await core_of(request).ask(GetCryptoStatus())
+
+
+@endpoint("POST", f"{BASE}/crypto/setup", scope=None, fails=(Exists, *COMMIT), accepts=JSON, status=201, tag="crypto")
+async def setup(request: Req, data: SetupBody) -> CryptoStatus:
+    """The first password. By the unix socket, from loopback, or with the code that piccolod printed."""
+    core = core_of(request)
+    _check_setup_place(core, request, data.code)
+    return await core.order(Setup(password=data.password), timeout_s=_KEY_S)
+
+
+@endpoint("POST", f"{BASE}/crypto/unlock", scope=None, fails=(*PASSWORD, *STORE), accepts=JSON, tag="crypto")
+async def unlock(request: Req, data: PasswordBody) -> CryptoStatus:
+    """Opens the store; apps come back by themselves."""
+    return await core_of(request).order(Unlock(password=data.password, source=source_of(request)), timeout_s=_KEY_S)
+
+
+@endpoint("POST", f"{BASE}/crypto/lock", scope=Scope.ADMIN, fails=STORE, tag="crypto")
+async def lock(request: Req) -> CryptoStatus:
+    """Stops led apps, detaches volumes and drops the keys."""
+    return await core_of(request).order(Lock(), timeout_s=60.0)
+
+
+@endpoint("POST", f"{BASE}/crypto/password", scope=Scope.ADMIN, fails=(*PASSWORD, *COMMIT), accepts=JSON, tag="crypto")
+async def password(request: Req, data: ChangeBody) -> Response[CryptoStatus]:
+    """Another password. Every session ends; the caller's own is renewed."""
+    core = core_of(request)
+    order = ChangePassword(old=data.old, new=data.new, source=source_of(request))
+    return await _sessions_ended(request, await core.order(order, timeout_s=_KEY_S))
+
+
+@endpoint("POST", f"{BASE}/crypto/recovery", scope=Scope.ADMIN, fails=(*PASSWORD, *STORE), accepts=JSON, tag="crypto")
+async def recovery(request: Req, data: PasswordBody) -> Words:
+    """24 words that open the store without the password, shown this once. Former words stop to work."""
+    order = NewRecovery(password=data.password, source=source_of(request))
+    return Words(words=(await core_of(request).order(order, timeout_s=_KEY_S)).words)
+
+
+@endpoint("POST", f"{BASE}/crypto/reset", scope=None, fails=(*PASSWORD, *COMMIT), accepts=JSON, tag="crypto")
+async def reset(request: Req, data: ResetBody) -> Response[CryptoStatus]:
+    """A new password by the recovery words; unlocks. Every session ends."""
+    core = core_of(request)
+    order = ResetPassword(words=data.words, new=data.new, source=source_of(request))
+    return await _sessions_ended(request, await core.order(order, timeout_s=_KEY_S))
+
+
+async def _sessions_ended(request: Req, changed: CryptoStatus) -> Response[CryptoStatus]:
+    """Who knew only the old password must not stay: told to the caller when that could not be done."""
+    core, actor = core_of(request), actor_of(request)
+    response = Response(changed)
+    try:
+        rev = await core.credentials.end_all_sessions(actor.name)
+        response.headers["Piccolo-Rev"] = str(rev)
+        if actor.kind is Kind.SESSION:
+            await cookies.renew(core, request, response)
+    except PiccoloError as error:
+        raise Failed(
+            f"the password was changed, but open sessions could not be ended: {error.detail}",
+            hint="log out everywhere, or change the password once more",
+        ) from error
+    return response
+
+
+def _check_setup_place(core: Core, request: Req, code: str) -> None:
+    if call_of(request).origin.local or core.setup_code.fits(code):
+        return
+    if core.setup_code.enabled:
+        raise Forbidden("the first setup from another machine needs the code", hint="piccolod printed it at its start")
+    raise Forbidden(
+        "the first setup is done on the machine itself",
+        hint='piccoloctl setup there, or security.setup_from = "code" in the configuration',
+    )
+
+
+ROUTES = (status, setup, unlock, lock, password, recovery, reset)

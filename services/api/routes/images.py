@@ -1,0 +1,47 @@
+"""Container images of this node."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from litestar.params import Parameter
+
+from piccolod.errors import Busy, StoreFull, TooMany
+from piccolod.protocol.apps import AddImage, ImageDocument, ListImages
+from services.api import uploads
+from services.api.actor import Scope
+from services.api.asked import BASE, Req, core_of, idem_of
+from services.api.endpoint import TAR, endpoint
+
+_ADD_S: Final = 900.0
+
+
+class ImageKind(StrEnum):
+    LOAD = "load"  # an OCI or docker archive
+    IMPORT = "import"  # a root file system
+    BUILD = "build"  # a tar with a Containerfile
+
+
+@endpoint("GET", f"{BASE}/images", scope=Scope.READ, tag="images")
+async def list_images(request: Req) -> tuple[ImageDocument, ...]:
+    """The images that apps can run without a registry."""
+    return (await core_of(request).ask(ListImages(), timeout_s=15.0)).images
+
+
+@endpoint(
+    "POST", f"{BASE}/images", scope=Scope.WRITE, accepts=TAR, status=201, fails=(StoreFull, TooMany, Busy), tag="images",
+    body_bytes=uploads.MAX_BYTES, raw_body={"type": "string", "format": "binary"},
+)  # fmt: skip
+async def add(
+    request: Req, kind: ImageKind = ImageKind.LOAD, name: Annotated[str, Parameter(max_length=255)] = ""
+) -> tuple[ImageDocument, ...]:
+    """Loads, imports or builds an image from the archive in the body. `name` is needed for `import` and `build`."""
+    core = core_of(request)
+    with core.uploads.seat():
+        async with uploads.received(request.stream(), request.content_length, core.uploads_folder) as file:
+            order = AddImage(kind=kind.value, file=str(file), name=name)
+            return (await core.order(order, timeout_s=_ADD_S, idem=idem_of(request))).images
+
+
+ROUTES = (list_images, add)

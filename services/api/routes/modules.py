@@ -1,0 +1,47 @@
+"""Modules, as the supervisor sees them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response
+from litestar.params import Parameter
+
+from services.api.actor import Scope
+from services.api.asked import BASE, Req, core_of
+from services.api.documents import Death, ModuleLog, ModuleView
+from services.api.endpoint import UNKNOWN, endpoint
+
+_TAIL_MOST = 10_000
+
+
+@endpoint("GET", f"{BASE}/modules", scope=Scope.READ, tag="modules")
+async def modules(request: Req) -> tuple[ModuleView, ...]:
+    """Every process of the kernel table, and the programs beside it."""
+    found = await core_of(request).supervisor({"cmd": "modules"})
+    return msgspec.convert(found, tuple[ModuleView, ...])
+
+
+@endpoint("POST", f"{BASE}/modules/{{name:str}}/restart", scope=Scope.ADMIN, fails=UNKNOWN, status=202, tag="modules")
+async def restart(request: Req, name: str) -> Response[None]:
+    """Restarts one module. Apps run on."""
+    await core_of(request).supervisor({"cmd": "restart", "name": name})
+    return Response(None, status_code=202)
+
+
+@endpoint("GET", f"{BASE}/modules/{{name:str}}/logs", scope=Scope.ADMIN, fails=UNKNOWN, tag="modules")
+async def logs(request: Req, name: str, tail: Annotated[int, Parameter(ge=1, le=_TAIL_MOST)] = 200) -> ModuleLog:
+    """The last lines that a module printed."""
+    found = await core_of(request).supervisor({"cmd": "logs", "name": name, "tail": tail})
+    return ModuleLog(lines=tuple(found))
+
+
+@endpoint("GET", f"{BASE}/modules/{{name:str}}/deaths", scope=Scope.READ, fails=UNKNOWN, tag="modules")
+async def deaths(request: Req, name: str) -> tuple[Death, ...]:
+    """Why its processes ended, newest first, with their last words."""
+    found = await core_of(request).supervisor({"cmd": "why", "name": name})
+    return msgspec.convert(found, tuple[Death, ...])
+
+
+ROUTES = (modules, restart, logs, deaths)

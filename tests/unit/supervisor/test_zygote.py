@@ -1,0 +1,90 @@
+"""The zygote: dead or frozen, it costs no module its life and no restart more than a moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from tests.unit.supervisor.conftest import row, wait_for
+
+TABLE = [row("broker"), row("m"), row("n")]
+
+
+def warm(node) -> int:
+    return wait_for(lambda: (found := node.tree()["zygote"])["warm"] and found["pid"], "the zygote is warm")
+
+
+def parent(pid: int) -> int:
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("PPid:"))
+
+
+def test_forked_modules_are_children_of_the_supervisor_in_sessions_of_their_own(make_node):
+    node = make_node(TABLE).start()
+    assert node.process is not None
+    for each in node.modules().values():
+        assert parent(each["pid"]) == node.process.pid
+        assert os.getsid(each["pid"]) == each["pid"]
+
+
+def test_a_module_has_nothing_open_but_what_is_its_own(make_node):
+    node = make_node(TABLE).start()
+    for name in ("m", "n"):
+        links = [os.readlink(f"/proc/{node.pid(name)}/fd/{fd}") for fd in os.listdir(f"/proc/{node.pid(name)}/fd")]
+        kinds = sorted(link.partition(":")[0] for link in links)
+        assert kinds == ["/dev/null", "pipe", "pipe", "socket", "socket"], links
+
+
+def test_a_killed_zygote_costs_no_module_its_life_and_is_replaced(make_node):
+    node = make_node(TABLE).start()
+    old = warm(node)
+    before = {name: each["pid"] for name, each in node.modules().items()}
+    os.kill(old, signal.SIGKILL)
+    wait_for(lambda: (found := node.tree()["zygote"])["warm"] and found["pid"] != old, "a new zygote is warm")
+    assert {name: each["pid"] for name, each in node.modules().items()} == before
+
+
+def test_while_there_is_no_zygote_modules_are_executed(make_node):
+    node = make_node(TABLE).start()
+    old = warm(node)
+    pid = node.pid("m")
+    os.kill(old, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    node.wait_replaced("m", pid, timeout_s=2.0)
+
+
+def test_a_frozen_zygote_is_replaced_before_it_is_needed(make_node):
+    node = make_node(TABLE).start()
+    old = warm(node)
+    os.kill(old, signal.SIGSTOP)
+    wait_for(lambda: (found := node.tree()["zygote"])["warm"] and found["pid"] != old, "a new zygote is warm")
+
+
+def test_a_module_that_dies_while_the_zygote_is_frozen_is_ready_within_a_second(make_node):
+    node = make_node(TABLE).start()
+    old = warm(node)
+    os.kill(old, signal.SIGSTOP)
+    pid = node.pid("m")
+    began = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    node.wait_replaced("m", pid)
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_module_that_starts_threads_when_imported_is_executed_instead(make_node):
+    node = make_node([row("m"), row("t", target="tests.unit.supervisor.threaded_sample:main")]).start()
+    assert "it cannot be forked" in node.stderr()
+    assert node.process is not None
+    assert parent(node.pid("t")) == node.process.pid
+
+
+def test_an_executed_module_is_replaced_too(make_node):
+    node = make_node([row("x", spawn="exec")]).start()
+    pid = node.kill("x")
+    node.wait_replaced("x", pid)
+
+
+def test_forks_do_not_share_their_random_numbers(make_node):
+    node = make_node([row("m"), row("n")]).start()
+    assert node.module("m")["instance"] != node.module("n")["instance"]
