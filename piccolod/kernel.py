@@ -82,7 +82,8 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         publishes=("VolumeStateChanged", "HealthChanged"),
         may_call=("persistence.volume_key", "persistence.forget_volume_key"),
         holds_keys=True,
-        capabilities=(*_ROOT_CAPABILITIES, "CAP_MKNOD"),
+        # gocryptfs, which it starts, makes files as the user who asks for them
+        capabilities=(*_ROOT_CAPABILITIES, "CAP_MKNOD", "CAP_SETUID", "CAP_SETGID"),
     ),
     ModuleSpec(
         name="apps",

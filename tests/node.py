@@ -170,7 +170,7 @@ class Node:
                 else json.dumps(body).encode()
             )
             sent = {**({"Content-Type": kind} if data is not None else {}), **(headers or {})}
-            connection.request(method, f"/api/v1{path}", data, sent)
+            connection.request(method, path if path == "/metrics" else f"/api/v1{path}", data, sent)
             response = connection.getresponse()
             return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:

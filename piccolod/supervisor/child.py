@@ -21,7 +21,6 @@ from piccolod.supervisor.spawner import Order, Spawner
 
 _DUMP_S: Final = 0.3  # for faulthandler to write the stacks
 _OUTBOX: Final = 256
-_MESSAGES: Final = 64  # heard in a turn: a flood must not keep the others waiting
 
 
 class Life:
@@ -133,10 +132,8 @@ class Life:
         try:
             if events & select.EPOLLOUT:
                 self._flush()
-            for _ in range(_MESSAGES):
-                got = self._receive()
-                if got is None:
-                    return
+            # One a turn: a flood must not keep the others waiting, and most come alone.
+            if (got := self._receive()) is not None:
                 self._on_message(self, *got)
         except LinkClosed:
             self._close_link()

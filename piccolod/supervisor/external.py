@@ -21,14 +21,16 @@ from typing import Any, Final
 
 from piccolod import clock
 from piccolod.config import Config
-from piccolod.supervisor import detach, podman_launch, restart
-from piccolod.supervisor.known_process import KnownProcess, kill
+from piccolod.supervisor import detach, restart
+from piccolod.supervisor.known_process import KnownProcess, kill, pid_file
 from piccolod.supervisor.loop import Loop, Timer
 from piccolod.supervisor.row import State, rss_bytes
 from piccolod.supervisor.spawner import environment
 
 NAME: Final = "podman"
 
+# Not imported: what prepares podman is large, and runs in the process that becomes podman.
+_LAUNCH: Final = str(Path(__file__).with_name("podman_launch.py"))
 _PING: Final = b"GET /_ping HTTP/1.0\r\nHost: podman\r\n\r\n"
 _LOOK_S: Final = 2.0
 _FIRST_LOOK_S: Final = 0.05
@@ -109,7 +111,7 @@ class PodmanService:
     # --- making it
 
     def _adopt(self) -> bool:
-        process = KnownProcess.read(podman_launch.pid_file(self._paths))
+        process = KnownProcess.read(pid_file(self._paths))
         pidfd = process.open() if process is not None else -1
         if pidfd < 0:
             return False
@@ -128,7 +130,7 @@ class PodmanService:
         try:
             os.write(config, wanted)
             os.lseek(config, 0, os.SEEK_SET)
-            argv = [sys.executable, "-I", podman_launch.__file__]
+            argv = [sys.executable, "-I", _LAUNCH]
             env = {**environment(), **{name: os.environ[name] for name in _PASSED_ON if name in os.environ}}
             detach.spawn(argv, env, log, (config, tell))
         except OSError as error:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from piccolod import clock
 from piccolod.leadership.grip import process_start
+from piccolod.paths import Paths
 
 
 class KnownProcess(NamedTuple):
@@ -55,6 +56,11 @@ class KnownProcess(NamedTuple):
 
     def stopped(self) -> bool:
         return _state(self.pid) in (b"T", b"t")
+
+
+def pid_file(paths: Paths) -> Path:
+    """Of podman's service."""
+    return paths.podman_socket.with_suffix(".pid")
 
 
 def kill(pidfd: int, number: signal.Signals) -> None:

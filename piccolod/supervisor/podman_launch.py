@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 if not __package__:  # run by its path in isolated mode, where no folder of ours is on the search path
@@ -23,13 +22,8 @@ from piccolod import podman_conf
 from piccolod.config import Config
 from piccolod.errors import PiccoloError
 from piccolod.leadership import oci_hook
-from piccolod.paths import Paths
 from piccolod.supervisor import rights
-from piccolod.supervisor.known_process import KnownProcess
-
-
-def pid_file(paths: Paths) -> Path:
-    return paths.podman_socket.with_suffix(".pid")
+from piccolod.supervisor.known_process import KnownProcess, pid_file
 
 
 def launch(config: Config) -> None:

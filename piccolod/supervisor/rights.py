@@ -36,6 +36,7 @@ _CAPABILITIES: Final = (
     "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ",
     "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 )  # fmt: skip
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)  # once, in the zygote: making it costs more than all its calls
 _NUMBERS: Final = {name: number for number, name in enumerate(_CAPABILITIES)}
 
 # Above this a loop over all descriptors, as some libraries do, takes seconds.
@@ -209,12 +210,9 @@ def _set_capabilities(keep: int) -> bool:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = keep & 0xFFFFFFFF, keep >> 32
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)  # two sets of {effective, permitted, inheritable}
-    return bool(_libc().capset(ctypes.byref(header), ctypes.byref(data)) == 0)
+    return bool(_LIBC.capset(ctypes.byref(header), ctypes.byref(data)) == 0)
 
 
 def _prctl(option: int, value: int) -> int:
-    return int(_libc().prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+    return int(_LIBC.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
 
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

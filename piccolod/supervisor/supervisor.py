@@ -40,11 +40,9 @@ from piccolod.supervisor.say import Say
 from piccolod.supervisor.sockets import Sockets
 from piccolod.supervisor.spawner import Spawner
 from piccolod.supervisor.third_guard import ThirdGuard
-from piccolod.supervisor.tree import Parts, Tree
+from piccolod.supervisor.tree import NEEDED, Parts, Tree
 from piccolod.supervisor.voice import Voice
 
-# Without these the node is of no use; others are named in STATUS.
-_READY: Final = frozenset({"broker", "consensus", "persistence", "api"})
 _STOP_S: Final = 4.0
 _STOP_APPS_S: Final = 25.0  # the manifest's stop grace is at most 20 s for what ends in good time
 _STOP_PODMAN_S: Final = 3.0
@@ -88,7 +86,8 @@ class Supervisor:
         self._disk = Disk(self._loop, self._reaper, self._say)
         self._disk.start()
         self._say.keep = self._book("supervisor").add
-        targets = tuple(dict.fromkeys(row.target for row in self._table if row.spawn is Spawn.FORK))
+        first = sorted(self._table, key=lambda row: row.name not in NEEDED)
+        targets = tuple(dict.fromkeys(row.target for row in first if row.spawn is Spawn.FORK))
         self._spawner = Spawner(self._loop, self._reaper, targets, self._zygote_log, self._say)
         self._spawner.start()
         self._ledger = Ledger(paths.ledger, self._disk)
@@ -220,7 +219,7 @@ class Supervisor:
             self._tell_external(name, state, reason)
             if state is not State.READY:
                 lacking.append(name)
-        if not self._was_ready and self._tree.ready(_READY):
+        if not self._was_ready and self._tree.ready(NEEDED):
             self._was_ready = True
             self._notify.ready()
             self._say("info", "piccolod is ready", ms=round((clock.now() - self._began_at) * 1000))

@@ -36,6 +36,8 @@ from piccolod.units import format_size, parse_size
 
 BROKER: Final = "broker"
 APPS: Final = "apps"
+# Without these the node is of no use; others are named in its status.
+NEEDED: Final = frozenset({BROKER, "consensus", "persistence", "api"})
 _VERIFIER: Final = "persistence"
 _RAISED_PRIORITY: Final = frozenset({"consensus"})  # leadership.md, Guards
 
@@ -95,6 +97,8 @@ class Tree:
     def start(self) -> None:
         for row in self.rows.values():
             self._publish(row)
+        # One after the other is imported and forked: those that the node is ready with come first.
+        for row in sorted(self.rows.values(), key=lambda row: row.spec.name not in NEEDED):
             if row.state is not State.DISABLED:
                 self._spawn(row)
         self._parts.loop.after(_MEMORY_S, self._check_memory)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
+from litestar.params import QueryParameter
 
 from piccolod.errors import Forbidden, Invalid, Problem, Unauthenticated, WrongMediaType
 from services.api import origin, sessions
@@ -122,9 +123,7 @@ def _check_media_type(connection: Connection, handler: BaseRouteHandler) -> None
 def _check_query(connection: Connection, handler: BaseRouteHandler) -> None:
     """A misspelt parameter is an error: `?pruge=true` must not quietly do something else."""
     known = {
-        definition.kwarg_definition.query or name
-        if (definition.kwarg_definition is not None and hasattr(definition.kwarg_definition, "query"))
-        else name
+        (definition.kwarg_definition.name if isinstance(definition.kwarg_definition, QueryParameter) else None) or name
         for name, definition in handler.parsed_fn_signature.parameters.items()
         if name not in _INJECTED and name not in connection.path_params
     }

@@ -55,7 +55,6 @@ def _openapi() -> OpenAPIConfig:
                 "session": SecurityScheme(type="apiKey", name="piccolo_session", security_scheme_in="cookie"),
             }
         ),
-        security=[{"token": []}, {"session": []}],
         render_plugins=[JsonRenderPlugin()],
         openapi_router=_NoPages(path="/api/schema", route_handlers=[]),
     )

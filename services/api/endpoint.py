@@ -51,8 +51,8 @@ BODY_BYTES: Final = 64 * 1024
 
 Failures = tuple[type[PiccoloError], ...]
 
-ALWAYS: Final[Failures] = (Invalid, Failed, Unavailable, PeerRestarted, DeadlineExceeded)
-GUARDED: Final[Failures] = (Unauthenticated, Forbidden, Locked)
+ASKING: Final[Failures] = (Failed, Unavailable, PeerRestarted, DeadlineExceeded)
+GUARDED: Final[Failures] = (Unauthenticated, Locked)
 BODY: Final[Failures] = (TooLarge, WrongMediaType)
 STORE: Final[Failures] = (Locked, StoreUnavailable, StoreCorrupt)
 COMMIT: Final[Failures] = (*STORE, NotLeader, NoLeader, Conflict, Busy, TooLarge, StoreFull)
@@ -72,12 +72,17 @@ def endpoint(
     media_type: str = "application/json",
     body_bytes: int | None = BODY_BYTES,
     raw_body: dict[str, Any] | None = None,
+    asks: bool = True,
+    succeeds: bool = True,
     tag: str = "",
 ) -> Callable[[Any], Any]:
-    """`scope` None: for anybody. `accepts`: the media types of the body. `raw_body`: its schema when the route reads it."""
-    kinds = (*ALWAYS, *fails, *(GUARDED if scope else ()), *(BODY if accepts else ()))
-    if method not in ("GET", "HEAD"):
-        kinds = (*kinds, Forbidden)  # a foreign page or host
+    """`scope` None: for anybody. `accepts`: the media types of the body. `raw_body`: its schema when the route reads it.
+
+    `asks`: the answer comes from another process. `succeeds` False: on a node alone this can only be refused.
+    """
+    kinds: Failures = (Invalid, *(ASKING if asks else ()), *fails, *(GUARDED if scope else ()), *(BODY if accepts else ()))
+    if method not in ("GET", "HEAD") or scope not in (None, Scope.READ):
+        kinds = (*kinds, Forbidden)  # a foreign page, a foreign host, or too small a scope
     return route(
         path,
         http_method=method,  # type: ignore[arg-type]
@@ -86,8 +91,9 @@ def endpoint(
         responses=_responses(kinds),
         opt={"scope": scope, "accepts": accepts, "declared": True},
         request_max_body_size=body_bytes,
-        operation_class=_with_body(accepts, raw_body) if raw_body is not None else Operation,
+        operation_class=_operation(accepts, raw_body, str(status) if not succeeds else ""),
         tags=[tag] if tag else None,
+        security=[{"token": []}, {"session": []}] if scope else [{}],
     )
 
 
@@ -108,10 +114,15 @@ def _responses(kinds: Failures) -> dict[int, ResponseSpec]:
     }
 
 
-def _with_body(accepts: tuple[str, ...], schema: dict[str, Any]) -> type[Operation]:
-    class WithBody(Operation):
-        def __post_init__(self) -> None:
-            media = OpenAPIMediaType(schema=Schema(**schema))
-            self.request_body = RequestBody(required=True, content=dict.fromkeys(accepts, media))
+def _operation(accepts: tuple[str, ...], raw_body: dict[str, Any] | None, never: str) -> type[Operation]:
+    """What litestar cannot know of a route: the body that it reads itself, and the status that cannot be."""
 
-    return WithBody
+    class Declared(Operation):
+        def __post_init__(self) -> None:
+            if raw_body is not None:
+                media = OpenAPIMediaType(schema=Schema(**raw_body))
+                self.request_body = RequestBody(required=True, content=dict.fromkeys(accepts, media))
+            if self.responses is not None:
+                self.responses.pop(never, None)
+
+    return Declared

@@ -182,7 +182,7 @@ def differences(old: Manifest, new: Manifest) -> tuple[str, ...]:
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
     if items is None:
         return {path: value}
     found: dict[str, Any] = {}

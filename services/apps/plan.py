@@ -348,7 +348,7 @@ def _trial(desired: Desired, now: Situation) -> Plan:
         reason = f"fetches {_called(candidate)} for an update"
         return msgspec.structs.replace(old, steps=(*old.steps, *fetch), reason=old.reason or reason, trial=bool(fetch))
     if not candidate.image_id:
-        return Plan(state=State.STARTING, reason="the image is here", route=_kept(now), steps=(Do.PIN,), trial=True)
+        return Plan(state=State.STARTING, reason="the image is here", route=_kept(desired, now), steps=(Do.PIN,), trial=True)
     if _is_trial(now):
         if now.health is not None and now.health.phase is Phase.READY:
             return _judged(desired, now, Do.PROMOTE, f"updated to {_called(candidate)}")
@@ -381,12 +381,16 @@ def _lost(desired: Desired, now: Situation) -> str:
 
 
 def _judged(desired: Desired, now: Situation, verdict: Do, note: str) -> Plan:
-    return Plan(state=State.STARTING, reason=note, route=_kept(now), steps=(verdict,), note=note)
+    return Plan(state=State.STARTING, reason=note, route=_kept(desired, now), steps=(verdict,), note=note)
 
 
-def _kept(now: Situation) -> Route:
+def _kept(desired: Desired, now: Situation) -> Route:
+    """The route of what runs now, which the step in hand does not touch."""
+    container = now.container
+    if container is None or container.status is not Status.RUNNING:
+        return Route.HOLD
     serves = now.health is not None and now.health.serves
-    return Route.LOCAL if serves else Route.HOLD
+    return Route.LOCAL if serves and not _foreign(container, now, desired.current.manifest.is_led) else Route.HOLD
 
 
 def _called(version: Version) -> str:

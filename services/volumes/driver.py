@@ -28,6 +28,7 @@ from services.volumes.plan import Body, Change, Seen, Shape, State, VolumeId, ch
 _MOUNT_S: Final = 10.0
 _READY_LOOK_S: Final = 0.002
 _EXIT_S: Final = 5.0
+_COPIES_S: Final = 2.0
 _COPY_S: Final = 3600.0
 
 # Raises when the term that asked is over.
@@ -170,7 +171,7 @@ class Driver:
             self._abandon(volume, look.record.pid, look.record.started)
         elif look.state is State.ATTACHED and look.record is not None:
             self._keep(look.record, look.record.token, look.device)
-            if users := mounts.other_users(look.device, point):
+            if users := self._lasting_users(look.device, point):
                 raise _busy(volume, users)
             mounts.unmount(point)
         elif look.state is State.DEAD:
@@ -301,7 +302,10 @@ class Driver:
         mounts.detach_dead(self.mount_point(volume))
 
     def _clear(self, volume: VolumeId, lock: int) -> None:
-        """No process and no mount of plain text is left: the rest goes."""
+        """No process and no mount of plain text is left: the rest goes.
+
+        Removing a mount point takes the mount from every other namespace too (Linux 3.18): the image is free then.
+        """
         image.unmount(self._image_point(volume), keep=(lock,))
         self.journal.forget(volume)
         for point in (self.mount_point(volume), self._image_point(volume)):
@@ -311,6 +315,13 @@ class Driver:
     def _held(self, volume: VolumeId, look: Look) -> Busy:
         users = self._others(volume, look)
         return _busy(volume, users or [f"gocryptfs itself (pid {look.record.pid if look.record else 0}), which does not end"])
+
+    def _lasting_users(self, device: str, point: Path) -> list[str]:
+        """Who else has it mounted, and not only for the moment in which any container that starts copies our mounts."""
+        until = time.monotonic() + _COPIES_S
+        while (users := mounts.other_users(device, point)) and time.monotonic() < until:
+            time.sleep(0.05)
+        return users
 
     def _others(self, volume: VolumeId, look: Look) -> list[str]:
         return mounts.other_users(look.device, self.mount_point(volume)) if look.device else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from services.volumes import mounts, process
 
 _MAKE_S = 300.0
 _MOUNT_S = 20.0
+_RELEASE_S = 5.0
 _CHECK_S = 300.0
 # A file for every 32 KiB. Their table and the journal get their place on the disk at once (lazy_... = 0): where the disk
 # fills first, the app's data is refused with ENOSPC, but what holds the file system together can still be written.
@@ -55,6 +57,7 @@ def mount(image: Path, point: Path, keep: tuple[int, ...]) -> None:
     """Mounts the image, checked. Nothing happens when it is mounted there. Raises Failed when it needs a person."""
     if mounts.at(point) is not None:
         return
+    wait_released(image)
     process.run("e2fsck", "-p", str(image), timeout_s=_CHECK_S, fine=_REPAIRED, keep=keep)
     point.mkdir(mode=0o700, parents=True, exist_ok=True)
     process.run(
@@ -65,6 +68,28 @@ def mount(image: Path, point: Path, keep: tuple[int, ...]) -> None:
     if mounted is not None:
         with suppress(PiccoloError):  # around the page cache is faster, where the disk below can
             process.run("losetup", "--direct-io=on", mounted.source, timeout_s=_MOUNT_S)
+
+
+def wait_released(image: Path) -> None:
+    """Waits until no file system of the image is alive. Raises Busy.
+
+    A container that starts has a copy of all our mounts for a moment; while that lives, an unmounted image is still open
+    in the kernel, and who checked or resized its file now would destroy it.
+    """
+    until = time.monotonic() + _RELEASE_S
+    while holders := _loops_of(image):
+        if time.monotonic() >= until:
+            raise Busy(f"{image} is still mounted elsewhere ({', '.join(holders)})", hint="try again")
+        time.sleep(0.02)  # nothing announces the end of a loop device
+
+
+def _loops_of(image: Path) -> list[str]:
+    found = []
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # freed while we looked
+            if file.read_text(encoding="utf-8").rstrip("\n") == str(image):
+                found.append(file.parts[3])
+    return found
 
 
 def unmount(point: Path, keep: tuple[int, ...]) -> None:
@@ -79,6 +104,7 @@ def unmount(point: Path, keep: tuple[int, ...]) -> None:
 
 def fill(image: Path, size_bytes: int, keep: tuple[int, ...]) -> None:
     """An image that is not mounted becomes this large. Repeated after a crash, it goes on."""
+    wait_released(image)
     os.truncate(image, size_bytes)
     process.run("e2fsck", "-f", "-p", str(image), timeout_s=_CHECK_S, fine=_REPAIRED, keep=keep)
     process.run("resize2fs", str(image), timeout_s=_CHECK_S, keep=keep)

@@ -72,10 +72,13 @@ def memory(node: Node) -> dict[str, float]:
     pids: dict[str, int] = {name: int(module["pid"]) for name, module in node.modules().items() if name != "podman"}
     assert node.process is not None
     pids["supervisor"] = node.process.pid
-    tree = node.supervisor("tree")
-    if isinstance(tree, dict) and tree.get("zygote"):
-        pids["zygote"] = int(tree["zygote"])
+    pids |= _helpers(node)
     return {name: _pss_mib(pid) for name, pid in pids.items()}
+
+
+def _helpers(node: Node) -> dict[str, int]:
+    tree = node.supervisor("tree")
+    return {name: int(tree[name]["pid"]) for name in ("zygote", "log_writer") if tree[name]["pid"]}
 
 
 def _pss_mib(pid: int) -> float:
@@ -92,7 +95,7 @@ def idle_cpu(node: Node, seconds: float = 10.0) -> float:
         total = 0
         pids = [int(module["pid"]) for name, module in node.modules().items() if name != "podman"]
         assert node.process is not None
-        for pid in [node.process.pid, *pids]:
+        for pid in [node.process.pid, *pids, *_helpers(node).values()]:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])
         return total

@@ -147,5 +147,4 @@ def _alive(pid: int) -> bool:
 
 
 def _zygote(node: Node) -> int:
-    tree = node.supervisor("tree")
-    return int(tree.get("zygote", 0)) if isinstance(tree, dict) else 0
+    return int(node.supervisor("tree")["zygote"]["pid"] or 0)

@@ -402,7 +402,13 @@ def machine(images: Path) -> Iterator[Machine]:
 
 
 def manifest(name: str = "hello", **more: str) -> str:
-    lines = {"image": IMAGE, "pull": "never", "listeners": "[{name: web, guest_port: 80, protocol: http}]", **more}
+    lines = {
+        "image": IMAGE,
+        "pull": "never",
+        "listeners": "[{name: web, guest_port: 80, protocol: http}]",
+        "stop": "{grace: 1s}",
+        **more,
+    }
     return f"name: {name}\n" + "".join(f"{key}: {value}\n" for key, value in lines.items())
 
 

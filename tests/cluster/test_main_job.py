@@ -129,15 +129,9 @@ def test_why_names_the_leader_and_its_reason(node: Node) -> None:
 
 
 def test_metrics_count_the_modules(node: Node) -> None:
-    import http.client
-
-    connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=5)
-    connection.request("GET", "/metrics")
-    response = connection.getresponse()
-    text = response.read().decode()
-    connection.close()
-    assert response.status == 200
-    assert "piccolo" in text
+    reply = node.api("GET", "/metrics")
+    assert reply.status == 200
+    assert b"piccolo" in reply.body
 
 
 def test_no_secret_shows_in_processes_logs_or_state(node: Node) -> None:

@@ -35,7 +35,7 @@ _STEERING: Final = re.compile(r"\x1b\[[\d;]*m|[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]"
 @click.option("-t", "--timestamps", is_flag=True, help="The time before each line.")
 @click.pass_obj
 def logs(session: Session, name: str, follow: bool, tail: int, since: str | None, timestamps: bool) -> int:
-    """What an app writes. Its errors go to stderr only if they did in the app."""
+    """What an app writes, to its stdout and its stderr."""
     found = session.client().get(path_of("apps", name, "logs", tail=tail or None, since=_since(since)))
     if session.form is Form.YAML and not follow:
         session.write(Printed(found, lambda *_: "", lambda _: ()))
@@ -76,12 +76,11 @@ def _write(session: Session, found: dict[str, Any], timestamps: bool) -> None:
             click.echo(json.dumps(line, ensure_ascii=False))
             continue
         stamp = f"{moment(int(line['at_ms']))}  " if timestamps else ""
-        errors = line.get("stream") == "stderr"
-        click.echo(stamp + _safe(str(line["line"]), sys.stderr if errors else sys.stdout), err=errors)
+        click.echo(stamp + _safe(str(line["line"])))
     sys.stdout.flush()
 
 
-def _safe(text: str, stream: Any) -> str:
-    if not stream.isatty():
+def _safe(text: str) -> str:
+    if not sys.stdout.isatty():
         return text
     return _STEERING.sub(lambda match: match[0] if match[0].endswith("m") and len(match[0]) > 1 else "", text)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Response
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
 from piccolod.errors import Forbidden, Invalid, PiccoloError
@@ -46,7 +46,7 @@ _CHECK_AGAIN_S: Final = 15.0
 _CHANGE_S: Final = 30.0
 _PATH: Final = f"{BASE}/apps/{{name:str}}"
 
-Consent = Annotated[bool, Parameter(description="The admin agrees to `privileged`.")]
+Consent = Annotated[bool, QueryParameter(description="The admin agrees to `privileged`.")]
 
 
 @endpoint("GET", f"{BASE}/apps", scope=Scope.READ, fails=STORE, tag="apps")
@@ -83,7 +83,7 @@ async def install(request: Req, consent: Consent = False) -> Response[Changed]:
 
 
 @endpoint("GET", _PATH, scope=Scope.READ, fails=(*STORE, *UNKNOWN), tag="apps")
-async def show(request: Req, name: str) -> AppDocument:
+async def show(request: Req, name: FromPath[str]) -> AppDocument:
     """One app."""
     return await core_of(request).ask(ShowApp(name=name))
 
@@ -92,7 +92,7 @@ async def show(request: Req, name: str) -> AppDocument:
     "PUT", _PATH, scope=Scope.WRITE, fails=MANIFEST, accepts=(*YAML, *JSON), tag="apps",
     body_bytes=_MANIFEST_BYTES, raw_body=_MANIFEST_SCHEMA,
 )  # fmt: skip
-async def apply(request: Req, name: str, consent: Consent = False) -> Response[Changed]:
+async def apply(request: Req, name: FromPath[str], consent: Consent = False) -> Response[Changed]:
     """Makes the app what the manifest says: installs it, or changes what runs."""
     _check_consent(request, consent)
     order = ApplyApp(manifest=await _manifest(request), author=actor_of(request).name, name=name, consent=consent)
@@ -101,7 +101,7 @@ async def apply(request: Req, name: str, consent: Consent = False) -> Response[C
 
 
 @endpoint("DELETE", _PATH, scope=Scope.WRITE, fails=(*COMMIT, *UNKNOWN), status=204, tag="apps")
-async def uninstall(request: Req, name: str, purge: bool = False) -> Response[None]:
+async def uninstall(request: Req, name: FromPath[str], purge: FromQuery[bool] = False) -> Response[None]:
     """Removes the app; its volumes stay, unless `purge`."""
     core = core_of(request)
     order = UninstallApp(name=name, author=actor_of(request).name, purge=purge)
@@ -113,7 +113,7 @@ async def uninstall(request: Req, name: str, purge: bool = False) -> Response[No
     "POST", f"{_PATH}/plan", scope=Scope.READ, fails=(*MANIFEST, *UNKNOWN), accepts=(*YAML, *JSON), tag="apps",
     body_bytes=_MANIFEST_BYTES, raw_body=_MANIFEST_SCHEMA,
 )  # fmt: skip
-async def plan(request: Req, name: str, consent: Consent = False) -> Plan:
+async def plan(request: Req, name: FromPath[str], consent: Consent = False) -> Plan:
     """What `apply` would do, without doing it."""
     found = await core_of(request).ask(PlanApp(manifest=await _manifest(request), consent=consent), timeout_s=10.0)
     if found.name != name:
@@ -133,7 +133,7 @@ class RevertBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @endpoint("POST", f"{_PATH}/update", scope=Scope.WRITE, fails=(*MANIFEST, *UNKNOWN), accepts=JSON, tag="apps")
-async def update(request: Req, name: str, data: UpdateBody | None = None) -> Response[Changed]:
+async def update(request: Req, name: FromPath[str], data: JSONBody[UpdateBody | None] = None) -> Response[Changed]:
     """Another image, behind the health gate; goes back by itself when the new one does not get healthy."""
     body = data or UpdateBody()
     order = UpdateApp(
@@ -144,13 +144,13 @@ async def update(request: Req, name: str, data: UpdateBody | None = None) -> Res
 
 
 @endpoint("POST", f"{_PATH}/revert", scope=Scope.WRITE, fails=(*MANIFEST, *UNKNOWN), accepts=JSON, tag="apps")
-async def revert(request: Req, name: str, data: RevertBody | None = None) -> Response[Changed]:
+async def revert(request: Req, name: FromPath[str], data: JSONBody[RevertBody | None] = None) -> Response[Changed]:
     """Back to the manifest before the last change."""
     return await _change(request, name, "revert", (data or RevertBody()).without_snapshot)
 
 
 def _verb(verb: str, promise: str) -> Any:
-    async def act(request: Req, name: str) -> Response[Changed]:
+    async def act(request: Req, name: FromPath[str]) -> Response[Changed]:
         return await _change(request, name, verb)
 
     act.__name__ = f"{verb}_app"
@@ -163,11 +163,11 @@ def _verb(verb: str, promise: str) -> Any:
 )  # fmt: skip
 async def logs(
     request: Req,
-    name: str,
-    tail: Annotated[int, Parameter(ge=0, le=_TAIL_MOST)] = 200,
-    since_ms: Annotated[int, Parameter(query="since", ge=0, description="Milliseconds since 1970.")] = 0,
-    cursor: Annotated[str, Parameter(max_length=200)] = "",
-    follow: Annotated[bool, Parameter(description="A stream of `application/x-ndjson`, one line an object.")] = False,
+    name: FromPath[str],
+    tail: Annotated[int, QueryParameter(ge=0, le=_TAIL_MOST)] = 200,
+    since_ms: Annotated[int, QueryParameter(name="since", ge=0, description="Milliseconds since 1970.")] = 0,
+    cursor: Annotated[str, QueryParameter(max_length=200)] = "",
+    follow: Annotated[bool, QueryParameter(description="A stream of `application/x-ndjson`, one line an object.")] = False,
 ) -> Response[LogLines] | Stream:
     """What the app printed."""
     core = core_of(request)

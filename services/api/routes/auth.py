@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from litestar import Response
+from litestar.params import JSONBody
 
 from piccolod.errors import Invalid
 from piccolod.protocol.persistence import VerifyPassword
@@ -16,7 +17,7 @@ from services.api.routes.crypto import PasswordBody
 
 
 @endpoint("POST", f"{BASE}/auth/login", scope=None, fails=(*PASSWORD, *COMMIT), accepts=JSON, tag="auth")
-async def login(request: Req, data: PasswordBody) -> Response[SessionView]:
+async def login(request: Req, data: JSONBody[PasswordBody]) -> Response[SessionView]:
     """Opens a session: a cookie for the browser, and the value that its pages repeat with each change."""
     core = core_of(request)
     await core.order(VerifyPassword(password=data.password, source=source_of(request)), timeout_s=30.0)
@@ -39,7 +40,7 @@ async def logout(request: Req) -> Response[None]:
     return response
 
 
-@endpoint("GET", f"{BASE}/auth/session", scope=Scope.READ, tag="auth")
+@endpoint("GET", f"{BASE}/auth/session", scope=Scope.READ, asks=False, tag="auth")
 async def session(request: Req) -> SessionView:
     """Who calls, and with which rights."""
     return _view(actor_of(request))

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 import msgspec
 from litestar import Response
+from litestar.params import JSONBody
 
 from piccolod.errors import Exists, Failed, Forbidden, PiccoloError
 from piccolod.protocol.persistence import (
@@ -71,7 +72,7 @@ async def status(request: Req) -> CryptoStatus:
 
 
 @endpoint("POST", f"{BASE}/crypto/setup", scope=None, fails=(Exists, *COMMIT), accepts=JSON, status=201, tag="crypto")
-async def setup(request: Req, data: SetupBody) -> CryptoStatus:
+async def setup(request: Req, data: JSONBody[SetupBody]) -> CryptoStatus:
     """The first password. By the unix socket, from loopback, or with the code that piccolod printed."""
     core = core_of(request)
     _check_setup_place(core, request, data.code)
@@ -79,7 +80,7 @@ async def setup(request: Req, data: SetupBody) -> CryptoStatus:
 
 
 @endpoint("POST", f"{BASE}/crypto/unlock", scope=None, fails=(*PASSWORD, *STORE), accepts=JSON, tag="crypto")
-async def unlock(request: Req, data: PasswordBody) -> CryptoStatus:
+async def unlock(request: Req, data: JSONBody[PasswordBody]) -> CryptoStatus:
     """Opens the store; apps come back by themselves."""
     return await core_of(request).order(Unlock(password=data.password, source=source_of(request)), timeout_s=_KEY_S)
 
@@ -91,7 +92,7 @@ async def lock(request: Req) -> CryptoStatus:
 
 
 @endpoint("POST", f"{BASE}/crypto/password", scope=Scope.ADMIN, fails=(*PASSWORD, *COMMIT), accepts=JSON, tag="crypto")
-async def password(request: Req, data: ChangeBody) -> Response[CryptoStatus]:
+async def password(request: Req, data: JSONBody[ChangeBody]) -> Response[CryptoStatus]:
     """Another password. Every session ends; the caller's own is renewed."""
     core = core_of(request)
     order = ChangePassword(old=data.old, new=data.new, source=source_of(request))
@@ -99,14 +100,14 @@ async def password(request: Req, data: ChangeBody) -> Response[CryptoStatus]:
 
 
 @endpoint("POST", f"{BASE}/crypto/recovery", scope=Scope.ADMIN, fails=(*PASSWORD, *STORE), accepts=JSON, tag="crypto")
-async def recovery(request: Req, data: PasswordBody) -> Words:
+async def recovery(request: Req, data: JSONBody[PasswordBody]) -> Words:
     """24 words that open the store without the password, shown this once. Former words stop to work."""
     order = NewRecovery(password=data.password, source=source_of(request))
     return Words(words=(await core_of(request).order(order, timeout_s=_KEY_S)).words)
 
 
 @endpoint("POST", f"{BASE}/crypto/reset", scope=None, fails=(*PASSWORD, *COMMIT), accepts=JSON, tag="crypto")
-async def reset(request: Req, data: ResetBody) -> Response[CryptoStatus]:
+async def reset(request: Req, data: JSONBody[ResetBody]) -> Response[CryptoStatus]:
     """A new password by the recovery words; unlocks. Every session ends."""
     core = core_of(request)
     order = ResetPassword(words=data.words, new=data.new, source=source_of(request))

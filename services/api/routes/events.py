@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
 
 import msgspec
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from piccolod.errors import Invalid, PiccoloError, TooMany
@@ -24,15 +24,15 @@ _AGAIN_S: Final = 0.5
 _BATCH: Final = 200
 _ID: Final = re.compile(r"\d{1,18}")
 
-Filter = Annotated[str, Parameter(max_length=100)]
+Filter = Annotated[str, QueryParameter(max_length=100)]
 
 
 @endpoint("GET", f"{BASE}/events/history", scope=Scope.READ, tag="events")
 async def history(
     request: Req,
-    after: Annotated[int, Parameter(ge=-1, description="Events with a greater id; -1: the last ones.")] = -1,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 200,
-    type_: Annotated[str, Parameter(query="type", max_length=100)] = "",
+    after: Annotated[int, QueryParameter(ge=-1, description="Events with a greater id; -1: the last ones.")] = -1,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 200,
+    type_: Annotated[str, QueryParameter(name="type", max_length=100)] = "",
     key: Filter = "",
 ) -> tuple[EventRecord, ...]:
     """Events of the journal, oldest first."""
@@ -42,7 +42,7 @@ async def history(
 @endpoint("GET", f"{BASE}/events", scope=Scope.READ, fails=(TooMany,), media_type="text/event-stream", tag="events")
 async def stream(
     request: Req,
-    type_: Annotated[str, Parameter(query="type", max_length=100)] = "",
+    type_: Annotated[str, QueryParameter(name="type", max_length=100)] = "",
     key: Filter = "",
 ) -> Stream:
     """Events as they come (Server-Sent Events). `Last-Event-ID` goes on where a former stream ended."""

@@ -16,13 +16,13 @@ from services.api.endpoint import endpoint
 from services.api.readiness import Readiness
 
 
-@endpoint("GET", f"{BASE}/health/live", scope=None, tag="health")
+@endpoint("GET", f"{BASE}/health/live", scope=None, asks=False, tag="health")
 async def live() -> Live:
     """The process answers."""
     return Live(live=True)
 
 
-@endpoint("GET", f"{BASE}/health/ready", scope=None, fails=(Locked, Unavailable), tag="health")
+@endpoint("GET", f"{BASE}/health/ready", scope=None, fails=(Unavailable,), asks=False, tag="health")
 async def ready(request: Req) -> Response[Readiness]:
     """200 when this node can work; 503 names the component and the reason. A locked node is not ready, and not ill."""
     judged = core_of(request).judge()
@@ -40,7 +40,7 @@ async def ready(request: Req) -> Response[Readiness]:
     return Response(body, status_code=503, media_type=problem.MEDIA_TYPE, headers={"Retry-After": "1"})  # type: ignore[arg-type]
 
 
-@endpoint("GET", f"{BASE}/health/detail", scope=None, tag="health")
+@endpoint("GET", f"{BASE}/health/detail", scope=None, asks=False, tag="health")
 async def detail(request: Req) -> HealthDetail:
     """Every component with its level, reason and role."""
     core = core_of(request)

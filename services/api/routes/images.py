@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final
 
-from litestar.params import Parameter
+from litestar.params import FromQuery, QueryParameter
 
 from piccolod.errors import Busy, StoreFull, TooMany
 from piccolod.protocol.apps import AddImage, ImageDocument, ListImages
@@ -34,7 +34,7 @@ async def list_images(request: Req) -> tuple[ImageDocument, ...]:
     body_bytes=uploads.MAX_BYTES, raw_body={"type": "string", "format": "binary"},
 )  # fmt: skip
 async def add(
-    request: Req, kind: ImageKind = ImageKind.LOAD, name: Annotated[str, Parameter(max_length=255)] = ""
+    request: Req, kind: FromQuery[ImageKind] = ImageKind.LOAD, name: Annotated[str, QueryParameter(max_length=255)] = ""
 ) -> tuple[ImageDocument, ...]:
     """Loads, imports or builds an image from the archive in the body. `name` is needed for `import` and `build`."""
     core = core_of(request)

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Response
-from litestar.params import Parameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from piccolod.errors import Conflict, NoLeader, NotLeader, TermOver
 from piccolod.protocol.consensus import Change, GetHistory, GetLeadership, GetWhy, Leadership, Why
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, core_of
 from services.api.documents import Holder
-from services.api.endpoint import JSON, UNKNOWN, endpoint
+from services.api.endpoint import JSON, UNKNOWN, Failures, endpoint
 
 _PATH = f"{BASE}/leadership/{{resource:str}}"
 
@@ -33,34 +33,36 @@ async def list_leaderships(request: Req) -> tuple[Leadership, ...]:
 @endpoint("GET", f"{BASE}/leadership/history", scope=Scope.READ, tag="leadership")
 async def history(
     request: Req,
-    resource: Annotated[str | None, Parameter(max_length=64)] = None,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 50,
+    resource: Annotated[str | None, QueryParameter(max_length=64)] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 50,
 ) -> tuple[Change, ...]:
     """Changes of leadership, newest first."""
     return (await core_of(request).ask(GetHistory(resource=resource, limit=limit))).changes
 
 
 @endpoint("GET", _PATH, scope=Scope.READ, fails=UNKNOWN, tag="leadership")
-async def show(request: Req, resource: str) -> Leadership:
+async def show(request: Req, resource: FromPath[str]) -> Leadership:
     """One resource: `kernel` or `app:<name>`."""
     return (await core_of(request).ask(GetLeadership(resource=resource))).leaderships[0]
 
 
 @endpoint("GET", f"{_PATH}/why", scope=Scope.READ, fails=UNKNOWN, tag="leadership")
-async def why(request: Req, resource: str) -> Why:
+async def why(request: Req, resource: FromPath[str]) -> Why:
     """Why it is led where it is."""
     return await core_of(request).ask(GetWhy(resource=resource))
 
 
-@endpoint("POST", f"{_PATH}/switchover", scope=Scope.WRITE, fails=(*UNKNOWN, Conflict), accepts=JSON, tag="leadership")
-async def switchover(request: Req, resource: str, data: SwitchoverBody | None = None) -> Response[None]:
+@endpoint(
+    "POST", f"{_PATH}/switchover", succeeds=False, scope=Scope.WRITE, fails=(*UNKNOWN, Conflict), accepts=JSON, tag="leadership"
+)
+async def switchover(request: Req, resource: FromPath[str], data: JSONBody[SwitchoverBody | None] = None) -> Response[None]:
     """Hands the resource to another node."""
     found = (await core_of(request).ask(GetLeadership(resource=resource))).leaderships[0]
     raise _alone(found, (data or SwitchoverBody()).to)
 
 
-@endpoint("POST", f"{_PATH}/release", scope=Scope.WRITE, fails=(*UNKNOWN, Conflict), tag="leadership")
-async def release(request: Req, resource: str) -> Response[None]:
+@endpoint("POST", f"{_PATH}/release", succeeds=False, scope=Scope.WRITE, fails=(*UNKNOWN, Conflict), tag="leadership")
+async def release(request: Req, resource: FromPath[str]) -> Response[None]:
     """Gives the resource up, for another node to take."""
     found = (await core_of(request).ask(GetLeadership(resource=resource))).leaderships[0]
     raise _alone(found, "")
@@ -94,23 +96,20 @@ def _leader_of(request: Req, resource: str) -> Holder:
     return Holder(resource=resource, node=core.config.node.name, epoch=token.epoch)
 
 
-def _probe(method: str, app: bool) -> Any:
-    fails = (NotLeader, NoLeader)
-    if app:
+def _probe(method: str, path: str, fails: Failures, name: str, promise: str) -> Any:
+    """The same for GET and HEAD, which differ only in the body."""
+    of_app = "{name" in path
 
-        async def of_app(request: Req, name: str) -> Response[Holder]:
-            return _held(_leader_of(request, f"app:{name}"), method)
+    async def app(request: Req, name: FromPath[str]) -> Response[Holder]:
+        return _held(_leader_of(request, f"app:{name}"), method)
 
-        of_app.__name__ = f"{method.lower()}_leader_of_app"
-        of_app.__doc__ = "200 only on the node that leads this app."
-        return endpoint(method, f"{BASE}/leader/app/{{name:str}}", scope=None, fails=fails, tag="leadership")(of_app)
-
-    async def of_kernel(request: Req) -> Response[Holder]:
+    async def kernel(request: Req) -> Response[Holder]:
         return _held(_leader_of(request, "kernel"), method)
 
-    of_kernel.__name__ = f"{method.lower()}_leader_of_kernel"
-    of_kernel.__doc__ = "200 only on the node that leads the kernel."
-    return endpoint(method, f"{BASE}/leader/kernel", scope=None, fails=fails, tag="leadership")(of_kernel)
+    probe = app if of_app else kernel
+    probe.__name__ = f"{method.lower()}_{name}"
+    probe.__doc__ = promise
+    return endpoint(method, path, scope=None, asks=False, fails=fails, tag="leadership")(probe)
 
 
 def _held(holder: Holder, method: str) -> Response[Holder]:
@@ -124,8 +123,12 @@ ROUTES = (
     why,
     switchover,
     release,
-    _probe("GET", app=False),
-    _probe("HEAD", app=False),
-    _probe("GET", app=True),
-    _probe("HEAD", app=True),
+    *(
+        _probe(method, f"{BASE}/leader/{path}", fails, f"leader_of_{name}", f"200 only on the node that leads {what}.")
+        for path, fails, name, what in (
+            ("kernel", (NotLeader, NoLeader), "kernel", "the kernel"),
+            ("app/{name:str}", (NotLeader,), "app", "this app"),
+        )
+        for method in ("GET", "HEAD")
+    ),
 )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, core_of
@@ -24,21 +24,21 @@ async def modules(request: Req) -> tuple[ModuleView, ...]:
 
 
 @endpoint("POST", f"{BASE}/modules/{{name:str}}/restart", scope=Scope.ADMIN, fails=UNKNOWN, status=202, tag="modules")
-async def restart(request: Req, name: str) -> Response[None]:
+async def restart(request: Req, name: FromPath[str]) -> Response[None]:
     """Restarts one module. Apps run on."""
     await core_of(request).supervisor({"cmd": "restart", "name": name})
     return Response(None, status_code=202)
 
 
 @endpoint("GET", f"{BASE}/modules/{{name:str}}/logs", scope=Scope.ADMIN, fails=UNKNOWN, tag="modules")
-async def logs(request: Req, name: str, tail: Annotated[int, Parameter(ge=1, le=_TAIL_MOST)] = 200) -> ModuleLog:
+async def logs(request: Req, name: FromPath[str], tail: Annotated[int, QueryParameter(ge=1, le=_TAIL_MOST)] = 200) -> ModuleLog:
     """The last lines that a module printed."""
     found = await core_of(request).supervisor({"cmd": "logs", "name": name, "tail": tail})
     return ModuleLog(lines=tuple(found))
 
 
 @endpoint("GET", f"{BASE}/modules/{{name:str}}/deaths", scope=Scope.READ, fails=UNKNOWN, tag="modules")
-async def deaths(request: Req, name: str) -> tuple[Death, ...]:
+async def deaths(request: Req, name: FromPath[str]) -> tuple[Death, ...]:
     """Why its processes ended, newest first, with their last words."""
     found = await core_of(request).supervisor({"cmd": "why", "name": name})
     return msgspec.convert(found, tuple[Death, ...])

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 from litestar import Response
+from litestar.params import FromPath, JSONBody
 
 from piccolod import clock
 from piccolod.errors import Invalid, NotFound
@@ -49,13 +50,13 @@ async def list_secrets(request: Req) -> tuple[SecretView, ...]:
 
 
 @endpoint("GET", _PATH, scope=Scope.READ, fails=(*STORE, *UNKNOWN), tag="secrets")
-async def show(request: Req, name: str) -> SecretView:
+async def show(request: Req, name: FromPath[str]) -> SecretView:
     """That a secret exists; its value never comes back."""
     return _view(await _known(core_of(request), name))
 
 
 @endpoint("PUT", _PATH, scope=Scope.ADMIN, fails=COMMIT, accepts=JSON, body_bytes=_BODY_BYTES, tag="secrets")
-async def put(request: Req, name: str, data: SecretBody) -> Response[SecretView]:
+async def put(request: Req, name: FromPath[str], data: JSONBody[SecretBody]) -> Response[SecretView]:
     """Sets a secret. Apps that use it get the value with their next start."""
     if not _NAME.fullmatch(name):
         raise Invalid(f"{name[:80]!r} is not a name", hint="lowercase letters, digits, dot, hyphen, underscore; at most 63")
@@ -71,7 +72,7 @@ async def put(request: Req, name: str, data: SecretBody) -> Response[SecretView]
 
 
 @endpoint("DELETE", _PATH, scope=Scope.ADMIN, fails=(*COMMIT, *UNKNOWN), status=204, tag="secrets")
-async def remove(request: Req, name: str) -> Response[None]:
+async def remove(request: Req, name: FromPath[str]) -> Response[None]:
     """Removes a secret. What runs keeps its copy until it is restarted."""
     core = core_of(request)
     await _known(core, name)

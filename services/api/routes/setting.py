@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from litestar import Response
+from litestar.params import JSONBody
 
 from piccolod.protocol.persistence import Commit, Write
 from services.api import settings
@@ -21,7 +22,7 @@ async def show(request: Req) -> SettingsDocument:
 
 
 @endpoint("PUT", f"{BASE}/settings", scope=Scope.ADMIN, fails=COMMIT, accepts=JSON, tag="settings")
-async def replace(request: Req, data: Settings) -> Response[SettingsDocument]:
+async def replace(request: Req, data: JSONBody[Settings]) -> Response[SettingsDocument]:
     """Replaces all settings; what the body leaves out gets its default."""
     body = msgspec.to_builtins(data)
     order = Commit(

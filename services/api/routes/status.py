@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import msgspec
+from litestar.params import FromPath
 
 from piccolod.errors import PiccoloError
 from piccolod.protocol.apps import ListApps
@@ -18,13 +19,13 @@ from services.api.documents import ModuleView, Status
 from services.api.endpoint import endpoint
 
 
-@endpoint("GET", f"{BASE}/status", scope=Scope.READ, tag="status")
+@endpoint("GET", f"{BASE}/status", scope=Scope.READ, asks=False, tag="status")
 async def status(request: Req) -> Status:
     """Node, role, lock, rev, modules and apps. A part that does not answer is missing, with its reason; the rest is there."""
     core = core_of(request)
     missing: dict[str, str] = {}
 
-    async def part(name: str, work: Any) -> Any:
+    async def part(name: FromPath[str], work: Any) -> Any:
         try:
             return await work
         except PiccoloError as error:

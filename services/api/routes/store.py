@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from piccolod.errors import StoreCorrupt, StoreFull
 from piccolod.protocol.persistence import Check, GetLog, GetRevision, LogEntry, Repair, Revision, StoreReport
@@ -24,8 +24,8 @@ async def revision(request: Req) -> Revision:
 @endpoint("GET", f"{BASE}/store/log", scope=Scope.READ, fails=(StoreCorrupt,), tag="store")
 async def log(
     request: Req,
-    after: Annotated[int, Parameter(ge=-1, description="Entries after this rev; -1: the last ones.")] = -1,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+    after: Annotated[int, QueryParameter(ge=-1, description="Entries after this rev; -1: the last ones.")] = -1,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
 ) -> tuple[LogEntry, ...]:
     """The entries of the sealed log, oldest first."""
     return (await core_of(request).ask(GetLog(after=after, limit=limit))).entries

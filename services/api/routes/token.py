@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response
+from litestar.params import FromPath, JSONBody
 
 from piccolod import clock
 from piccolod.errors import NotFound
@@ -44,7 +45,7 @@ async def list_tokens(request: Req) -> tuple[TokenView, ...]:
 
 
 @endpoint("POST", f"{BASE}/auth/tokens", scope=Scope.ADMIN, fails=COMMIT, accepts=JSON, status=201, tag="auth")
-async def create(request: Req, data: TokenBody) -> Response[NewToken]:
+async def create(request: Req, data: JSONBody[TokenBody]) -> Response[NewToken]:
     """A new token. Its text is shown this once; only a hash is kept."""
     number, text, digest = tokens.mint()
     now_ms = clock.wall_ms()
@@ -69,7 +70,7 @@ async def create(request: Req, data: TokenBody) -> Response[NewToken]:
 
 
 @endpoint("DELETE", f"{BASE}/auth/tokens/{{number:str}}", scope=Scope.ADMIN, fails=(*COMMIT, *UNKNOWN), status=204, tag="auth")
-async def revoke(request: Req, number: str) -> Response[None]:
+async def revoke(request: Req, number: FromPath[str]) -> Response[None]:
     """Ends a token: the next call with it is refused."""
     core = core_of(request)
     try:

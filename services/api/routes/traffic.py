@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 import msgspec
+from litestar.params import FromQuery, JSONBody
 
 from piccolod.errors import PiccoloError, Unavailable
 from piccolod.protocol.router import GetRoutes, RouteState, RouteTest, TestRoute
@@ -24,13 +25,13 @@ class RouteTestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 @endpoint("GET", f"{BASE}/routes", scope=Scope.READ, tag="routes")
-async def list_routes(request: Req, app: str | None = None) -> tuple[RouteView, ...]:
+async def list_routes(request: Req, app: FromQuery[str | None] = None) -> tuple[RouteView, ...]:
     """Every listener, its mode, and its traffic. A worker that is being restarted is left out of the sums."""
     return merged(await states(core_of(request), app))
 
 
 @endpoint("POST", f"{BASE}/routes/test", scope=Scope.WRITE, fails=UNKNOWN, accepts=JSON, tag="routes")
-async def test_route(request: Req, data: RouteTestBody) -> RouteTest:
+async def test_route(request: Req, data: JSONBody[RouteTestBody]) -> RouteTest:
     """Dials the endpoint of a listener as a client's connection would be."""
     core = core_of(request)
     failure: PiccoloError = Unavailable("no router is running", hint="`piccoloctl modules list`")

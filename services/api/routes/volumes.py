@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from litestar.params import FromQuery
+
 from piccolod.protocol.volumes import ListVolumes, VolumeDocument
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, core_of
@@ -9,7 +11,7 @@ from services.api.endpoint import STORE, endpoint
 
 
 @endpoint("GET", f"{BASE}/volumes", scope=Scope.READ, fails=STORE, tag="volumes")
-async def list_volumes(request: Req, app: str | None = None) -> tuple[VolumeDocument, ...]:
+async def list_volumes(request: Req, app: FromQuery[str | None] = None) -> tuple[VolumeDocument, ...]:
     """Every volume on this node, attached or not."""
     return (await core_of(request).ask(ListVolumes(app=app))).volumes
 

@@ -176,6 +176,35 @@ def test_a_container_that_still_has_the_volume_makes_a_detach_busy(driver: Drive
     assert_nothing_is_left(paths)
 
 
+def test_a_detach_takes_the_image_from_every_namespace(driver: Driver, paths: Paths) -> None:
+    if missing := image.why_not():
+        pytest.skip(missing)
+    driver.create(DATA, LIMITED, KEY)
+    driver.attach(DATA, 1, KEY, allowed)
+    point = driver.mount_point(DATA)
+    holder = container(point)
+    try:
+        subprocess.run(["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "umount", str(point)], check=True)
+        assert f"{DATA}.cipher" in Path(f"/proc/{holder.pid}/mountinfo").read_text()
+        driver.detach(DATA)
+        driver.reshape(DATA, Shape(Body.IMAGE, 64 * MIB))
+        driver.attach(DATA, 2, KEY, allowed)
+        assert os.statvfs(point).f_blocks * os.statvfs(point).f_frsize > LIMITED.limit_bytes
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_a_container_that_only_starts_does_not_stop_a_detach(driver: Driver, attached: Path, paths: Paths) -> None:
+    starting = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sleep", "0.7"])
+    try:
+        seen.wait_until(lambda: mounts.other_users(driver.look(DATA).device, attached), "it has a copy of our mounts")
+        driver.detach(DATA)
+    finally:
+        starting.wait(10)
+    assert_nothing_is_left(paths)
+
+
 def test_there_is_no_second_writer_while_a_container_holds_the_first(driver: Driver, attached: Path, paths: Paths) -> None:
     holder = container(attached)
     try:

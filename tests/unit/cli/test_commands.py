@@ -1,0 +1,330 @@
+"""Each command says to the API what its arguments mean."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.cli.api_double import ApiDouble, Reply, serving
+from tests.unit.cli.conftest import Ctl
+
+OPEN = {"initialized": True, "locked": False, "has_recovery": False, "keyset_version": 1, "cluster_id": "c", "reason": ""}
+IMAGE = {"id": "sha256:" + "ab" * 32, "names": ["localhost/x:1"], "size_bytes": 2048, "created_ms": 0, "used_by": []}
+
+
+# --- passwords
+
+
+def test_a_password_from_stdin_loses_its_line_end_only(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/crypto/unlock", OPEN)
+    done = ctl("unlock", "--password-stdin", stdin=" spaces stay \n")
+    assert double.sent[0].document == {"password": " spaces stay "}
+    assert done.out == "the store is unlocked\n"
+
+
+def test_a_password_from_a_file(ctl: Ctl, double: ApiDouble, folder: Path) -> None:
+    (folder / "pw").write_text("from a file\nand a second line\n")
+    double.on("POST", "/crypto/setup", OPEN, status=201)
+    assert ctl("setup", "--password-file", str(folder / "pw")).code == 0
+    assert double.sent[0].document == {"password": "from a file"}
+
+
+@pytest.mark.parametrize("command", ["setup", "unlock"])
+def test_without_a_terminal_a_password_is_not_guessed(ctl: Ctl, double: ApiDouble, command: str) -> None:
+    done = ctl(command)
+    assert done.code == 2
+    assert "--password-stdin" in done.err
+    assert double.sent == []
+
+
+def test_an_empty_password_is_refused_here(ctl: Ctl, double: ApiDouble) -> None:
+    assert ctl("unlock", "--password-stdin", stdin="\n").code == 8
+    assert double.sent == []
+
+
+def test_no_command_takes_a_password_as_an_argument(ctl: Ctl, double: ApiDouble) -> None:
+    assert ctl("unlock", "secret").code == 2
+    assert ctl("unlock", "--password", "secret").code == 2
+    assert ctl("secrets", "set", "name", "value").code == 2
+
+
+def test_a_new_password_takes_both_from_stdin(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/crypto/password", OPEN)
+    assert ctl("keys", "password", "--password-stdin", stdin="old one\nnew one\n").code == 0
+    assert double.sent[0].document == {"old": "old one", "new": "new one"}
+
+
+def test_recovery_words_are_the_only_thing_on_stdout(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/crypto/recovery", {"words": "abandon ability able"})
+    done = ctl("keys", "recovery", "new", "--password-stdin", stdin="pw\n")
+    assert done.out == "abandon ability able\n"
+    assert "paper" in done.err
+
+
+def test_recovery_words_set_a_new_password(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/crypto/reset", OPEN)
+    assert ctl("keys", "recovery", "use", "--password-stdin", stdin="abandon ability\nnew one\n").code == 0
+    assert double.sent[0].document == {"words": "abandon ability", "new": "new one"}
+
+
+# --- uploads
+
+
+def test_load_sends_the_file_as_it_is(ctl: Ctl, double: ApiDouble, folder: Path) -> None:
+    content = bytes(range(256)) * 9000
+    (folder / "image.tar").write_bytes(content)
+    double.on("POST", "/images", [IMAGE], status=201)
+    done = ctl("images", "load", str(folder / "image.tar"))
+    sent = double.sent[0]
+    assert sent.body == content
+    assert sent.query == {"kind": "load"}
+    assert sent.headers["content-length"] == str(len(content))
+    assert sent.headers["content-type"] == "application/x-tar"
+    assert "localhost/x:1 is here" in done.out
+
+
+def test_load_from_stdin_is_sent_as_it_comes(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/images", [IMAGE], status=201)
+    assert ctl("images", "import", "-", "localhost/x:1", stdin=b"\x00\xff" * 300_000).code == 0
+    assert double.sent[0].body == b"\x00\xff" * 300_000
+    assert double.sent[0].headers["transfer-encoding"] == "chunked"
+    assert double.sent[0].query == {"kind": "import", "name": "localhost/x:1"}
+
+
+def test_build_sends_the_folder_as_a_tar(ctl: Ctl, double: ApiDouble, folder: Path) -> None:
+    context = folder / "context"
+    (context / "rootfs").mkdir(parents=True)
+    (context / "Containerfile").write_text("FROM scratch\nCOPY rootfs/ /\n")
+    (context / "rootfs" / "big").write_bytes(b"x" * 900_000)
+    (context / "rootfs" / "link").symlink_to("big")
+    double.on("POST", "/images", [IMAGE], status=201)
+    assert ctl("images", "build", str(context), "localhost/x:1").code == 0
+    with tarfile.open(fileobj=BytesIO(double.sent[0].body)) as tar:
+        members = {member.name: member for member in tar.getmembers()}
+    assert set(members) == {"Containerfile", "rootfs", "rootfs/big", "rootfs/link"}
+    assert members["rootfs/big"].size == 900_000
+    assert members["rootfs/link"].linkname == "big"
+    assert {member.uid for member in members.values()} == {0}
+
+
+def test_build_without_a_containerfile_is_refused_here(ctl: Ctl, double: ApiDouble, folder: Path) -> None:
+    assert ctl("images", "build", str(folder), "localhost/x:1").code == 8
+    assert double.sent == []
+
+
+def test_an_upload_that_is_refused_early_shows_the_reason(ctl: Ctl, folder: Path) -> None:
+    """The server answers and closes before it has read the body."""
+    import socket
+    import threading
+
+    refusal = json.dumps({"code": "too_large", "detail": "an upload has at most 1 MiB", "status": 413}).encode()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "early.sock"))
+        listener.listen()
+
+        def refuse() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(100)
+                peer.sendall(b"HTTP/1.1 413 X\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(refusal), refusal))
+
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        (folder / "image.tar").write_bytes(b"x" * 20_000_000)
+        done = ctl("images", "load", str(folder / "image.tar"), socket=str(folder / "early.sock"))
+        thread.join(5)
+    assert done.code == 8
+    assert "at most 1 MiB" in done.err
+
+
+# --- redirects
+
+
+def test_a_leader_hint_is_followed_with_body_and_token(ctl: Ctl, folder: Path) -> None:
+    with serving(ApiDouble(), None) as leader, serving(ApiDouble(), None) as follower:
+        leader.on("PUT", "/secrets/db", {"name": "db"})
+        location = {"Location": f"{leader.url}/api/v1/secrets/db"}
+        follower.refuse("PUT", "/secrets/db", 307, "not_leader", headers=location)
+        (folder / "value").write_text("v")
+        done = ctl("--url", follower.url, "--token", "pic_x", "secrets", "set", "db", "--file", str(folder / "value"))
+    assert done.code == 0
+    assert leader.sent[0].document == {"value": "v"}
+    assert leader.sent[0].headers["authorization"] == "Bearer pic_x"
+    assert leader.sent[0].headers["idempotency-key"] == follower.sent[0].headers["idempotency-key"]
+
+
+def test_no_redirect_stays_here_and_is_5(ctl: Ctl) -> None:
+    with serving(ApiDouble(), None) as follower:
+        follower.refuse(
+            "POST", "/crypto/lock", 307, "not_leader", headers={"Location": "http://127.0.0.1:1/api/v1/crypto/lock"}
+        )
+        done = ctl("--url", follower.url, "--no-redirect", "lock")
+    assert done.code == 5
+    assert follower.sent[0].headers["piccolo-redirect"] == "never"
+
+
+def test_hints_in_a_circle_end(ctl: Ctl) -> None:
+    with serving(ApiDouble(), None) as node:
+        node.refuse("GET", "/apps", 307, "not_leader", headers={"Location": f"{node.url}/api/v1/apps"})
+        done = ctl("--url", node.url, "ps")
+    assert done.code == 5
+    assert len(node.sent) < 6
+
+
+def test_what_came_from_stdin_is_not_sent_half_to_the_leader(ctl: Ctl) -> None:
+    with serving(ApiDouble(), None) as node:
+        node.refuse("POST", "/images", 307, "not_leader", headers={"Location": f"{node.url}/other"})
+        done = ctl("--url", node.url, "images", "load", "-", stdin=b"tar")
+    assert done.code == 5
+    assert "second time" in done.err
+
+
+# --- the rest
+
+
+def test_routes_test_takes_the_only_listener(ctl: Ctl, double: ApiDouble, app: dict[str, Any]) -> None:
+    double.on("GET", "/apps/hello", app)
+    double.on("POST", "/routes/test", {"ok": True, "reason": "", "connect_ms": 0.4})
+    assert ctl("routes", "test", "hello").code == 0
+    assert double.sent[-1].document == {"app": "hello", "listener": "web"}
+    double.on("POST", "/routes/test", {"ok": False, "reason": "refused", "connect_ms": 0})
+    done = ctl("routes", "test", "hello.web")
+    assert done.code == 1
+    assert "does not answer: refused" in done.out
+
+
+def test_a_module_restart_waits_for_the_new_process(ctl: Ctl, double: ApiDouble) -> None:
+    old = {"name": "apps", "pid": 1, "instance": "a", "state": "ready"}
+    double.on("POST", "/modules/apps/restart", Reply(202))
+    double.on(
+        "GET", "/modules", [old], [old], [{**old, "instance": "b", "state": "starting"}], [{**old, "instance": "b", "pid": 2}]
+    )
+    done = ctl("modules", "restart", "apps")
+    assert done.code == 0
+    assert done.out == "apps is ready again as pid 2\n"
+
+
+def test_an_unknown_module_is_3(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("GET", "/modules", [])
+    assert ctl("modules", "show", "nobody").code == 3
+
+
+def test_a_damaged_store_is_1_and_says_how_to_go_on(ctl: Ctl, double: ApiDouble) -> None:
+    report = {"ok": False, "file": "control.db", "entries": 5, "first_rev": 1, "good_rev": 3, "head_rev": 5,
+              "problem": "rev 4: digest", "set_aside": "", "lost_revs": 0}  # fmt: skip
+    double.on("POST", "/store/check", report)
+    done = ctl("store", "check")
+    assert done.code == 1
+    assert "rev 4: digest" in done.out
+    assert "store repair" in done.out
+
+
+def test_settings_set_changes_one_and_keeps_the_others(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("GET", "/settings", {"title": "home", "session_hours": 12, "generation": 4})
+    double.on("PUT", "/settings", {"title": "home", "session_hours": 5, "generation": 9})
+    assert ctl("settings", "set", "session_hours=5").code == 0
+    assert double.sent[-1].document == {"title": "home", "session_hours": 5}
+
+
+def test_one_setting_is_plain_text(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("GET", "/settings", {"title": "home", "session_hours": 12, "generation": 4})
+    assert ctl("settings", "get", "title").out == "home\n"
+    assert ctl("settings", "get", "nothing").code == 3
+
+
+def test_a_token_is_the_only_thing_on_stdout(ctl: Ctl, double: ApiDouble) -> None:
+    double.on(
+        "POST", "/auth/tokens", {"id": "1", "name": "ci", "scopes": ["read"], "expires_ms": 0, "token": "pic_1_s"}, status=201
+    )
+    done = ctl("tokens", "create", "ci", "--scope", "write", "--expires", "30d")
+    assert done.out == "pic_1_s\n"
+    assert double.sent[0].document == {"name": "ci", "scope": "write", "expires_in_s": 30 * 86400}
+
+
+def test_a_secret_that_is_no_text_goes_in_base64(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("PUT", "/secrets/key", {"name": "key"})
+    assert ctl("secrets", "set", "key", "--file", "-", stdin=b"\xff\x00").code == 0
+    assert double.sent[0].document == {"value_base64": "/wA="}
+
+
+def test_why_takes_the_name_of_an_app(ctl: Ctl, double: ApiDouble) -> None:
+    leadership = {"resource": "app:hello", "role": "leader", "node": "n1"}
+    change = {
+        "resource": "app:hello",
+        "epoch": 1,
+        "at_ms": 0,
+        "from_node": "",
+        "to_node": "n1",
+        "reason": "installed",
+        "phases": {},
+    }
+    double.on(
+        "GET", "/leadership/app:hello/why", {"leadership": leadership, "explanation": "n1 is alone.", "history": [change]}
+    )
+    out = ctl("why", "hello").out
+    assert out.startswith("n1 is alone.\n")
+    assert "installed" in out
+
+
+def test_a_name_cannot_leave_its_path(ctl: Ctl, double: ApiDouble) -> None:
+    ctl("apps", "show", "../crypto/lock?x=1")
+    assert double.sent[0].path == "/api/v1/apps/..%2Fcrypto%2Flock%3Fx%3D1"
+
+
+def test_events_go_on_where_the_stream_was_cut(ctl: Ctl, double: ApiDouble) -> None:
+    def event(number: int) -> dict[str, Any]:
+        return {"id": number, "type": "AppStateChanged", "key": "hello", "at": 1, "node": "n1", "body": {"state": "running"}}
+
+    def stream(*numbers: int) -> Reply:
+        told = "".join(f"id: {n}\ndata: {json.dumps(event(n))}\n\n" for n in numbers)
+        return Reply(raw=f"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nretry: 1\n\n: alive\n\n{told}id: 99\ndata: {{".encode())
+
+    double.on("GET", "/events/history", [event(3)])
+    double.on("GET", "/events", stream(4, 5), stream(6), Reply(500, {"code": "failed", "detail": "enough"}))
+    done = ctl("events", "-f", "-o", "name")
+    assert done.out.split() == ["3", "4", "5", "6"]
+    assert done.code == 1
+    follows = double.bodies("GET", "/events")
+    assert [each.headers["last-event-id"] for each in follows] == ["3", "5", "6"]
+
+
+def test_config_check_names_every_mistake(ctl: Ctl, folder: Path) -> None:
+    file = folder / "piccolod.toml"
+    file.write_text('[node]\nnmae = "x"\n[api]\ntls = "maybe"\n')
+    done = ctl("config", "check", str(file))
+    assert done.code == 8
+    assert "did you mean `name`?" in done.err
+    file.write_text('[node]\nname = "n1"\n')
+    assert ctl("config", "check", str(file)).code == 0
+
+
+def test_doctor_looks_at_this_machine(ctl: Ctl, folder: Path) -> None:
+    done = ctl("doctor", "-o", "json", socket=str(folder / "none.sock"))
+    found = {each["check"]: each for each in json.loads(done.out)}
+    assert {"python", "podman", "gocryptfs", "fuse", "cgroups", "disk", "memory", "public ports"} <= set(found)
+    assert found["piccolod"]["grade"] == "bad"
+    assert "systemctl start" in found["piccolod"]["hint"]
+    assert done.code == 1
+
+
+def test_doctor_tells_a_locked_node_from_an_ill_one(ctl: Ctl, double: ApiDouble) -> None:
+    def finding() -> dict[str, str]:
+        found: list[dict[str, str]] = json.loads(ctl("doctor", "-o", "json").out)
+        return next(each for each in found if each["check"] == "piccolod")
+
+    double.on("GET", "/health/ready", {"ready": False, "component": "lock", "reason": "locked", "code": "locked"}, status=503)
+    assert finding()["grade"] == "note"
+    double.on(
+        "GET",
+        "/health/ready",
+        {"ready": False, "component": "apps", "reason": "crashlooping", "code": "unavailable"},
+        status=503,
+    )
+    assert finding()["grade"] == "warn"
+    double.on("GET", "/health/ready", {"ready": True})
+    assert finding()["grade"] == "ok"
