@@ -46,6 +46,9 @@ _ROOT_CAPABILITIES: Final = (
     "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER", "CAP_KILL", "CAP_SYS_PTRACE",
 )  # fmt: skip
 
+# gocryptfs makes files as the user who asks for them
+_FILE_SERVER_CAPABILITIES: Final = ("CAP_SETUID", "CAP_SETGID", "CAP_FSETID", "CAP_SETFCAP", "CAP_SYS_RESOURCE")
+
 MODULES: Final[tuple[ModuleSpec, ...]] = (
     ModuleSpec(
         name="broker",
@@ -82,8 +85,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         publishes=("VolumeStateChanged", "HealthChanged"),
         may_call=("persistence.volume_key", "persistence.forget_volume_key"),
         holds_keys=True,
-        # gocryptfs, which it starts, makes files as the user who asks for them
-        capabilities=(*_ROOT_CAPABILITIES, "CAP_MKNOD", "CAP_SETUID", "CAP_SETGID"),
+        capabilities=(*_ROOT_CAPABILITIES, "CAP_MKNOD", *_FILE_SERVER_CAPABILITIES),
     ),
     ModuleSpec(
         name="apps",

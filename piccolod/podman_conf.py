@@ -23,6 +23,8 @@ from piccolod.errors import Unavailable
 
 _CONTAINER_LOG_BYTES: Final = 10 * 2**20
 
+_EXEC_KEPT_S: Final = 10
+
 # podman 4.3, cmd/podman; gone with https://github.com/containers/podman/pull/22277
 _RUNROOT_CHARACTERS: Final = 50
 
@@ -142,6 +144,8 @@ def containers_conf(config: Config, host: Host) -> str:
         f"runtime = {_quoted(choose_runtime(config.podman.runtime, host))}",
         'cgroup_manager = "cgroupfs"',
         'events_logger = "file"',
+        # Each exec over the API leaves a conmon for so long; the default of 300 piles up 60 for a probe every 5 s.
+        f"exit_command_delay = {_EXEC_KEPT_S}",
         # The default is one shared-memory segment a machine, which a second node's first start would reset.
         'lock_type = "file"',
         f"tmp_dir = {_quoted(_runroot(config) / 'libpod')}",

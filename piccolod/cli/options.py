@@ -48,13 +48,22 @@ def _keep(field: str, *, invert: bool = False) -> Callable[[click.Context, click
     """Stores what was given; what was not given changes nothing, so that the place on the line does not matter."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        if value not in (None, False):
+        if value not in (None, False) and not _outdone(ctx, field):
             setattr(session_of(ctx), field, not value if invert else value)
-            if field == "socket" and ctx.get_parameter_source("socket") is ParameterSource.COMMANDLINE:
-                session_of(ctx).url = ""  # named on the line: it wins over PICCOLO_URL
+            if field == "socket" and _on_the_line(ctx, "socket"):
+                session_of(ctx).url = ""
         return value
 
     return callback
+
+
+def _on_the_line(ctx: click.Context, field: str) -> bool:
+    return ctx.get_parameter_source(field) is ParameterSource.COMMANDLINE
+
+
+def _outdone(ctx: click.Context, field: str) -> bool:
+    """PICCOLO_URL by a socket on the line: what is on the line is looked at first."""
+    return field == "url" and _on_the_line(ctx, "socket") and not _on_the_line(ctx, "url")
 
 
 def _option(
@@ -88,7 +97,6 @@ def common(*, root: bool) -> list[click.Parameter]:
         return value
 
     return [
-        # The order is that of precedence: a socket on the line is looked at after the URL of the environment.
         _option("--url", field="url", help="piccolod's HTTP address", metavar="URL", hidden=hidden, **variable("PICCOLO_URL")),
         _option(
             "--socket",

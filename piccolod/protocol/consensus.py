@@ -117,7 +117,10 @@ class GetWhy(Request[Why], frozen=True, kw_only=True):
 
 
 class Switchover(Request[Leadership], frozen=True, kw_only=True):
-    """A planned handover to `to`, or to the best candidate. NotFound: no such node. Exists: it leads already. Conflict: alone."""
+    """A planned handover to `to`, or to the best candidate. NotFound: no such node. Exists: it leads already.
+
+    Conflict: this node is alone.
+    """
 
     command: ClassVar[str] = "consensus.switchover"
     reply: ClassVar[type] = Leadership

@@ -37,6 +37,7 @@ _CAPABILITIES: Final = (
     "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 )  # fmt: skip
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)  # once, in the zygote: making it costs more than all its calls
+_LIBC.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 _NUMBERS: Final = {name: number for number, name in enumerate(_CAPABILITIES)}
 
 # Above this a loop over all descriptors, as some libraries do, takes seconds.
@@ -129,12 +130,10 @@ def no_core_dumps() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def user_exists(name: str) -> bool:
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
+def load_name_service() -> None:
+    """In the zygote: the libraries that look up users are loaded once, and not by each module."""
+    with suppress(KeyError):
+        pwd.getpwnam("piccolo-nobody")
 
 
 def _limits() -> None:
@@ -192,8 +191,14 @@ def _become(user: str, keep: int) -> list[str]:
 
 
 def _permitted() -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1], 16) for line in file if line.startswith("CapPrm:"))
+    data = (ctypes.c_uint32 * 6)()
+    if _LIBC.capget(ctypes.byref(_capability_header()), ctypes.byref(data)):
+        return 0
+    return int(data[1]) | int(data[4]) << 32
+
+
+def _capability_header() -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
 
 
 def _drop_bounding(keep: int) -> bool:
@@ -207,12 +212,10 @@ def _drop_bounding(keep: int) -> bool:
 
 
 def _set_capabilities(keep: int) -> bool:
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = keep & 0xFFFFFFFF, keep >> 32
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)  # two sets of {effective, permitted, inheritable}
-    return bool(_LIBC.capset(ctypes.byref(header), ctypes.byref(data)) == 0)
+    return bool(_LIBC.capset(ctypes.byref(_capability_header()), ctypes.byref(data)) == 0)
 
 
 def _prctl(option: int, value: int) -> int:
-    return int(_LIBC.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
-
+    return int(_LIBC.prctl(option, value, 0, 0, 0))

@@ -129,6 +129,7 @@ class Zygote:
 def main(fd: int, supervisor: int) -> NoReturn:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     rights.no_core_dumps()
+    rights.load_name_service()
     if rights.die_with(supervisor):
         try:
             Zygote(Link(socket.socket(fileno=fd)), supervisor).run()

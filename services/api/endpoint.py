@@ -6,6 +6,7 @@ A route without a declaration is for admins alone, and a test finds it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -117,6 +118,7 @@ def _responses(kinds: Failures) -> dict[int, ResponseSpec]:
 def _operation(accepts: tuple[str, ...], raw_body: dict[str, Any] | None, never: str) -> type[Operation]:
     """What litestar cannot know of a route: the body that it reads itself, and the status that cannot be."""
 
+    @dataclass
     class Declared(Operation):
         def __post_init__(self) -> None:
             if raw_body is not None:

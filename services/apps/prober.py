@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -69,11 +70,22 @@ class Prober:
         return code == 0, "" if code == 0 else f"the check exited with {code}" + (f": {output}" if output else "")
 
     async def _connect(self, port: int) -> None:
-        _, writer = await asyncio.open_connection(self._address, port)
+        _, writer = await self._open(port)
         writer.close()
 
+    async def _open(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Only to what is directly connected: the address of a container that is gone must not lead out of this machine."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
+            await asyncio.get_running_loop().sock_connect(sock, (self._address, port))
+            return await asyncio.open_connection(sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
     async def _http(self, port: int, path: str) -> tuple[bool, str]:
-        reader, writer = await asyncio.open_connection(self._address, port)
+        reader, writer = await self._open(port)
         try:
             request = f"GET {path} HTTP/1.1\r\nHost: {self._manifest.name}\r\nUser-Agent: piccolod\r\nConnection: close\r\n\r\n"
             writer.write(request.encode("ascii"))

@@ -389,6 +389,8 @@ class Relay:
             return
         # No keepalive: the peer is on this machine, its kernel says when it ends.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Only to what is directly connected: the address of a container that is gone must not lead out of this machine.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
         failure = sock.connect_ex((target.address, target.port))
         if failure not in (0, errno.EINPROGRESS):
             sock.close()

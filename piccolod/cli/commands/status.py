@@ -39,7 +39,7 @@ def screen(document: dict[str, Any], wide: bool, width: int) -> str:
         f"{click.style(name.ljust(8), bold=True)} {cut(text, width - 9) if width else text}" for name, text in facts.items()
     ]
     lines += _unwell(document.get("modules") or [])
-    lines += [f"  {part}: {printable(str(reason))}" for part, reason in (document.get("missing") or {}).items()]
+    lines += _missing(document)
     apps = document.get("apps") or []
     lines.append("")
     if apps:
@@ -87,3 +87,10 @@ def _unwell(modules: Iterable[dict[str, Any]]) -> list[str]:
         for module in modules
         if module.get("state") not in _AT_REST
     ]
+
+
+def _missing(document: dict[str, Any]) -> list[str]:
+    """What could not be asked. A closed store explains itself."""
+    if document.get("locked"):
+        return []
+    return [f"  {part}: {printable(str(reason))}" for part, reason in (document.get("missing") or {}).items()]

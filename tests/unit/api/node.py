@@ -29,7 +29,7 @@ from piccolod.protocol.events import LockStateChanged, ModuleStateChanged
 from piccolod.protocol.telemetry import EventRecord, EventRecords, GetEvents
 from services.api.service import APP, Service
 
-PASSWORD = "correct horse battery"  # noqa: S105
+PASSWORD = "correct horse battery"
 BASE = "/api/v1"
 
 

@@ -178,6 +178,7 @@ def test_each_documented_failure_happens(shared: Node, method: str, path: str, s
 def provoke(node: Node, method: str, path: str, code: str) -> httpx.Response:
     """Makes a failure happen: by what is sent where that is the cause, else by the answer of the module that is asked."""
     scope = next(route.opt["scope"] for route in ROUTES if fits(route, method, path))
+    caller = session(node) if path.endswith("/logout") else node.unix()
     if code == "invalid":
         with node.unix() as client:
             return send(client, method, path, params={"no-such-parameter": "1"})
@@ -207,8 +208,8 @@ def provoke(node: Node, method: str, path: str, code: str) -> httpx.Response:
         node.service._core.streams.taken = node.service._core.uploads.taken = 1000
     elif code != "conflict" or not path.endswith(("/switchover", "/release")):
         node.modules.fail = node.supervisor.error = BY_CODE[code]("a refusal")
-    with node.unix() as client:
-        return send(client, method, path)
+    with caller:
+        return send(caller, method, path)
 
 
 def fits(route: Any, method: str, path: str) -> bool:

@@ -32,7 +32,7 @@ def complete(folder: Path, words: str, **more: str) -> list[str]:
         CTL, env=environment(folder, **variables, **more), capture_output=True, text=True, timeout=20, check=False
     )
     assert done.stderr == ""
-    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
 
 def test_completion_knows_commands_and_asks_for_names(folder: Path, double: ApiDouble, app: dict[str, Any]) -> None:

@@ -450,7 +450,7 @@ async def test_a_worker_that_was_frozen_judges_before_it_moves_a_byte() -> None:
 
         bench.judge = shut
         client.writer.write(b"after")
-        time.sleep(0.15)  # noqa: ASYNC251 - the whole process stands still, as under SIGSTOP; the bytes wait in the kernel
+        time.sleep(0.15)
         assert await asyncio.wait_for(client.was_reset(), 1)
         await asyncio.sleep(0.05)
         assert heard == [b"before"]
