@@ -54,6 +54,8 @@ def _text(key: str, value: object) -> str:
             return format_size(int(value))
         if key.endswith("_ms") and value > 10**11:
             return moment(int(value))
+        if key.endswith("_ms"):
+            return f"{value:g} ms"
         if key.endswith("_s"):
             return format_duration(float(value))
     return printable(str(value))

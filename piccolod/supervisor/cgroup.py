@@ -1,4 +1,4 @@
-"""A cgroup for each module, where the service manager has delegated ours to us (cgroup v2, `Delegate=yes`)."""
+"""A cgroup for each module, where the service manager delegates one (cgroup v2, `Delegate=yes`, `DelegateSubgroup=`)."""
 
 from __future__ import annotations
 
@@ -19,27 +19,21 @@ class Cgroups:
 
     @classmethod
     def of_this_process(cls, mount: Path = _MOUNT) -> Cgroups:
-        """Takes over our cgroup when it is ours alone: a service of the host's manager, with nobody else in it."""
-        if not (mount / "cgroup.controllers").exists():
-            return cls(None)
-        with suppress(OSError):
-            own = next(line[4:].strip() for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::")
-            folder = mount / own.strip("/")
-            if own.endswith((".service", ".scope")) and _words(folder / "cgroup.procs") == {str(os.getpid())}:
-                return cls._take(folder)
-            # After a restart of the supervisor we were put beside the leaves again, or start within one.
-        return cls(None)
+        """Takes what is delegated: a service of the host's manager that starts us in a subgroup of its own.
 
-    @classmethod
-    def _take(cls, folder: Path) -> Cgroups:
-        # Controllers can be given to leaves only when no process is left in the folder itself.
-        home = folder / "supervisor"
-        home.mkdir(exist_ok=True)
-        (home / "cgroup.procs").write_text(str(os.getpid()))
-        for controller in ("memory", "pids", "cpu"):
-            with suppress(OSError):
-                (folder / "cgroup.subtree_control").write_text(f"+{controller}")
-        return cls(folder)
+        Without `DelegateSubgroup=` we would have to move ourselves out of the service's own group, and a restart beside
+        what we left in the leaves would fail, for no process may be put beside them (cgroups(7), "no internal processes").
+        """
+        with suppress(OSError, StopIteration):
+            lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+            own = mount / next(line[3:] for line in lines if line.startswith("0::")).strip("/")
+            alone = _words(own / "cgroup.procs") == {str(os.getpid())} and not _words(own.parent / "cgroup.procs")
+            if alone and own.parent.name.endswith(".service"):
+                for controller in ("memory", "pids"):
+                    with suppress(OSError):
+                        (own.parent / "cgroup.subtree_control").write_text(f"+{controller}")
+                return cls(own.parent)
+        return cls(None)
 
     def leaf(self, name: str, memory_bytes: int) -> str:
         """The folder of the cgroup `name`; empty when there is none."""

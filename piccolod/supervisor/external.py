@@ -37,7 +37,7 @@ _FIRST_LOOK_S: Final = 0.05
 _ANSWER_S: Final = 3.0
 _MISSES: Final = 2
 _START_S: Final = 20.0
-_ABSENT_S: Final = 30.0
+_ABSENT_S: Final = 10.0
 _LOG_BYTES: Final = 4 << 20
 _PASSED_ON: Final = (
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
@@ -92,6 +92,11 @@ class PodmanService:
             "level": "OK" if self.state is State.READY else "WARN", "lag_ms": 0.0, "warnings": [],
         }  # fmt: skip
 
+    def restart(self) -> None:
+        """By request."""
+        if self._pidfd >= 0:
+            self._kill("restarted by request", State.STOPPING)
+
     def leave(self) -> None:
         """It runs on without us."""
         self._closed = True
@@ -100,10 +105,12 @@ class PodmanService:
     def end(self, within_s: float, ended: Callable[[], None]) -> None:
         """Ends it with everything; containers were stopped before."""
         self._closed = True
-        if self._pidfd < 0:
+        if self._pidfd < 0 and self._told < 0:
             ended()
             return
         self._ended = ended
+        if self._told >= 0:  # on its way into being: it is ended once it is there
+            return
         self._cause = "stopped"
         kill(self._pidfd, signal.SIGTERM)
         self._loop.after(within_s, lambda: kill(self._pidfd, signal.SIGKILL) if self._pidfd >= 0 else None)
@@ -156,11 +163,21 @@ class PodmanService:
         self._loop.forget(self._told)
         os.close(self._told)
         self._told = -1
-        if failure:
+        if self._closed:
+            self._end_newborn()
+        elif failure:
             told = json.loads(failure)
             self._failed(str(told.get("code")), str(told.get("detail")))
-        elif not self._closed and not self._adopt():
+        elif not self._adopt():
             self._failed("failed", "podman's service ended at once, see its log")
+
+    def _end_newborn(self) -> None:
+        process = KnownProcess.read(pid_file(self._paths))
+        if process is not None and (pidfd := process.open()) >= 0:
+            kill(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+        ended, self._ended = self._ended, lambda: None
+        ended()
 
     def _failed(self, code: str, why: str) -> None:
         if code == "unavailable":
@@ -221,9 +238,9 @@ class PodmanService:
             else:
                 self._look_soon(_FIRST_LOOK_S)
 
-    def _kill(self, cause: str) -> None:
+    def _kill(self, cause: str, state: State = State.HUNG) -> None:
         self._cause = cause
-        self._set(State.HUNG, cause)
+        self._set(state, cause)
         kill(self._pidfd, signal.SIGKILL)
 
     def _forget(self) -> None:

@@ -153,6 +153,7 @@ class Leashes:
             return
         finally:
             pipe.close_write()
+        self._unwatch(leash)
         leash.probe.close()
         leash.probe = self._probe(index)
         if leash.state is State.WAITING:

@@ -97,7 +97,8 @@ class Spawner:
         self._loop.after(_PING_S, lambda: self._ping(pid))
 
     def spawn(self, order: Order) -> None:
-        if self._link is None or not order.fork:
+        if self._link is None or not order.fork or (self.zygote_restarts > 0 and not self.warm):
+            # A zygote made anew needs longer for its imports than one process for its own, and may freeze in them.
             self._execute(order)
             return
         self._ids += 1

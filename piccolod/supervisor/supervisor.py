@@ -6,6 +6,7 @@ SIGTERM ends the modules; containers, podman's service and the leashes run on an
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -83,6 +84,9 @@ class Supervisor:
         rights.adopt_orphans(True)
         self._run_dir.prepare(_owners(config, self._table))
         self._signals()
+        # What is here now is neither written to by a collector of ours nor of the log writer, which shares it.
+        gc.collect()
+        gc.freeze()
         self._disk = Disk(self._loop, self._reaper, self._say)
         self._disk.start()
         self._say.keep = self._book("supervisor").add
@@ -101,9 +105,10 @@ class Supervisor:
         )  # fmt: skip
         requests.take_stored({row.name: row for row in self._table})
         self._bus = BusSockets(paths, [row.name for row in self._table], group_id())
+        self._cgroups = Cgroups.of_this_process()
         parts = Parts(
             self._loop, self._reaper, self._spawner, self._sockets, self._bus, requests, self._ledger, self._voice,
-            Cgroups.of_this_process(), self._book, self._say,
+            self._cgroups, self._book, self._say,
         )  # fmt: skip
         self._tree = Tree(parts, self._table, config, self._on_change, policy, pace)
         self._loop.on_stall = self._stalled
@@ -118,7 +123,7 @@ class Supervisor:
     def run(self) -> int:
         """Until it is told to stop; returns the exit code."""
         missing = [
-            name for name, done in (("priority", rights.raise_priority()), ("OOM", rights.lower_oom_score())) if not done
+            name for name, done in (("priority", rights.raise_priority()), ("oom_score", rights.lower_oom_score())) if not done
         ]
         self._say("info", "started", pid=os.getpid(), node=self._config.node.name, without=",".join(missing) or "nothing")
         # Before the first fork is under way, which would hold them up.
@@ -241,6 +246,8 @@ class Supervisor:
     def _tell_degraded(self) -> None:
         """What this host does not let us take away from modules: named once, in the log and in health."""
         lacks: dict[str, list[str]] = {}
+        if not self._cgroups.limits_memory:
+            lacks["no cgroup is delegated to piccolod: memory limits are watched, not enforced"] = ["all"]
         for name, row in self._tree.rows.items():
             for warning in row.warnings:
                 lacks.setdefault(warning, []).append(name)
@@ -286,7 +293,10 @@ class Supervisor:
         return documents + (self._leashes.documents(now) if self._leashes is not None else [])
 
     def _restart(self, request: dict[str, Any]) -> None:
-        self._tree.restart(self._named(request), "restarted by request")
+        if request.get("name") == PODMAN and self._podman is not None:
+            self._podman.restart()
+        else:
+            self._tree.restart(self._named(request), "restarted by request")
 
     def _stop(self, request: dict[str, Any]) -> None:
         if self._stopping:

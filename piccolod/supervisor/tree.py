@@ -375,9 +375,10 @@ class Tree:
             level = text(message.get("level"))
             row.level, row.words = level if level in ("OK", "WARN", "ERROR") else "WARN", text(message.get("reason"))
         elif kind == "EXTEND":
-            row.start_until = max(row.start_until, clock.now() + seconds(message.get("seconds"), _EXTEND_S))
-            self._set(row, row.state, text(message.get("reason")))
-            self._check()
+            if row.state is State.STARTING:
+                row.start_until = max(row.start_until, clock.now() + seconds(message.get("seconds"), _EXTEND_S))
+                self._set(row, State.STARTING, text(message.get("reason")))
+                self._check()
         elif kind in ("LISTEN", "DEPOSIT", "LOCK"):
             self._parts.requests.answer(life, row.spec, message, fds)
         elif kind == "UNLISTEN":

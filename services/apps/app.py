@@ -60,6 +60,7 @@ class App:
         self._pidfd = -1
         self._live = False  # it was started here, or seen running, and its end was not seen yet
         self._conmon = Conmon()
+        self._looked = False  # in this life of the module
         self._trial_since_at = 0.0
         self._troubles = 0
         self._repeats = 0
@@ -146,6 +147,7 @@ class App:
     async def _look_and_act(self) -> float:
         seen = await observe.look(self._node, self._actions, self._memory())
         seen = await self._account(seen)
+        self._looked = True
         made = plan(self._wanted(), seen)
         if made.steps:
             self._log.info("acts", state=made.state, reason=made.reason, steps=list(made.steps), epoch=_epoch(seen))
@@ -261,7 +263,8 @@ class App:
             return
         self._stop_probing()
         self._run = run
-        self._prober = Prober(self._node.podman, container.id, container.address, version.manifest, self.wake)
+        served = not self._looked and self.stored.desired.candidate is None
+        self._prober = Prober(self._node.podman, container.id, container.address, version.manifest, self.wake, served=served)
         self._probing = self._node.module.spawn(self._probe(self._prober), name=f"probe {version.manifest.name}")
         with suppress(OSError):
             # Faster than podman's events, and there even when podman is not.

@@ -23,12 +23,16 @@ _DEFAULT_TIMEOUT_S: Final = 3.0
 class Prober:
     """Judges one run of one container until it is cancelled. `changed` is called whenever the judgement's phase changes."""
 
-    def __init__(self, podman: Podman, container: str, address: str, manifest: Manifest, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, podman: Podman, container: str, address: str, manifest: Manifest, changed: Callable[[], None], *, served: bool
+    ) -> None:
+        """`served`: it ran before this life of the module, and counts as ready until its probes say otherwise."""
         self._podman, self._container, self._address = podman, container, address
         self._manifest, self._changed = manifest, changed
         self._check = manifest.healthcheck
         self._rules = health.rules_of(self._check)
-        self.health = Health(clock.now())
+        now = clock.now()
+        self.health = Health(now, Phase.READY, ready_at=now) if served else Health(now)
 
     async def run(self) -> None:
         while True:

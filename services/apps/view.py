@@ -55,8 +55,6 @@ def warnings(node: Node, app: App) -> tuple[str, ...]:
     found = check(desired.current.manifest, Reading(), around)
     if desired.note:
         found.append(desired.note)
-    if trouble := node.routes.trouble(desired.name):
-        found.append(trouble)
     return tuple(found)
 
 

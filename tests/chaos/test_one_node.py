@@ -25,7 +25,8 @@ def _whole_again(node: Node) -> Iterator[None]:
 
 
 def container_of(node: Node) -> str:
-    return str(node.app("hello")["nodes"]["n1"]["container_id"])
+    """Its id, once apps has looked at it."""
+    return str(node.wait_app("hello")["nodes"]["n1"]["container_id"])
 
 
 @pytest.mark.parametrize("module", MODULE_NAMES)

@@ -41,6 +41,8 @@ def logs(session: Session, name: str, follow: bool, tail: int, since: str | None
         session.write(Printed(found, lambda *_: "", lambda _: ()))
         return 0
     _write(session, found if tail else {"lines": ()}, timestamps)
+    if not found["lines"] and not follow:
+        session.say(f"{name} has written nothing" + (" since then" if since else ""))
     if follow:
         _go_on(session, name, str(found["cursor"]), timestamps)
     return 0

@@ -20,7 +20,7 @@ def check(session: Session, file: str | None) -> int:
     from piccolod.config import DEFAULT_FILE, load
 
     loaded = load(Path(file) if file else None)
-    where = file or (str(DEFAULT_FILE) if DEFAULT_FILE.exists() else f"no {DEFAULT_FILE}: the defaults")
+    where = file or (str(DEFAULT_FILE) if DEFAULT_FILE.exists() else f"there is no {DEFAULT_FILE}; the defaults")
     document = {"file": file or str(DEFAULT_FILE), "node": loaded.node.name, "ok": True}
-    session.write(Printed(document, lambda *_: f"{where}: good, for the node {loaded.node.name}", lambda _: [loaded.node.name]))
+    session.write(Printed(document, lambda *_: f"{where}: good, for node {loaded.node.name}", lambda _: [loaded.node.name]))
     return 0

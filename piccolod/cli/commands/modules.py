@@ -12,7 +12,7 @@ from piccolod.cli.client import path_of
 from piccolod.cli.complete import module_names
 from piccolod.cli.options import Group
 from piccolod.cli.refusal import Refusal
-from piccolod.cli.session import Printed, Session
+from piccolod.cli.session import Form, Printed, Session
 from piccolod.cli.sheet import sheet
 from piccolod.cli.table import Column, printable, render
 from piccolod.cli.times import moment
@@ -127,5 +127,8 @@ def _until_new(session: Session, name: str, old_instance: str) -> dict[str, Any]
 def logs(session: Session, name: str, tail: int) -> int:
     """What a module wrote last."""
     found = session.client().get(path_of("modules", name, "logs", tail=tail))
-    session.write(Printed(found, lambda document, *_: "\n".join(document["lines"]), lambda document: document["lines"]))
+    if found["lines"] or session.form in (Form.JSON, Form.YAML):
+        session.write(Printed(found, lambda document, *_: "\n".join(document["lines"]), lambda document: document["lines"]))
+    else:
+        session.say(f"{name} has written nothing")
     return 0

@@ -178,7 +178,6 @@ def test_each_documented_failure_happens(shared: Node, method: str, path: str, s
 def provoke(node: Node, method: str, path: str, code: str) -> httpx.Response:
     """Makes a failure happen: by what is sent where that is the cause, else by the answer of the module that is asked."""
     scope = next(route.opt["scope"] for route in ROUTES if fits(route, method, path))
-    caller = session(node) if path.endswith("/logout") else node.unix()
     if code == "invalid":
         with node.unix() as client:
             return send(client, method, path, params={"no-such-parameter": "1"})
@@ -196,6 +195,7 @@ def provoke(node: Node, method: str, path: str, code: str) -> httpx.Response:
         with node.token("admin") as client:
             node.modules.locked = True
             return send(client, method, path)
+    caller = session(node) if path.endswith("/logout") else node.unix()
     if "/leader/" in path:
         lead(node)
         if code == "not_leader":
