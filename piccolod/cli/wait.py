@@ -22,12 +22,12 @@ _RESTING: Final = frozenset({"running", "standby", "stopped", "failed"})
 
 
 class Progress:
-    """What was said last, so that each change is said once."""
+    """What was said last, so that each change is said once. What was so before the command is no news."""
 
-    def __init__(self, session: Session, name: str) -> None:
+    def __init__(self, session: Session, app: dict[str, Any]) -> None:
         self._session = session
-        self._name = name
-        self._last: tuple[str, str] = ("", "")
+        self._name = app["name"]
+        self._last = (str(app.get("state") or ""), str(app.get("reason") or ""))
         self.since_at = clock.now()
         self.moved = False
 
@@ -51,7 +51,7 @@ def until_settled(session: Session, app: dict[str, Any], generation: int = 0) ->
     """
     name, generation = str(app["name"]), generation or int(app["generation"])
     client, end_at = session.client(), clock.now() + session.patience_s
-    progress = Progress(session, name)
+    progress = Progress(session, app)
     while True:
         seen = _look(client, name)
         if seen is not None:
@@ -66,7 +66,7 @@ def until_settled(session: Session, app: dict[str, Any], generation: int = 0) ->
 
 def until_gone(session: Session, name: str) -> None:
     client, end_at = session.client(), clock.now() + session.patience_s
-    progress = Progress(session, name)
+    progress = Progress(session, {"name": name})
     while True:
         try:
             app = _look(client, name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from piccolod.supervisor.disk import Disk
+from piccolod.supervisor.loop import Loop
 
+_SAVE_S: Final = 0.1
 _DEATHS: Final = 16  # a module
 _WITH_WORDS: Final = 3
 _WORDS_BYTES: Final = 4 * 1024
@@ -18,8 +19,7 @@ _FRAME_BYTES: Final = 150 * 1024  # of the way to the disk
 _FILE_BYTES: Final = 512 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(NamedTuple):
     """`at_ms` is wall clock, for people. `planned`: somebody asked for it."""
 
     module: str
@@ -35,9 +35,11 @@ class Death:
 
 
 class Ledger:
-    def __init__(self, file: Path, disk: Disk) -> None:
+    def __init__(self, loop: Loop, file: Path, disk: Disk) -> None:
+        self._loop = loop
         self._file = file
         self._disk = disk
+        self._saving = False
         self._deaths: dict[str, deque[Death]] = {}
 
     def load(self) -> None:
@@ -49,7 +51,14 @@ class Ledger:
 
     def add(self, death: Death) -> None:
         self._keep(death)
-        deaths = [asdict(each) for kept in self._deaths.values() for each in kept]
+        if not self._saving:
+            # Later, and once for many: the module that died is to be back first.
+            self._saving = True
+            self._loop.after(_SAVE_S, self.save)
+
+    def save(self) -> None:
+        self._saving = False
+        deaths = [each._asdict() for kept in self._deaths.values() for each in kept]
         text = _text(deaths)
         if len(text) > _FRAME_BYTES:
             text = _text([{**each, "log": []} for each in deaths])
@@ -64,7 +73,7 @@ class Ledger:
         kept.append(death)
         if len(kept) > _WITH_WORDS:
             older = kept[-_WITH_WORDS - 1]
-            kept[-_WITH_WORDS - 1] = Death(**{**asdict(older), "log": ()})
+            kept[-_WITH_WORDS - 1] = older._replace(log=())
 
 
 def _text(deaths: list[dict[str, Any]]) -> bytes:

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,7 +93,7 @@ class Supervisor:
         targets = tuple(dict.fromkeys(row.target for row in first if row.spawn is Spawn.FORK))
         self._spawner = Spawner(self._loop, self._reaper, targets, self._zygote_log, self._say)
         self._spawner.start()
-        self._ledger = Ledger(paths.ledger, self._disk)
+        self._ledger = Ledger(self._loop, paths.ledger, self._disk)
         self._ledger.load()
         self._sockets = Sockets(paths.run)
         self._deposits = Deposits()
@@ -171,6 +170,7 @@ class Supervisor:
         self._sockets.close()
         self._bus.close()
         self._deposits.close()
+        self._ledger.save()
         self._disk.close()
         self._loop.stop()
 
@@ -280,7 +280,7 @@ class Supervisor:
             "modules": lambda _request: self._documents(),
             "restart": self._restart,
             "logs": lambda request: self._book(self._named(request)).last(_tail(request)),
-            "why": lambda request: [asdict(death) for death in reversed(self._ledger.of(self._named(request)))],
+            "why": lambda request: [death._asdict() for death in reversed(self._ledger.of(self._named(request)))],
             "tree": lambda _request: self._tree_document(),
             "stop": self._stop,
         }

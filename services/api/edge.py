@@ -34,6 +34,7 @@ _HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
 _HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSED: Final = frozenset({401, 403, 429})
+_CUT: Final = 499  # the caller went away before there was an answer
 _PATH_CHARACTERS: Final = 200
 
 
@@ -53,6 +54,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                self._audit(scope, call, status)  # before the caller knows
                 message["headers"] = [*message["headers"], *_headers(call)]
             await send(message)
 
@@ -66,7 +68,8 @@ class Edge:
                 raise  # the answer has begun: the connection is cut, so that nobody takes a part for the whole
             await _send_bug(call, answer)
         finally:
-            self._audit(scope, call, status)
+            if not status:
+                self._audit(scope, call, _CUT)
 
     def _call(self, scope: Any) -> Call:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

@@ -69,9 +69,8 @@ class Prober:
         if probe.tcp is not None:
             await self._connect(self._port(probe.tcp.port))
             return True, ""
-        assert probe.exec is not None
-        code, output = await self._podman.run_in(self._container, probe.exec.command, timeout_s)
-        return code == 0, "" if code == 0 else f"the check exited with {code}" + (f": {output}" if output else "")
+        well, output = await self._podman.healthcheck(self._container, timeout_s)
+        return well, "" if well else "its check fails" + (f": {output}" if output else "")
 
     async def _connect(self, port: int) -> None:
         _, writer = await self._open(port)

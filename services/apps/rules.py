@@ -122,6 +122,8 @@ def _probes(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield from _probe(manifest, check, "healthcheck")
     if check.ready is not None:
         yield from _probe(manifest, check.ready, "healthcheck.ready")
+        if check.exec is not None and check.ready.exec not in (None, check.exec):
+            yield "healthcheck.ready.exec", not_supported("a command that differs from `healthcheck.exec`")
     for name in ("interval", "timeout"):
         if getattr(check, f"{name}_s") < 0.1:
             yield f"healthcheck.{name}", "must be at least 100ms"

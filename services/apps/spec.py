@@ -12,7 +12,7 @@ from piccolod.paths import Paths
 from services.apps.badge import Badge, container_name
 from services.apps.desired import Version
 from services.apps.host import Host
-from services.apps.manifest import Access, Manifest
+from services.apps.manifest import Access, ExecProbe, Manifest
 
 # podman's own choice with `--read-only`: most programs want these, and they are in memory.
 _WRITABLE: Final = ("/tmp", "/run", "/var/tmp")  # noqa: S108  (paths inside of the container)
@@ -102,6 +102,9 @@ def _body(version: Version, host: Host) -> dict[str, Any]:
     }
     if manifest.command:
         body["command"] = list(manifest.command)
+    if (check := _check(manifest)) is not None:
+        # Interval 0: podman sets up no timer of its own, the check is run when piccolod asks for it.
+        body["healthconfig"] = {"Test": ["CMD", *check.command], "Interval": 0, "Timeout": 0, "Retries": 1, "StartPeriod": 0}
     if permissions.privileged:
         body |= {"privileged": True, "cap_drop": [], "no_new_privileges": False}
     if not wants_internet(manifest):
@@ -112,6 +115,14 @@ def _body(version: Version, host: Host) -> dict[str, Any]:
     if permissions.resources.max_open_files is not None:
         body["r_limits"] = _rlimits(min(permissions.resources.max_open_files, host.open_files), host.processes)
     return body
+
+
+def _check(manifest: Manifest) -> ExecProbe | None:
+    """The one command that is run inside to see whether the app is well or ready."""
+    check = manifest.healthcheck
+    if check is None:
+        return None
+    return check.exec or (check.ready.exec if check.ready is not None else None)
 
 
 def _limits(manifest: Manifest, host: Host) -> dict[str, Any]:

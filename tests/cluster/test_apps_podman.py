@@ -780,6 +780,10 @@ def test_a_deaf_app_is_killed_after_its_grace_and_an_unhealthy_one_is_restarted(
             await world.eventually(lambda: not Path(f"/proc/{before}").exists(), "the kill", 20.0)
             app = await world.serving("hello")
             assert app.restarts == 1
+            monitors = subprocess.run(
+                ["pgrep", "-fc", f"conmon.*{machine.folder}"], capture_output=True, text=True, check=False
+            ).stdout
+            assert int(monitors) <= 2, "each check leaves a monitor behind"
             began = clock.now()
             await world.change("hello", "stop")
             await world.until("hello", "stopped")

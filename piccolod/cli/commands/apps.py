@@ -89,8 +89,10 @@ def written(session: Session, changed: dict[str, Any], *, goal: str = "up", gene
         return 0
     wanted_down = goal == "down" or app.get("desired") == "stopped"
     well = app.get("state") == "stopped" if wanted_down else is_up(app)
-    if not well and not wanted_down:
+    if app.get("state") == "failed":
         session.say(f"hint: `piccoloctl logs {app.get('name')}` shows what it wrote")
+    elif not well:
+        session.say("hint: it goes on by itself as soon as that is mended")
     return 0 if well else 1
 
 

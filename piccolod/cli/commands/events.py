@@ -98,7 +98,7 @@ def _write(session: Session, event: dict[str, Any]) -> None:
 
 def _line(event: dict[str, Any]) -> str:
     body = event.get("body") or {}
-    told = " ".join(f"{name}={_short(value)}" for name, value in body.items() if value and value != event.get("key"))
+    told = " ".join(f"{name}={_short(value)}" for name, value in body.items() if value not in ("", None, [], event.get("key")))
     about = f" {event['key']}" if event.get("key") else ""
     return printable(f"{moment(int(event.get('at') or 0))}  {click.unstyle(str(event.get('type')))}{about}  {told}".rstrip())
 

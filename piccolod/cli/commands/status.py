@@ -70,7 +70,9 @@ def _store(document: dict[str, Any]) -> str:
 
 def _health(document: dict[str, Any]) -> str:
     level, reason = str(document.get("health")), printable(str(document.get("reason") or ""))
-    return coloured(level) + ("" if document.get("ready") else f", not ready: {reason}")
+    if not document.get("ready"):
+        return f"{coloured(level)}, not ready: {reason}"
+    return coloured(level) + ("" if level == "OK" else ": `piccoloctl health` says why")
 
 
 def _modules(modules: Iterable[dict[str, Any]]) -> str:

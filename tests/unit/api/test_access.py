@@ -25,7 +25,6 @@ def test_root_on_the_unix_socket_is_admin_without_a_password(node: Node) -> None
 
 
 def test_another_user_of_the_unix_socket_is_nobody(node: Node) -> None:
-    node.service._server  # noqa: B018
     import services.api.connection as connection
     from services.api.origin import Peer
 
@@ -109,7 +108,7 @@ def test_a_change_by_cookie_needs_the_csrf_value(node: Node) -> None:
         body = {"title": "home"}
         assert client.put("/settings", json=body).status_code == 403
         assert client.put("/settings", json=body, headers={"X-CSRF-Token": "0" * 64}).status_code == 403
-        assert client.put("/settings", json=body, headers={"X-CSRF-Token": "é"}).status_code == 403
+        assert client.put("/settings", json=body, headers={"X-CSRF-Token": "é".encode()}).status_code == 403
         assert client.put("/settings", json=body, headers={"X-CSRF-Token": csrf}).status_code == 200
         assert client.get("/settings").json()["title"] == "home"
 
@@ -201,7 +200,7 @@ def test_only_the_hash_of_a_token_is_stored(node: Node) -> None:
     assert stored["expires_ms"] > stored["created_ms"]
 
 
-@pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Bearer x", "Basic YTpi", "Bearer pic_000000000000_" + "x" * 43, "é"])
+@pytest.mark.parametrize("header", ["Bearer", "Bearer x", "Basic YTpi", "Bearer pic_000000000000_" + "x" * 43, "é"])
 def test_a_bad_authorization_is_refused_even_beside_a_good_cookie(node: Node, header: str) -> None:
     client, _ = login(node)
     with client:

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from piccolod.cli.main import cli
-from tests.unit.cli.api_double import ApiDouble, Reply, Sent
+from tests.unit.cli.api_double import ApiDouble, Sent
 from tests.unit.cli.conftest import APP, Ctl
 
 OPEN = {"initialized": True, "locked": False, "reason": ""}

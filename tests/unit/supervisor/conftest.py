@@ -166,6 +166,13 @@ class TestNode:
     def read(self, name: str) -> str:
         return (self.sample / name).read_text()
 
+    def on_disk(self, name: str) -> bytes:
+        """The newest file of a module's log."""
+        try:
+            return (self.paths.log / f"{name}.log").read_bytes()
+        except FileNotFoundError:
+            return b""
+
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 10.0) -> int:
         assert self.process is not None
         self.process.send_signal(number)

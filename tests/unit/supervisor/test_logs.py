@@ -35,7 +35,7 @@ def test_what_a_module_prints_is_on_disk_and_in_the_answer(make_node):
     node.words("m", "crash")
     node.start(ready=False)
     wait_for(lambda: any("the last word of m" in line for line in node.ask("logs", name="m")), "it is in memory")
-    wait_for(lambda: b"the last word of m" in (node.paths.log / "m.log").read_bytes(), "it is on disk")
+    wait_for(lambda: b"the last word of m" in node.on_disk("m"), "it is on disk")
 
 
 def test_a_blocked_disk_stops_neither_modules_nor_the_supervisor_and_the_loss_is_counted(make_node):
@@ -64,14 +64,14 @@ def test_a_killed_log_writer_is_replaced(make_node):
     os.kill(writer, signal.SIGKILL)
     wait_for(lambda: node.tree()["log_writer"]["pid"] != writer, "a new writer")
     node.kill("m")
-    wait_for(lambda: b"died module=m" in (node.paths.log / "supervisor.log").read_bytes(), "it writes")
+    wait_for(lambda: b"died module=m" in node.on_disk("supervisor"), "it writes")
 
 
 def test_old_lines_are_known_after_a_restart_of_the_supervisor(make_node):
     node = make_node([row("m")], policy={"first_s": 60.0})
     node.words("m", "crash")
     node.start(ready=False)
-    wait_for(lambda: (node.paths.log / "m.log").exists() and b"last word" in (node.paths.log / "m.log").read_bytes(), "on disk")
+    wait_for(lambda: b"last word" in node.on_disk("m"), "on disk")
     node.stop()
     node.words("m")
     node.start()

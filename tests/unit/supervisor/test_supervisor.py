@@ -331,6 +331,7 @@ def test_what_a_dead_module_leaves_in_its_process_group_ends_with_it(make_node):
     node.start()
     pid = node.pid("m")
     (grandchild,) = wait_for(lambda: children(pid), "it has a child")
+    node.words("m")
     os.kill(pid, signal.SIGKILL)
     node.wait_replaced("m", pid)
     wait_for(lambda: gone(grandchild), "its child has ended too")
