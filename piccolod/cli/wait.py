@@ -44,13 +44,16 @@ class Progress:
         return clock.now() - self.since_at >= seconds
 
 
-def until_settled(session: Session, app: dict[str, Any], generation: int = 0) -> dict[str, Any]:
+def until_settled(
+    session: Session, app: dict[str, Any], generation: int = 0, patience_s: float | None = None
+) -> dict[str, Any]:
     """The app's document once it rests: running, stopped, failed, or pending for good. DeadlineExceeded before that.
 
     Documents before `generation` (by default the one of `app`) are old news.
     """
     name, generation = str(app["name"]), generation or int(app["generation"])
-    client, end_at = session.client(), clock.now() + session.patience_s
+    client, began_at = session.client(), clock.now()
+    end_at = began_at + (session.timeout_s or patience_s or session.patience_s)
     progress = Progress(session, app)
     while True:
         seen = _look(client, name)
@@ -60,7 +63,7 @@ def until_settled(session: Session, app: dict[str, Any], generation: int = 0) ->
             if int(app["generation"]) >= generation and _settled(app, progress):
                 return app
         if clock.now() + _LOOK_S > end_at:
-            raise _too_late(session, app)
+            raise _too_late(app, clock.now() - began_at)
         time.sleep(_LOOK_S)
 
 
@@ -77,7 +80,7 @@ def until_gone(session: Session, name: str) -> None:
         if app is not None:
             progress.see(str(app.get("state")), str(app.get("reason") or ""))
         if clock.now() + _LOOK_S > end_at:
-            raise _too_late(session, app or {"name": name})
+            raise _too_late(app or {"name": name}, session.patience_s)
         time.sleep(_LOOK_S)
 
 
@@ -109,9 +112,9 @@ def _settled(app: dict[str, Any], progress: Progress) -> bool:
     return progress.moved or progress.lasts(_OLD_NEWS_S)
 
 
-def _too_late(session: Session, app: dict[str, Any]) -> DeadlineExceeded:
+def _too_late(app: dict[str, Any], seconds: float) -> DeadlineExceeded:
     name, state, reason = app.get("name"), app.get("state") or "not seen", app.get("reason")
     return DeadlineExceeded(
-        f"{name} is still {state} after {session.patience_s:g} s" + (f": {reason}" if reason else ""),
+        f"{name} is still {state} after {seconds:.1f} s" + (f": {reason}" if reason else ""),
         hint=f"it goes on without us: `piccoloctl apps show {name}`; wait longer with --timeout",
     )

@@ -103,7 +103,7 @@ class Actions:
     async def _attach(self, version: Version) -> None:
         term = self._node.term(self._app)
         token = term.token if term is not None else 0
-        paths = {}
+        paths = dict(await self.volumes())  # one that the manifest no longer has is detached at the stop, too
         for name, volume in version.manifest.storage.persistent.items():
             limit = volume.size_limit_bytes
             await self._node.module.call(Ensure(app=self._app, volume=name, size_limit_bytes=limit), timeout_s=_VOLUME_S)

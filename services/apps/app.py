@@ -31,6 +31,9 @@ from services.apps.routes import ANSWER_S
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.25
 _AGAIN_MOST_S: Final = 5.0
+# What is waited for (an exit, a minute of patience) is looked at often at first, and then rarely.
+_POLL_S: Final = 0.01
+_POLL_MOST_S: Final = 1.0
 _LAST_LINES: Final = 5
 # A router that is away is told when it is back; nobody waits for it longer than this.
 _ROUTED_S: Final = 0.5
@@ -64,6 +67,7 @@ class App:
         self._trial_since_at = 0.0
         self._troubles = 0
         self._repeats = 0
+        self._polls = 0  # looks in a row that found nothing to do
         self._last_steps: tuple[Do, ...] = ()
         self.shown = Shown()
         self.gone = asyncio.Event()  # it is uninstalled
@@ -99,6 +103,7 @@ class App:
         self.wake()
 
     def wake(self) -> None:
+        self._polls = 0
         self.settled.clear()
         self._wake.set()
 
@@ -163,11 +168,13 @@ class App:
                 self._live = True
         self._troubles = 0
         if made.steps:
+            self._polls = 0
             return self._repeated(made)
-        self._repeats = 0
+        self._repeats, self._last_steps = 0, ()
+        self._polls += 1
         self.settled.set()
         wait_s = _TIMER_S if not made.wake_at else max(0.02, min(_TIMER_S, made.wake_at - clock.now()))
-        return min(wait_s, self._image_wait_s(made))
+        return max(min(wait_s, self._image_wait_s(made)), min(_POLL_S * 1.2**self._polls, _POLL_MOST_S))
 
     def _repeated(self, made: Plan) -> float:
         """Steps that change nothing must not become a busy loop."""

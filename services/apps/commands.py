@@ -295,7 +295,7 @@ class Commands:
         return await self._image_documents(None)
 
     async def add_image(self, request: AddImage, caller: Caller) -> ImageDocuments:
-        self._leading()
+        self._writable()
         if request.kind not in ("load", "import", "build"):
             raise Invalid(f"{request.kind!r} is no way to add an image", hint="load, import, build")
         if request.kind != "load":

@@ -104,7 +104,8 @@ def _body(version: Version, host: Host) -> dict[str, Any]:
         body["command"] = list(manifest.command)
     if (check := _check(manifest)) is not None:
         # Interval 0: podman sets up no timer of its own, the check is run when piccolod asks for it.
-        body["healthconfig"] = {"Test": ["CMD", *check.command], "Interval": 0, "Timeout": 0, "Retries": 1, "StartPeriod": 0}
+        timeout_ns = round((manifest.healthcheck.timeout_s if manifest.healthcheck else 0) * 1e9)
+        body["healthconfig"] = {"Test": ["CMD", *check.command], "Interval": 0, "Timeout": timeout_ns, "Retries": 1}
     if permissions.privileged:
         body |= {"privileged": True, "cap_drop": [], "no_new_privileges": False}
     if not wants_internet(manifest):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -36,6 +36,9 @@ SECTIONS = {
         "uninstall": ("apps", "Remove an app."),
     },
 }
+
+# apps.md: the new image has 2 minutes to get healthy by default; fetching it comes before.
+_TRIAL_S: Final = 300.0
 
 apps = Group("apps", sections=SECTIONS, help="Install, change and remove apps.")
 
@@ -72,7 +75,9 @@ def show(session: Session, name: str) -> int:
     return session.show(lambda: Printed(session.client().get(path_of("apps", name)), table, lambda app: [str(app.get("name"))]))
 
 
-def written(session: Session, changed: dict[str, Any], *, goal: str = "up", generation: int = 0) -> int:
+def written(
+    session: Session, changed: dict[str, Any], *, goal: str = "up", generation: int = 0, patience_s: float | None = None
+) -> int:
     """Waits for what was committed, prints the app, and says how it went.
 
     `goal`: up, down or any. `generation`: the one to wait for, when it is not the one of the answer.
@@ -83,7 +88,7 @@ def written(session: Session, changed: dict[str, Any], *, goal: str = "up", gene
     if not session.wait:
         session.say("committed; the app follows: `piccoloctl apps show` tells how far it is")
     else:
-        app = until_settled(session, app, generation)
+        app = until_settled(session, app, generation, patience_s)
     session.write(Printed(app, lambda found, _wide, _width: app_view.sentence(found), lambda found: [str(found.get("name"))]))
     if not session.wait or goal == "any":
         return 0
@@ -158,7 +163,7 @@ def update(session: Session, name: str, image: str, without_snapshot: bool) -> i
         session.say(f"{name} has that image already")
         return written(session, changed)
     # Won or lost, the trial ends with one more generation; until then what is shown may be the old one, running.
-    code = written(session, changed, generation=generation + 1)
+    code = written(session, changed, generation=generation + 1, patience_s=_TRIAL_S)
     if not session.wait:
         return code
     after = session.client().get(path_of("apps", name))

@@ -56,8 +56,7 @@ def list_(session: Session) -> int:
 @click.pass_obj
 def load(session: Session, file: str) -> int:
     """Load an archive of `podman save` or `docker save`, or an OCI archive; `-` is standard input."""
-    with _progress(session, "sending") as sent:
-        return _send(session, of_file(file, sent), kind="load")
+    return _send(session, lambda sent: of_file(file, sent), kind="load")
 
 
 @images.command("import")
@@ -66,8 +65,7 @@ def load(session: Session, file: str) -> int:
 @click.pass_obj
 def import_(session: Session, file: str, name: str) -> int:
     """Make an image NAME of a root file system in a tar; `-` is standard input."""
-    with _progress(session, "sending") as sent:
-        return _send(session, of_file(file, sent), kind="import", name=name)
+    return _send(session, lambda sent: of_file(file, sent), kind="import", name=name)
 
 
 @images.command()
@@ -76,17 +74,17 @@ def import_(session: Session, file: str, name: str) -> int:
 @click.pass_obj
 def build(session: Session, folder: str, name: str) -> int:
     """Build an image NAME from the Containerfile in DIR."""
-    with _progress(session, "sending") as sent:
-        return _send(session, of_folder(folder, sent), kind="build", name=name)
+    return _send(session, lambda sent: of_folder(folder, sent), kind="build", name=name)
 
 
-def _send(session: Session, upload: Upload, **query: str) -> int:
+def _send(session: Session, open_upload: Callable[[Callable[[int], None]], Upload], **query: str) -> int:
     """As long as it takes, unless --timeout says otherwise."""
-    client = session.client(endless=True)
-    answer = client.request("POST", path_of("images", **query), upload, content_type="application/x-tar", repeat=False)
-    found = answer.document()
-    added = found if isinstance(found, list) else [found]
-    session.write(Printed(found, lambda *_: _added(added), lambda _: _names(added)))
+    client, path = session.client(endless=True), path_of("images", **query)
+    with _progress(session) as progress:
+        upload = open_upload(progress.sent)
+        progress.begin(upload.size_bytes)
+        answer = client.request("POST", path, upload, content_type="application/x-tar", repeat=False)
+    session.write(Printed(answer.document(), lambda found, *_: _added(found), _names))
     return 0
 
 
@@ -98,16 +96,30 @@ def _added(found: list[dict[str, Any]]) -> str:
     )
 
 
+class _Silent:
+    def begin(self, size_bytes: int | None) -> None: ...
+
+    def sent(self, size_bytes: int) -> None: ...
+
+
 @contextmanager
-def _progress(session: Session, doing: str) -> Iterator[Callable[[int], None]]:
-    """A line on stderr that counts, where somebody sees it."""
+def _progress(session: Session) -> Iterator[_Silent]:
+    """A line on stderr that counts, where somebody sees it; gone when all is done."""
     if session.quiet or not sys.stderr.isatty():
-        yield lambda _bytes: None
+        yield _Silent()
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(doing, total=None)
-        yield lambda size_bytes: progress.advance(task, size_bytes)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as line:
+        task = line.add_task("sending", total=None)
+
+        class Counting(_Silent):
+            def begin(self, size_bytes: int | None) -> None:
+                line.update(task, total=size_bytes)
+
+            def sent(self, size_bytes: int) -> None:
+                line.advance(task, size_bytes)
+
+        yield Counting()

@@ -176,7 +176,7 @@ GOLDEN = [
     (SMALL + "healthcheck: {interval: 5s}\n", "healthcheck", 4, 14, "exactly one of"),
     (SMALL + "healthcheck: {tcp: {port: wob}}\n", "healthcheck.tcp.port", 4, 27, "no listener is called 'wob'; there is web"),
     (SMALL + "healthcheck: {http: {port: web, path: health}}\n", "healthcheck.http.path", 4, 39, "must begin with /"),
-    (SMALL + "healthcheck: {exec: {command: [a]}, ready: {exec: {command: [b]}}}\n", "healthcheck.ready.exec", 4, 47, "not supported yet"),
+    (SMALL + "healthcheck: {exec: {command: [a]}, ready: {exec: {command: [b]}}}\n", "healthcheck.ready.exec", 4, 51, "not supported yet"),
     (SMALL + "healthcheck: {http: {port: web}, retries: 0}\n", "healthcheck.retries", 4, 43, "must be 1 to 100"),
     (SMALL + "stop: {signal: SIGFOO}\n", "stop.signal", 4, 16, "not a signal"),
     (SMALL + "stop: {signal: 15}\n", "stop.signal", 4, 16, "name of a signal"),
