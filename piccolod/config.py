@@ -283,8 +283,9 @@ def _is_network(text: str) -> bool:
 
 def from_mapping(document: dict[str, Any]) -> Config:
     """The inverse of `dataclasses.asdict`: how the supervisor hands its checked configuration to a module."""
-    problems: list[Problem] = []
-    config: Config = _section(Config, document, "", problems)
-    if problems:
-        raise Bug(f"the supervisor sent a configuration that does not fit: {problems}")
-    return config
+    import msgspec  # here, because the supervisor, which reads the file, needs the standard library alone
+
+    try:
+        return msgspec.convert(document, Config)
+    except msgspec.ValidationError as error:
+        raise Bug(f"the supervisor sent a configuration that does not fit: {error}") from error

@@ -41,6 +41,8 @@ __all__ = ["Caller", "Module", "Service", "run"]
 R = TypeVar("R")
 E = TypeVar("E", bound=Event)
 
+configuration.from_mapping({})  # builds its tables before the zygote forks, once for all modules
+
 _ORPHANED: Final = 70  # exit codes, as the supervisor's ledger shows them
 _NEVER_STARTED: Final = 71
 _START_WAIT_S: Final = 10.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -20,8 +19,10 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from piccolod import clock
 from piccolod.cli.refusal import Refusal, from_problem
+from piccolod.cli.target import Target, connect_to
+from piccolod.cli.trouble import garbage, said_well
 from piccolod.cli.upload import Upload
-from piccolod.errors import DeadlineExceeded, Forbidden, Invalid, NotLeader, PiccoloError, Unavailable
+from piccolod.errors import NotLeader, PeerRestarted, Unavailable
 
 BASE: Final = "/api/v1"
 READ_S: Final = 10.0
@@ -29,21 +30,8 @@ READ_S: Final = 10.0
 WRITE_S: Final = 65.0
 _MAX_ANSWER_BYTES: Final = 64 * 2**20
 _MAX_REDIRECTS: Final = 3
-_BLOCK_BYTES: Final = 256 * 2**10
-# A restart of the api module takes some 20 ms (its socket stays open meanwhile); ten times that is tried.
+# A restart of a module takes some 20 ms: ten times that is waited.
 _RETRY_PAUSE_S: Final = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where piccolod listens: `url`, or the unix socket when that is empty."""
-
-    socket: str
-    url: str = ""
-    token: str = ""
-
-    def __str__(self) -> str:
-        return self.url or self.socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +47,7 @@ class Answer:
         try:
             return json.loads(self.body)
         except ValueError as error:
-            raise _garbage(f"the body is not JSON ({error})") from error
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float | None) -> None:
-        super().__init__("localhost", timeout=timeout, blocksize=_BLOCK_BYTES)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+            raise garbage(f"the body is not JSON ({error})") from error
 
 
 def path_of(*parts: str, **query: object) -> str:
@@ -123,23 +100,27 @@ class Client:
         """
         deadline_at = _deadline(self.read_s if method in ("GET", "HEAD") else self.write_s)
         headers = self._headers(method, content_type)
-        tries = 0
+        again = repeat and _repeatable(body)
         while True:
-            tries += 1
+            may_again = again and clock.now() + _RETRY_PAUSE_S < deadline_at
+            again = False
             try:
-                with self._exchange(method, path, body, headers, deadline_at) as response:
-                    answer = Answer(response.status, dict(response.headers), _read(response, deadline_at, self.target))
-                break
+                answer = self._once(method, path, body, headers, deadline_at)
             except Unavailable:
-                # Safe to repeat: the idempotency key makes a second arrival return the first one's result.
-                if tries > 1 or not (repeat and self._running() and _repeatable(body)):
+                if not may_again or not self._running():
                     raise
-                if clock.now() + _RETRY_PAUSE_S > deadline_at:
-                    raise
-                time.sleep(_RETRY_PAUSE_S)
-        if answer.status >= 300 and answer.status not in accept:
-            raise _refused(answer)
-        return answer
+            else:
+                if answer.status < 300 or answer.status in accept:
+                    return answer
+                refusal = _refused(answer)
+                if not may_again or not isinstance(refusal.error, PeerRestarted):
+                    raise refusal
+            # Safe to repeat: the idempotency key makes a second arrival return the first one's result.
+            time.sleep(_RETRY_PAUSE_S)
+
+    def _once(self, method: str, path: str, body: bytes | Upload | None, headers: dict[str, str], deadline_at: float) -> Answer:
+        with self._exchange(method, path, body, headers, deadline_at) as response:
+            return Answer(response.status, dict(response.headers), _read(response, deadline_at, self.target))
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[Iterator[bytes]]:
@@ -173,9 +154,9 @@ class Client:
         """Sends and follows leader hints; the response is open inside the block."""
         target, where = self.target, _full(self.target, path)
         for _ in range(_MAX_REDIRECTS + 1):
-            connection = _connection(target, deadline_at)
+            connection = connect_to(target, _left(deadline_at))
             try:
-                with _said_well(target, deadline_at):
+                with said_well(target):
                     response = _round(connection, method, where, body, headers)
                 location = response.headers.get("Location", "")
                 if response.status not in (307, 308) or not location or not self.redirect:
@@ -223,21 +204,6 @@ def _left(deadline_at: float) -> float | None:
     return None if deadline_at == clock.FOREVER else max(0.001, deadline_at - clock.now())
 
 
-def _connection(target: Target, deadline_at: float) -> http.client.HTTPConnection:
-    timeout = _left(deadline_at)
-    if not target.url:
-        return _UnixConnection(target.socket, timeout)
-    parts = urlsplit(target.url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-        raise Invalid(f"{target.url!r} is not a URL of piccolod", hint="write it as http://127.0.0.1:8080")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(parts.hostname, port, timeout=timeout, blocksize=_BLOCK_BYTES)
-
-
 def _round(
     connection: http.client.HTTPConnection, method: str, where: str, body: bytes | Upload | None, headers: dict[str, str]
 ) -> http.client.HTTPResponse:
@@ -260,73 +226,14 @@ def _round(
             sent.close()
 
 
-@contextmanager
-def _said_well(target: Target, deadline_at: float) -> Iterator[None]:
-    """Errors of sockets and of HTTP as errors for people."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise _late(target) from error
-    except http.client.HTTPException as error:
-        if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead):
-            raise _cut(target) from error
-        raise _garbage(f"{type(error).__name__}: {error}", target) from error
-    except OSError as error:
-        raise _unreachable(target, error) from error
-
-
-def _unreachable(target: Target, error: OSError) -> PiccoloError:
-    import ssl
-
-    if isinstance(error, ssl.SSLError):
-        return Unavailable(
-            f"cannot trust {target}: {error.reason or error}",
-            hint="name the certificate authority of piccolod: SSL_CERT_FILE=ca.pem, and check the host name in the URL",
-        )
-    if target.url:
-        reason = error.strerror or str(error)
-        return Unavailable(f"cannot reach piccolod at {target}: {reason}", hint="check the URL, and that piccolod runs there")
-    if isinstance(error, FileNotFoundError):
-        return Unavailable(
-            f"piccolod is not running here: there is no socket {target}",
-            hint="start it with `systemctl start piccolod` or `make run`, or name its socket with --socket PATH",
-        )
-    if isinstance(error, ConnectionRefusedError):
-        return Unavailable(
-            f"piccolod is not running: nobody listens on {target}",
-            hint="start it with `systemctl start piccolod` or `make run`; `piccoloctl doctor` looks for the cause",
-        )
-    if isinstance(error, PermissionError):
-        return Forbidden(f"no permission to use {target}", hint="run as root, or use --url with a token of `tokens create`")
-    if isinstance(error, ConnectionError):
-        return _cut(target)
-    return Unavailable(f"cannot use {target}: {error.strerror or error}", hint="name the socket with --socket PATH")
-
-
-def _cut(target: Target) -> Unavailable:
-    return Unavailable(
-        f"the connection to {target} was cut before the answer came: the outcome is not known",
-        hint="look at `piccoloctl status` before you repeat it",
-    )
-
-
-def _late(target: Target) -> DeadlineExceeded:
-    return DeadlineExceeded(f"{target} did not answer in time", hint="give it more with --timeout, or see `piccoloctl doctor`")
-
-
-def _garbage(what: str, target: Target | None = None) -> Unavailable:
-    name = "the server" if target is None else str(target)
-    return Unavailable(f"{name} answered, but not as piccolod does: {what}", hint="check --url or --socket")
-
-
 def _read(response: http.client.HTTPResponse, deadline_at: float, target: Target) -> bytes:
     parts, size_bytes = [], 0
-    with _said_well(target, deadline_at):
+    with said_well(target):
         while chunk := response.read1(65536):
             parts.append(chunk)
             size_bytes += len(chunk)
             if size_bytes > _MAX_ANSWER_BYTES:
-                raise _garbage(f"more than {_MAX_ANSWER_BYTES} bytes", target)
+                raise garbage(f"more than {_MAX_ANSWER_BYTES} bytes", target)
             if clock.now() > deadline_at:
                 raise TimeoutError
         if response.length:
@@ -336,7 +243,7 @@ def _read(response: http.client.HTTPResponse, deadline_at: float, target: Target
 
 def _lines(response: http.client.HTTPResponse, deadline_at: float, target: Target) -> Iterator[bytes]:
     while True:
-        with _said_well(target, deadline_at):
+        with said_well(target):
             if clock.now() > deadline_at:
                 raise TimeoutError
             line = response.readline(_MAX_ANSWER_BYTES)

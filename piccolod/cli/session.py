@@ -56,7 +56,8 @@ class Session:
 
     def client(self, *, endless: bool = False) -> Client:
         """`endless`: for what takes as long as it takes (uploads, following), unless --timeout says otherwise."""
-        from piccolod.cli.client import READ_S, WRITE_S, Client, Target
+        from piccolod.cli.client import READ_S, WRITE_S, Client
+        from piccolod.cli.target import Target
 
         given = self.timeout_s
         return Client(
@@ -98,7 +99,9 @@ class Session:
         return printed.code
 
     def write(self, printed: Printed) -> None:
-        click.echo(self.text(printed))
+        text = self.text(printed)
+        if text or self.form is not Form.NAME:
+            click.echo(text)
 
     def text(self, printed: Printed) -> str:
         match self.form:

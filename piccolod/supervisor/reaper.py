@@ -43,6 +43,7 @@ class Reaper:
         self._loop = loop
         self._expected: dict[int, OnEnd] = {}
         self._strangers: OrderedDict[int, Ending] = OrderedDict()
+        self.remember: Callable[[], bool] = lambda: False  # whether a stranger may be one whose pid is still to be reported
 
     def expect(self, pid: int, on_end: OnEnd) -> bool:
         """Calls `on_end` when `pid` has ended. False: it has already, and the call comes in the next turn."""
@@ -66,7 +67,7 @@ class Reaper:
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
             if on_end is not None:
                 on_end(ending)
-            else:
+            elif self.remember():
                 self._strangers[pid] = ending
                 while len(self._strangers) > _REMEMBERED:
                     self._strangers.popitem(last=False)

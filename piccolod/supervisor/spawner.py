@@ -66,6 +66,7 @@ class Spawner:
         self._pinged = 0
         self._heard_at = 0.0
         self._closed = False
+        reaper.remember = lambda: bool(self._asked)
 
     @property
     def in_flight(self) -> int:

@@ -218,8 +218,9 @@ class Tree:
             },
             tuple(fds.values()),
         )
-        self._parts.voice.take_back_health(row.spec.name)
-        self._set(row, State.STARTING, "")
+        if not row.history.looping:  # of one that crashes again and again a start proves nothing
+            self._parts.voice.take_back_health(row.spec.name)
+        self._set(row, State.STARTING, "tried again after a crash loop" if row.history.looping else "")
         self._check()
 
     def _ready(self, row: Row, life: Life, message: Message) -> None:
@@ -258,11 +259,16 @@ class Tree:
         row.life = None
         if row.spec.name == BROKER:
             self._parts.voice.speak_through(None)
-        self._tell_peers()
         if self._layers is not None:
             self._set(row, State.STOPPED, reason)
+            self._tell_peers()
             self._all_ended()
             return
+        self._succeed(row, life, ending, reason, now)
+        if row.life is None:  # else they are told in a moment, of the end and of the successor at once
+            self._tell_peers()
+
+    def _succeed(self, row: Row, life: Life, ending: Ending, reason: str, now: float) -> None:
         if not life.started_at and not life.cause and ending.code == _NEVER_STARTED:
             self._spawn(row)  # it waited in vain for what it needs, and waits anew
             return

@@ -8,9 +8,11 @@ It holds no thread, socket of the bus, loop or secret. Its pair with the supervi
     FORK {id, target} + pair, log        -> FORKED {id, pid}, or REFUSED {id, reason}: then the supervisor executes it
     PING {id}                            -> PONG {id, warm}
 
+Forking is the longest part of a restart, so one blank process waits in advance for what it shall become.
+
 Order of a fork, measured: the intermediate ends, the zygote waits for it (only that proves that the grandchild has been
-handed to the supervisor), releases the grandchild, and reports. End of file on a pipe would prove nothing, because the
-kernel closes files before it hands children over.
+handed to the supervisor), then the grandchild may become a module, and only then its pid is reported. End of file on a
+pipe would prove nothing, because the kernel closes files before it hands children over.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import socket
 import sys
 import traceback
 from collections import deque
-from typing import NoReturn
+from contextlib import suppress
+from typing import Final, NamedTuple, NoReturn
 
 if not __package__:  # run by its path in isolated mode, where no folder of ours is on the search path
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -33,26 +36,58 @@ if not __package__:  # run by its path in isolated mode, where no folder of ours
 from piccolod.link import Link, LinkClosed, Message
 from piccolod.supervisor import entry, rights
 
+_WAKE_S: Final = 0.1
+_CALM_MS: Final = 50  # the module that was just forked has the processor first
+_AGAIN_MS: Final = 1000
+
+
+class Blank(NamedTuple):
+    """A child of the supervisor that waits for the descriptors of the module that it becomes. It ends with the zygote."""
+
+    pid: int
+    pidfd: int
+    link: socket.socket
+
+    def become(self, fds: list[int]) -> bool:
+        """False: it is dead or frozen; then it is killed."""
+        with self.link, suppress(OSError):
+            socket.send_fds(self.link, [b"!"], fds, socket.MSG_NOSIGNAL)
+            if select.select([self.link], [], [], _WAKE_S)[0] and self.link.recv(1):
+                os.close(self.pidfd)
+                return True
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.close(self.pidfd)
+        return False
+
 
 class Zygote:
     def __init__(self, link: Link, supervisor: int) -> None:
         self._link = link
         self._supervisor = supervisor
         self._targets: deque[str] = deque()
+        self._spare: Blank | None = None
         self._poll = select.poll()
         self._poll.register(link, select.POLLIN)
 
     def run(self) -> NoReturn:
         gc.disable()
+        again_ms: int | None = None
         while True:
-            if self._poll.poll(0 if self._targets else None):
+            if self._poll.poll(0 if self._targets else again_ms):
                 while (got := self._link.receive()) is not None:
                     self._serve(*got)
+                again_ms = _CALM_MS if self._spare is None else None
             elif self._targets:
                 self._import(self._targets.popleft())
                 if not self._targets:
                     gc.collect()
-                    gc.freeze()
+                    again_ms = 0
+            else:
+                # Nobody waits for us now; where it cannot be had it is tried again, not at once.
+                with suppress(OSError):
+                    self._spare = self._blank()
+                again_ms = None if self._spare is not None else _AGAIN_MS
 
     def _serve(self, message: Message, fds: list[int]) -> None:
         try:
@@ -72,45 +107,64 @@ class Zygote:
             return {"t": "REFUSED", "reason": reason}
         if (tasks := len(os.listdir("/proc/self/task"))) != 1:
             return {"t": "REFUSED", "reason": f"importing has started {tasks - 1} thread(s): it cannot be forked"}
-        pair, log = fds
-        gc.freeze()  # what was imported since the last fork is never written to by a collector either
-        released, release = os.pipe()
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.become(fds):
+            return {"t": "FORKED", "pid": spare.pid}
+        try:
+            blank = self._blank()
+        except OSError as error:
+            return {"t": "REFUSED", "reason": f"the process could not be forked: {error.strerror}"}
+        if blank is not None and blank.become(fds):
+            return {"t": "FORKED", "pid": blank.pid}
+        return {"t": "REFUSED", "reason": "the process could not be forked"}
+
+    def _blank(self) -> Blank | None:
+        gc.freeze()  # what was imported is never written to by a collector, neither here nor in the children
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         told, tell = os.pipe()
         try:
             intermediate = os.fork()
             if intermediate == 0:
-                self._intermediate(pair, log, released, release, tell)
+                self._intermediate(theirs, tell)
             os.waitpid(intermediate, 0)
-            pid = int(os.read(told, 16) or 0) if select.select([told], [], [], 0)[0] else 0
-            if pid == 0:
-                return {"t": "REFUSED", "reason": "the process could not be forked"}
-            os.write(release, b"!")
-            return {"t": "FORKED", "pid": pid}
-        except OSError as error:
-            return {"t": "REFUSED", "reason": f"the process could not be forked: {error.strerror}"}
+            os.set_blocking(told, False)
+            pid = int(os.read(told, 16))
+            return Blank(pid, os.pidfd_open(pid), ours)
+        except (OSError, ValueError):
+            ours.close()
+            return None
         finally:
-            for fd in (released, release, told, tell):
-                os.close(fd)
+            theirs.close()
+            os.close(told)
+            os.close(tell)
 
-    def _intermediate(self, pair: int, log: int, released: int, release: int, tell: int) -> NoReturn:
+    def _intermediate(self, link: socket.socket, tell: int) -> NoReturn:
         try:
             pid = os.fork()
-            if pid:
-                os.write(tell, str(pid).encode())
-                os._exit(0)
-            os.close(release)
-            if os.read(released, 1) == b"!":
-                self._become(pair, log)
+            if pid == 0:
+                self._become(link.detach())
+            os.write(tell, str(pid).encode())
+            os._exit(0)
         finally:
             os._exit(1)
 
-    def _become(self, pair: int, log: int) -> NoReturn:
+    def _become(self, fd: int) -> NoReturn:
         self._link.sock.detach()  # its number is another's soon: nothing of the zygote may close it
         os.setsid()
+        # The zygote's end is open here as long as this process waits: without this it would never see its end.
+        os.dup2(fd, 3, inheritable=False)
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        link = socket.socket(fileno=3)
+        _, fds, _, _ = socket.recv_fds(link, 1, 2, socket.MSG_CMSG_CLOEXEC)
+        if len(fds) != 2:
+            os._exit(0)
+        link.send(b"!")
+        link.detach()
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        pair = fcntl.fcntl(pair, fcntl.F_DUPFD_CLOEXEC, 16)  # out of the way of what is put in place now
-        for source, fd in ((null, 0), (log, 1), (log, 2), (pair, 3)):
-            os.dup2(source, fd, inheritable=fd < 3)
+        # Out of the way first, so that no number is overwritten before it is copied.
+        pair, log = (fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 16) for each in fds)
+        for source, number in ((null, 0), (log, 1), (log, 2), (pair, 3)):
+            os.dup2(source, number, inheritable=number < 3)
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         random.seed()
         gc.enable()

@@ -12,7 +12,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, License, SecurityScheme, Server
 from litestar.types import ControllerRouterHandler
 
-from piccolod.errors import Failed, NotLeader, PiccoloError
+from piccolod.errors import Failed, Invalid, MethodNotAllowed, NotLeader, PiccoloError
 from services.api import access, problem
 from services.api.actor import Kind
 from services.api.call import call_of
@@ -66,8 +66,8 @@ def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
     shown = _shown(request, error)
     call.code = shown.code
     headers = problem.headers(shown)
-    if isinstance(error, HTTPException) and "Allow" in (error.headers or {}):
-        headers["Allow"] = (error.headers or {})["Allow"]
+    if isinstance(shown, MethodNotAllowed):
+        headers["Allow"] = ", ".join(_methods(request.scope["path"]))
     status = shown.status
     if isinstance(shown, NotLeader) and shown.leader is not None and shown.leader.url and _may_redirect(request):
         status = 307
@@ -75,6 +75,18 @@ def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
         headers["Location"] = f"{shown.leader.url.rstrip('/')}{request.scope['path']}" + (f"?{query}" if query else "")
     body = problem.encode(shown, call.request_id)
     return Response(body, status_code=status, media_type=problem.MEDIA_TYPE, headers=headers)
+
+
+def _methods(path: str) -> list[str]:
+    """What a path can be asked with."""
+    parts = path.rstrip("/").split("/")
+    found = {"OPTIONS"}
+    for each in ROUTES:
+        for template in each.paths:
+            mine = template.split("/")
+            if len(mine) == len(parts) and all(a == b or a.startswith("{") for a, b in zip(mine, parts, strict=True)):
+                found |= set(each.http_methods)
+    return sorted(found)
 
 
 def _may_redirect(request: Request[Any, Any, Any]) -> bool:
@@ -87,6 +99,8 @@ def _shown(request: Request[Any, Any, Any], error: Exception) -> PiccoloError:
         return error
     if isinstance(error, HTTPException) and error.status_code < 500:
         return problem.from_framework(error)
+    if isinstance(error, RecursionError):  # of the JSON decoder: no code of ours recurses
+        return Invalid("the body is nested too deeply")
     core: Core = request.app.state.core
     core.log.error(
         "failed a request by a bug",

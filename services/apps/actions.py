@@ -121,7 +121,7 @@ class Actions:
             epoch=term.epoch if term is not None else 0,
             generation=self._desired.generation,
             token=term.token if term is not None else 0,
-            spec=spec.digest(version, self._desired.restarts, self._node.host),
+            spec=spec.digest(version, self._desired.restarts),
         )
         files, variables = {}, {}
         for secret in manifest.secrets:

@@ -117,12 +117,12 @@ class Commands:
         current = app.stored.desired
         changes = change.differences(current.current.manifest, manifest)
         after = Version(manifest=manifest, image_id=self._kept_image(current, manifest))
-        before = spec.digest(current.current, current.restarts, self._node.host)
+        before = spec.digest(current.current, current.restarts)
         return ShownPlan(
             name=manifest.name,
             action="change" if changes else "none",
             changes=changes,
-            restarts=current.running and spec.digest(after, current.restarts, self._node.host) != before,
+            restarts=current.running and spec.digest(after, current.restarts) != before,
             warnings=checked.warnings,
         )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import resource
+import socket
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.apps import capabilities
@@ -19,7 +19,6 @@ class Host:
     memory: bool = True
     cpu: bool = True
     pids: bool = True
-    cores: int = 64
     open_files: int = 1_048_576  # the most that a container can be given
     processes: int = 32_768
     capabilities: frozenset[str] = capabilities.ALL
@@ -42,27 +41,43 @@ def shortcomings(manifest: Manifest, host: Host) -> Iterator[tuple[str, str]]:
             yield f"permissions.capabilities[{index}]", f"this host cannot grant {name}"
 
 
-def probe(cgroups: Path = Path("/sys/fs/cgroup"), status: Path = Path("/proc/self/status")) -> Host:
-    """Looks at this host; a few small files."""
+def probe(podman_socket: Path, cgroups: Path = Path("/sys/fs/cgroup")) -> Host:
+    """Looks at this host, and at podman's service, from which containers have their rights: ours are fewer.
+
+    While podman does not run its rights are taken for complete; it is looked at again when it answers.
+    """
     controllers = _controllers(cgroups)
-    granted = capabilities.effective(status.read_text(encoding="ascii"))
-    may_raise = "SYS_RESOURCE" in granted
-    return Host(
-        memory="memory" in controllers,
-        cpu="cpu" in controllers,
-        pids="pids" in controllers,
-        cores=os.cpu_count() or 1,
-        open_files=1_048_576 if may_raise else resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-        processes=_processes(),
+    host = Host(memory="memory" in controllers, cpu="cpu" in controllers, pids="pids" in controllers)
+    try:
+        pid = _listener(podman_socket)
+        granted = capabilities.effective(Path(f"/proc/{pid}/status").read_text(encoding="ascii"))
+        limits = Path(f"/proc/{pid}/limits").read_text(encoding="ascii")
+    except OSError:
+        return host
+    most = int(Path("/proc/sys/kernel/pid_max").read_text(encoding="ascii"))
+    return replace(
+        host,
+        open_files=host.open_files if "SYS_RESOURCE" in granted else min(host.open_files, _hard(limits, "Max open files")),
+        # podman's service lowers its own limit to the kernel's number of pids (measured: podman 4.3).
+        processes=min(most, _hard(limits, "Max processes")),
         capabilities=granted,
     )
 
 
-def _processes() -> int:
-    """podman's service lowers its own limit to the kernel's number of pids (measured: podman 4.3)."""
-    most = int(Path("/proc/sys/kernel/pid_max").read_text(encoding="ascii"))
-    granted = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-    return most if granted == resource.RLIM_INFINITY else min(most, granted)
+def _listener(path: Path) -> int:
+    """The process that listens on a unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(0.2)
+        link.connect(str(path))
+        pid, _, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return int(pid)
+
+
+def _hard(limits: str, name: str) -> int:
+    """A hard limit of /proc/<pid>/limits."""
+    line = next(line for line in limits.splitlines() if line.startswith(name))
+    word = line.removeprefix(name).split()[1]
+    return 1 << 31 if word == "unlimited" else int(word)
 
 
 def _controllers(cgroups: Path) -> frozenset[str]:
@@ -70,5 +85,4 @@ def _controllers(cgroups: Path) -> frozenset[str]:
     if unified.exists():
         return frozenset(unified.read_text(encoding="ascii").split())
     files = {"memory": "memory/memory.limit_in_bytes", "cpu": "cpu/cpu.cfs_quota_us", "pids": "pids/cgroup.procs"}
-    # Docker's and systemd's v1 layouts name the same folder cpu, cpu,cpuacct or both.
     return frozenset(name for name, file in files.items() if (cgroups / file).exists())

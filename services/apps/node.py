@@ -33,11 +33,14 @@ class Node:
     pages: PageReader
     gate: Gate
     leashes: LeashClient
-    host: Host = field(default_factory=host_probe.probe)
+    host: Host = field(default_factory=Host)
     boot_id: str = field(default_factory=clock.boot_id)
     cluster: str = ""
     locked: bool = True  # until persistence says otherwise
     ends: bool = False  # piccolod stops, and the apps with it
+
+    def look_at_host(self) -> None:
+        self.host = host_probe.probe(self.module.paths.podman_socket)
 
     @property
     def name(self) -> str:

@@ -60,9 +60,9 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
     container = None if found is None else container_of(node, desired.name, found)
     if container is not None and container.status is Status.EXITED and memory.conmon.lives:
         container = msgspec.structs.replace(container, status=Status.STOPPING)
-    digest = spec.digest(desired.current, desired.restarts, node.host)
+    digest = spec.digest(desired.current, desired.restarts)
     trial = desired.candidate
-    trial_digest = spec.digest(trial, desired.restarts, node.host) if trial is not None else ""
+    trial_digest = spec.digest(trial, desired.restarts) if trial is not None else ""
     runs_current = container is not None and container.badge.spec == digest
     runs_trial = container is not None and trial is not None and container.badge.spec == trial_digest
     return Situation(

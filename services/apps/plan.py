@@ -200,6 +200,8 @@ def _up(desired: Desired, version: Version, now: Situation, digest: str, image: 
     container = now.container
     led = version.manifest.is_led
     if container is not None and _foreign(container, now, led):
+        if not container.status.has_processes:
+            return _begin(version, now, image, trial=trial)
         return Plan(
             state=State.STARTING,
             reason="a container of another term is in the way",
@@ -261,7 +263,7 @@ def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Pl
     if missing_volumes(version, now):
         steps.append(Do.ATTACH)
     steps += [Do.CREATE, Do.INIT, *((Do.ARM,) if version.manifest.is_led else ()), Do.START]
-    reason = "its manifest or image changed" if container is not None else "is being started"
+    reason = "a new container takes the place of the old one" if serves else "is being started"
     return Plan(state=State.STARTING, reason=reason, route=Route.HOLD, steps=tuple(steps), trial=trial)
 
 

@@ -68,6 +68,7 @@ class Service:
 
     async def start(self) -> None:
         module = self._module
+        self._node.look_at_host()
         self._commands.serve()
         module.on(LockStateChanged, self._on_lock)
         module.on(ControlStoreCommit, self._on_commit)
@@ -80,7 +81,7 @@ class Service:
         for name, work in self._node.routes.tasks().items():
             module.spawn(work, name=name)
         socket = module.paths.podman_socket
-        events = podman_events.watch(socket, self._wake_app, self._wake_all, self._resync)
+        events = podman_events.watch(socket, self._wake_app, self._wake_all, self._podman_is_back)
         module.spawn(events, name="podman-events")
         module.spawn(self._keep_fresh(), name="refresh")
         module.spawn(self._keep_order(), name="order")
@@ -227,6 +228,11 @@ class Service:
     def _resync(self) -> None:
         self._refresh.set()
         self._node.routes.refresh()
+        self._wake_all()
+
+    def _podman_is_back(self) -> None:
+        self._node.look_at_host()
+        self._refresh.set()
         self._wake_all()
 
     def _wake_resource(self, resource: str) -> None:

@@ -45,9 +45,9 @@ def wants_internet(manifest: Manifest) -> bool:
     return manifest.permissions.network.internet is Access.ALLOW
 
 
-def digest(version: Version, restarts: int, host: Host) -> str:
-    """Names what a container of this version would be: another digest, another container."""
-    body = {**_body(version, host), "restarts": restarts, "form": _FORM, "internet": wants_internet(version.manifest)}
+def digest(version: Version, restarts: int) -> str:
+    """Names what a container of this version would be: another digest, another container. The same on every host."""
+    body = {**_body(version, Host()), "restarts": restarts, "form": _FORM, "internet": wants_internet(version.manifest)}
     body["secrets"] = [[secret.name, secret.file, secret.env] for secret in version.manifest.secrets]
     body["app_config"] = version.manifest.app_config
     body["volumes"] = {name: volume.container for name, volume in version.manifest.storage.persistent.items()}

@@ -125,7 +125,7 @@ class Journal:
                     break
                 removed += gone
             if removed:
-                self._base.execute("PRAGMA incremental_vacuum").fetchall()
+                self._base.executescript("PRAGMA incremental_vacuum")  # `execute` would free one page
                 self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             return removed
 

@@ -37,14 +37,24 @@ def _ready_again(node: Node, module: str, instance: str, number: int) -> float:
     return time.monotonic() - began
 
 
-def restarts(node: Node, number: int, rounds: int) -> dict[str, float]:
-    """Median seconds from the signal to ready, a module."""
+def restarts(number: int, rounds: int) -> dict[str, float]:
+    """Median seconds from the signal to ready, a module. Each round is a new node: a second death within a minute waits."""
     took: dict[str, list[float]] = {name: [] for name in _FORKED}
     for _ in range(rounds):
-        for name in _FORKED:
-            took[name].append(_ready_again(node, name, node.instance(name), number))
-            time.sleep(_CALM_S)
+        with _settled() as node:
+            for name in _FORKED:
+                took[name].append(_ready_again(node, name, node.instance(name), number))
+                time.sleep(_CALM_S)
     return {name: statistics.median(values) for name, values in took.items()}
+
+
+@contextlib.contextmanager
+def _settled() -> Iterator[Node]:
+    with Node() as node:
+        node.start()
+        node.unlock()
+        time.sleep(_CALM_S)
+        yield node
 
 
 def all_at_once(node: Node) -> float:
@@ -168,17 +178,16 @@ def supervisord(rounds: int) -> float | None:
 
 def measure(rounds: int = 5) -> dict[str, Any]:
     colds = [cold_start() for _ in range(3)]
-    with Node() as node:
-        node.start()
-        node.unlock()
+    with _settled() as node:
         time.sleep(3)
         pss = memory(node)
         cpu = idle_cpu(node)
-        killed = restarts(node, signal.SIGKILL, rounds)
-        time.sleep(31)  # past the window of the crash loop, which would else slow what follows down
-        frozen = restarts(node, signal.SIGSTOP, 1)
-        time.sleep(31)
         together = [all_at_once(node)]
+    for _ in range(2):
+        with _settled() as node:
+            together.append(all_at_once(node))
+    killed = restarts(signal.SIGKILL, rounds)
+    frozen = restarts(signal.SIGSTOP, 1)
     peers = {"runit": runit(rounds), "supervisord": supervisord(rounds)}
     median = statistics.median(killed.values())
     return {

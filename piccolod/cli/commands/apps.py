@@ -88,7 +88,11 @@ def written(
     if not session.wait:
         session.say("committed; the app follows: `piccoloctl apps show` tells how far it is")
     else:
-        app = until_settled(session, app, generation, patience_s)
+        try:
+            app = until_settled(session, app, generation, patience_s)
+        except KeyboardInterrupt:
+            session.say(f"\nleft alone, it goes on: `piccoloctl apps show {app['name']}`")
+            raise
     session.write(Printed(app, lambda found, _wide, _width: app_view.sentence(found), lambda found: [str(found.get("name"))]))
     if not session.wait or goal == "any":
         return 0
@@ -134,7 +138,9 @@ def restart(session: Session, name: str) -> int:
 @click.pass_obj
 def enable(session: Session, name: str) -> int:
     """Start an app by itself after a boot."""
-    return _change(session, name, "enable", "any")
+    code = _change(session, name, "enable", "any")
+    session.say("it starts by itself after a boot")
+    return code
 
 
 @click.command(cls=Command, waits=True)
@@ -142,7 +148,9 @@ def enable(session: Session, name: str) -> int:
 @click.pass_obj
 def disable(session: Session, name: str) -> int:
     """Do not start an app by itself after a boot. What runs now goes on."""
-    return _change(session, name, "disable", "any")
+    code = _change(session, name, "disable", "any")
+    session.say("it does not start by itself after a boot; what runs now goes on")
+    return code
 
 
 _snapshot = click.option("--without-snapshot", is_flag=True, help="Go on although its volumes cannot be set back afterwards.")
@@ -193,9 +201,11 @@ def revert(session: Session, name: str, without_snapshot: bool) -> int:
 @click.pass_obj
 def uninstall(session: Session, name: str, purge: bool) -> int:
     """Remove an app. Its volumes stay, unless --purge."""
-    session.confirm(f"Uninstall {name} and delete its data?" if purge else f"Uninstall {name}?")
+    volumes = [item["name"] for item in session.client().get(path_of("apps", name))["volumes"] if item["kind"] == "persistent"]
+    data = f" and delete its data ({', '.join(volumes)})" if purge and volumes else ""
+    session.confirm(f"Uninstall {name}{data}?")
     session.client().send("DELETE", path_of("apps", name, purge=purge))
     if session.wait:
         until_gone(session, name)
-        session.say(f"{name} is gone" + ("" if purge else "; its volumes, if it had any, are kept"))
+        session.say(f"{name} is gone" + (f"; its data is kept: {', '.join(volumes)}" if volumes and not purge else ""))
     return 0

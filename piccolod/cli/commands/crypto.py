@@ -20,7 +20,8 @@ def sentence(status: dict[str, Any]) -> str:
     if not status.get("initialized"):
         return "the store has no password yet"
     word = "locked" if status.get("locked") else "unlocked"
-    return f"the store is {coloured(word)}" + (f": {status['reason']}" if status.get("reason") else "")
+    reason = str(status.get("reason") or "")
+    return f"the store is {coloured(word)}" + (f": {reason}" if reason and "is locked" not in reason else "")
 
 
 @click.command(cls=Command)

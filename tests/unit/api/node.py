@@ -242,11 +242,11 @@ class Node:
         self.tell(LockStateChanged(locked=False, initialized=True, rev=1))
 
     def unix(self, **more: Any) -> Client:
-        transport = httpx.HTTPTransport(uds=str(self.module.paths.api_socket))
-        return Client(httpx.Client(transport=transport, base_url="http://localhost", timeout=10, **more))
+        transport = httpx.HTTPTransport(uds=str(self.module.paths.api_socket), verify=False)
+        return Client(httpx.Client(transport=transport, base_url="http://localhost", timeout=10, verify=False, **more))
 
     def tcp(self, **more: Any) -> Client:
-        return Client(httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10, **more))
+        return Client(httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10, verify=False, **more))
 
     def token(self, scope: str) -> Client:
         """A client with a fresh token of that scope."""
@@ -341,8 +341,10 @@ def running(extra: str = "", api: str = "", *, refuse_listen: PiccoloError | Non
         await service.stop()
         control[0].close()
         module.end()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
             task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from piccolod.errors import NotFound, PeerRestarted, Unavailable
+from piccolod.protocol import router
 from piccolod.protocol.apps import AddImage, ApplyApp, ChangeApp, ImageDocuments, InstallApp, ListApps, UninstallApp, UpdateApp
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import ControlStoreCommit, HealthChanged, ModuleStateChanged
 from piccolod.protocol.persistence import GetRevision, Revision
-from piccolod.protocol import router
 from piccolod.protocol.router import GetRoutes, RouteState, RouteStates, RouteTest
 from services.api import uploads
 from services.api.routes.traffic import merged

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from piccolod.errors import LeaderHint, Locked, NotLeader, Problem, TooMany
 from piccolod.errors import Invalid as Bad
+from piccolod.errors import LeaderHint, Locked, NotLeader, Problem, TooMany
 from piccolod.protocol.apps import ChangeApp, InstallApp, ListApps
+from piccolod.protocol.persistence import Unlock
 from tests.unit.api.node import Node, running
 
 YAML = {"Content-Type": "application/yaml"}
@@ -136,8 +137,8 @@ def test_locked_is_423_and_a_limit_says_when_to_come_back(node: Node) -> None:
     with node.unix() as client:
         node.modules.fail_kinds[ChangeApp] = Locked("locked")
         assert client.post("/apps/x/stop").status_code == 423
-        node.modules.fail_kinds[ChangeApp] = TooMany("slowly", retry_after_s=2.4)
-        answer = client.post("/apps/x/stop")
+        node.modules.fail_kinds[Unlock] = TooMany("slowly", retry_after_s=2.4)
+        answer = client.post("/crypto/unlock", json={"password": "p"})
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
 
 
@@ -165,9 +166,9 @@ def test_a_program_is_sent_to_the_leader_and_a_browser_is_not(node: Node) -> Non
         b"GET / HTTP/1.1\r\n\r\n",  # no Host
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 40_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 100_000,  # it would go on
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS where none is spoken
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nzz\r\n\r\n",
     ],
 )
 def test_what_is_no_http_is_400_and_the_end_of_the_connection(node: Node, data: bytes) -> None:

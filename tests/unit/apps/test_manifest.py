@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import resource
+import socket
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piccolod.errors import Invalid, Problem
+from services.apps import capabilities
 from services.apps import host as host_probe
 from services.apps.host import Host
 from services.apps.manifest import Manifest, Policy
@@ -243,10 +247,16 @@ def test_what_the_host_cannot_hold_to_is_refused_or_stays_as_a_warning() -> None
     assert len(validate(text, around=Surroundings(host=weak, strict=False)).warnings) == 4
 
 
-def test_this_host_is_looked_at() -> None:
-    found = host_probe.probe()
-    assert found.processes > 0
-    assert found.open_files >= 1000
+def test_what_containers_may_have_is_read_from_the_process_that_starts_them(tmp_path: Path) -> None:
+    assert host_probe.probe(tmp_path / "nobody").capabilities == Host().capabilities
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "podman.sock"))
+        listener.listen()
+        found = host_probe.probe(tmp_path / "podman.sock")
+    own = Path("/proc/self/status").read_text()
+    assert found.capabilities == capabilities.effective(own)
+    assert 0 < found.processes <= 1 << 31
+    assert found.open_files <= max(1_048_576, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
 def test_a_secret_in_the_environment_is_warned_about() -> None:

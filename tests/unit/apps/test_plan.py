@@ -72,11 +72,10 @@ def test_an_initialised_container_is_armed_before_it_starts() -> None:
 
 
 def test_a_container_of_another_term_is_removed() -> None:
-    for status in (Status.RUNNING, Status.EXITED, Status.CREATED):
-        made = plan(wanted(), at(term=TERM, container=container(status, token=6), guarded=True))
-        assert made.steps[-1] is Do.REMOVE
-        assert Do.START not in made.steps
-        assert Do.DISARM in made.steps
+    made = plan(wanted(), at(term=TERM, container=container(token=6), guarded=True))
+    assert made.steps == (Do.STOP, Do.DISARM, Do.REMOVE)
+    dead = plan(wanted(), at(container=container(Status.EXITED, token=6), guarded=True))
+    assert dead.steps == (Do.CAMPAIGN, Do.DISARM, Do.REMOVE, *UP)
 
 
 def test_stopping_closes_the_term_first_and_gives_it_back_last() -> None:

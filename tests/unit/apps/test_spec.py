@@ -77,7 +77,7 @@ def test_volumes_secrets_and_config_are_mounted() -> None:
 
 def test_the_digest_changes_with_what_the_container_is_and_with_nothing_else() -> None:
     def digest(more: str = "", image: str = "1", restarts: int = 0) -> str:
-        return spec.digest(Version(manifest=manifest(more), image_id=image), restarts, Host())
+        return spec.digest(Version(manifest=manifest(more), image_id=image), restarts)
 
     same = [
         "title: x\n",

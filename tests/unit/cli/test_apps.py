@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -194,20 +196,35 @@ def test_consent_to_privileged_is_said_explicitly(ctl: Ctl, double: ApiDouble, a
     assert [each.query for each in double.sent] == [{}, {"consent": "true"}]
 
 
-def test_uninstall_asks_first_and_refuses_where_nobody_can_answer(ctl: Ctl, double: ApiDouble) -> None:
+def test_uninstall_asks_first_and_refuses_where_nobody_can_answer(ctl: Ctl, double: ApiDouble, app: dict[str, Any]) -> None:
+    double.on("GET", "/apps/hello", app)
     done = ctl("apps", "uninstall", "hello")
     assert done.code == 2
     assert "-y" in done.err
-    assert double.sent == []
+    assert {each.method for each in double.sent} == {"GET"}
 
 
 def test_uninstall_waits_until_the_app_is_gone(ctl: Ctl, double: ApiDouble, app: dict[str, Any]) -> None:
     double.on("DELETE", "/apps/hello", Reply(204))
-    double.on("GET", "/apps/hello", {**app, "state": "stopping"}, Reply(404, {"code": "not_found", "detail": "no app"}))
+    volumes = [{"name": "data", "kind": "persistent"}, {"name": "cache", "kind": "temporary"}]
+    double.on(
+        "GET",
+        "/apps/hello",
+        {**app, "volumes": volumes},
+        {**app, "state": "stopping"},
+        Reply(404, {"code": "not_found", "detail": "no app"}),
+    )
     done = ctl("-y", "apps", "uninstall", "hello", "--purge")
     assert done.code == 0
-    assert double.sent[0].query == {"purge": "true"}
-    assert "hello is gone" in done.err
+    assert double.bodies("DELETE", "/apps/hello")[0].query == {"purge": "true"}
+    assert "hello is gone\n" in done.err
+
+
+def test_uninstall_says_which_data_it_kept(ctl: Ctl, double: ApiDouble, app: dict[str, Any]) -> None:
+    double.on("DELETE", "/apps/hello", Reply(204))
+    volumes = [{"name": "data", "kind": "persistent"}, {"name": "cache", "kind": "temporary"}]
+    double.on("GET", "/apps/hello", {**app, "volumes": volumes}, Reply(404, {"code": "not_found", "detail": "no app"}))
+    assert "its data is kept: data\n" in ctl("apps", "uninstall", "hello", "-y").err
 
 
 def test_the_schema_is_json_whatever_the_form(ctl: Ctl, double: ApiDouble) -> None:
@@ -233,3 +250,15 @@ def test_logs_since_a_while(ctl: Ctl, double: ApiDouble) -> None:
     ago = time.time() * 1000 - int(double.sent[0].query["since"])
     assert 595_000 < ago < 660_000
     assert ctl("logs", "hello", "--since", "yesterday").code == 2
+
+
+def test_ctrl_c_says_that_the_app_goes_on_without_us(ctl: Ctl, double: ApiDouble, app: dict[str, Any], manifest: str) -> None:
+    def interrupt(_: object) -> Reply:
+        os.kill(os.getpid(), signal.SIGINT)
+        return Reply(200, {**app, "state": "starting"})
+
+    double.on("POST", "/apps", changed(app), status=201)
+    double.on("GET", "/apps/hello", {**app, "state": "starting"}, interrupt)
+    done = ctl("apps", "install", manifest)
+    assert done.code == 130
+    assert "apps show hello" in done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from piccolod.errors import BY_CODE
-from tests.unit.cli.api_double import ApiDouble, Reply
+from tests.unit.cli.api_double import ApiDouble, Reply, serving
 from tests.unit.cli.conftest import Ctl
 
 
@@ -85,12 +86,36 @@ def test_a_socket_without_listener_says_so(ctl: Ctl, folder: Path) -> None:
     assert "nobody listens" in done.err
 
 
-def test_a_socket_that_is_not_ours_ends_in_9() -> None:
-    from piccolod.cli.client import Target, _unreachable
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_socket_that_is_not_ours_ends_in_9(ctl: Ctl, double: ApiDouble, folder: Path) -> None:
+    double.on("GET", "/apps", [])
+    (folder / "api.sock").chmod(0o600)
+    folder.chmod(0o755)
+    assert ctl("ps").code == 0
+    os.seteuid(65534)
+    try:
+        done = ctl("ps")
+    finally:
+        os.seteuid(0)
+    assert done.code == 9
+    assert "no permission" in done.err
+    assert "root" in done.err
 
-    error = _unreachable(Target("/run/piccolod/api.sock"), PermissionError(13, "Permission denied"))
-    assert error.exit_code == 9
-    assert "root" in error.hint
+
+def test_a_module_that_restarts_under_a_call_is_asked_again(ctl: Ctl, double: ApiDouble) -> None:
+    restarted = Reply(503, {"code": "peer_restarted", "detail": "persistence restarted with the call in flight"})
+    double.on("POST", "/crypto/unlock", restarted, {"initialized": True, "locked": False, "reason": ""})
+    assert ctl("unlock", "--password-stdin", stdin="pw\n").code == 0
+    double.on("POST", "/crypto/unlock", restarted)
+    assert ctl("unlock", "--password-stdin", stdin="pw\n").code == 1
+    assert len(double.sent) == 4
+
+
+def test_https_to_a_port_that_speaks_http_says_so(ctl: Ctl) -> None:
+    with serving(ApiDouble(), None) as node:
+        done = ctl("--url", node.url.replace("http:", "https:"), "ps")
+    assert done.code == 1
+    assert "TLS" in done.err
 
 
 def test_a_refused_port_says_which_url(ctl: Ctl) -> None:

@@ -64,7 +64,7 @@ def test_an_empty_list_says_what_to_do_and_its_json_is_a_list(ctl: Ctl, double: 
     double.on("GET", "/apps", [])
     assert "apps install" in ctl("ps").out
     assert ctl("ps", "-o", "json").out == "[]\n"
-    assert ctl("ps", "-o", "name").out.strip() == ""
+    assert ctl("ps", "-o", "name").out == ""
 
 
 def test_without_a_command_it_is_status(ctl: Ctl, double: ApiDouble, app: dict[str, Any]) -> None:

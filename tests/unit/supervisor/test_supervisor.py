@@ -31,6 +31,14 @@ def test_a_module_whose_need_never_gets_ready_waits_and_says_for_what(make_node)
     assert "start" not in [word for _, name, word in node.notes() if name == "edge"]
 
 
+def test_waiting_for_what_is_slow_is_no_death(make_node):
+    node = make_node([row("broker"), row("m", target="tests.unit.supervisor.samples:impatient", needs=["broker"])])
+    node.words("broker", "slow")
+    node.start()
+    assert node.module("m")["restarts"] == 0
+    assert node.module("m")["state"] == "ready"
+
+
 def test_a_killed_module_is_ready_again_within_20_ms(make_node):
     node = make_node([row(f"m{n}") for n in range(8)]).start()
     wait_for(lambda: node.tree()["zygote"]["warm"], "the zygote is warm")

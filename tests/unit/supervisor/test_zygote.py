@@ -6,7 +6,9 @@ import os
 import signal
 import time
 
-from tests.unit.supervisor.conftest import row, wait_for
+import pytest
+
+from tests.unit.supervisor.conftest import children, gone, row, wait_for
 
 TABLE = [row("broker"), row("m"), row("n")]
 
@@ -88,3 +90,48 @@ def test_an_executed_module_is_replaced_too(make_node):
 def test_forks_do_not_share_their_random_numbers(make_node):
     node = make_node([row("m"), row("n")]).start()
     assert node.module("m")["instance"] != node.module("n")["instance"]
+
+
+def spare_of(node) -> int:
+    """The blank process that waits for the next restart."""
+
+    def find() -> list[int]:
+        tree = node.tree()
+        known = {tree["zygote"]["pid"], tree["log_writer"]["pid"], *(each["pid"] for each in tree["modules"])}
+        return [pid for pid in children(node.process.pid) if pid not in known]
+
+    (pid,) = wait_for(lambda: len(found := find()) == 1 and found, "a spare waits")
+    node.seen.add(pid)
+    return pid
+
+
+def test_the_next_life_of_a_module_is_a_process_that_waited_for_it(make_node):
+    node = make_node(TABLE).start()
+    warm(node)
+    spare = spare_of(node)
+    assert node.wait_replaced("m", node.kill("m"))["pid"] == spare
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_dead_or_frozen_spare_costs_a_restart_no_more_than_a_moment(make_node, number):
+    node = make_node(TABLE).start()
+    warm(node)
+    spare = spare_of(node)
+    os.kill(spare, number)
+    began = time.monotonic()
+    found = node.wait_replaced("m", node.kill("m"))
+    assert found["pid"] != spare
+    assert time.monotonic() - began < 0.6
+    wait_for(lambda: gone(spare), "the useless spare has ended")
+
+
+def test_a_spare_ends_with_its_zygote_and_with_the_supervisor(make_node):
+    node = make_node(TABLE).start()
+    zygote, first = warm(node), spare_of(node)
+    os.kill(zygote, signal.SIGKILL)
+    wait_for(lambda: gone(first), "the first has ended")
+    wait_for(lambda: (found := node.tree()["zygote"])["warm"] and found["pid"] != zygote, "a new zygote is warm")
+    second = spare_of(node)
+    node.process.kill()
+    node.process.wait()
+    wait_for(lambda: gone(second), "the second has ended", timeout_s=0.5)
