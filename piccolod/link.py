@@ -4,7 +4,7 @@ Not the bus: a dead broker must not look like nine hung modules. Both ends use t
 `{"t": TYPE, ...}`; the types and their fields:
 
     module -> supervisor
-      READY      {applied_rev}                    the module does its work from now on
+      READY      {applied_rev, reloads}           the module does its work from now on; it understands RELOAD
       BEAT       {lag_ms, progress}               from the module's own event loop
       STATUS     {level, reason}                  for `piccoloctl modules`
       EXTEND     {seconds}                        the start takes longer, for a stated reason
@@ -15,8 +15,10 @@ Not the bus: a dead broker must not look like nine hung modules. Both ends use t
       LOCK       {id}                             drop every deposit, restart the modules that hold keys (not the sender)
       VERIFIED   {rev, collections, leader}       persistence: the local store is verified up to rev
       APPLIED    {rev}                            this module acts on rev
+      RIGHTS     {missing}                        before START: what this host did not let it give up
     supervisor -> module
-      START      {module, inst, config, peers, fds, wake} + fds     `fds` names the descriptors in order
+      ENTRY      {target, path, rights}           to a process that is no module yet (supervisor/entry.py)
+      START      {module, inst, config, peers, fds} + fds     `fds` names the descriptors in order
       PEERS      {peers}                          which pid and which instance is which module now
       STOP       {seconds}
       RELOAD     {rev}
@@ -94,7 +96,7 @@ class Link:
                 raise LinkClosed("end of file")
             try:
                 message = json.loads(data)
-            except ValueError:
+            except (ValueError, RecursionError):  # a deep nest of brackets is the latter
                 message = None
             if isinstance(message, dict) and isinstance(message.get("t"), str):
                 return message, fds

@@ -43,9 +43,7 @@ E = TypeVar("E", bound=Event)
 
 configuration.from_mapping({})  # builds its tables before the zygote forks, once for all modules
 
-_ORPHANED: Final = 70  # exit codes, as the supervisor's ledger shows them
-_NEVER_STARTED: Final = 71
-_START_WAIT_S: Final = 10.0
+_ORPHANED: Final = 70  # the exit code, as the supervisor's ledger shows it
 _SUPERVISOR_WAIT_S: Final = 10.0
 
 
@@ -74,6 +72,7 @@ class Module:
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._next_id = 0
         self._progress = 0
+        self._applied_rev = 0  # 0: whatever there was when it started
         self._on_reload: Callable[[int], Awaitable[None]] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._loop = asyncio.get_running_loop()
@@ -165,6 +164,7 @@ class Module:
         self._tell({"t": "VERIFIED", "rev": rev, "collections": list(collections), "leader": leader})
 
     def report_applied(self, rev: int) -> None:
+        self._applied_rev = rev
         self._tell({"t": "APPLIED", "rev": rev})
 
     def on_reload(self, callback: Callable[[int], Awaitable[None]]) -> None:
@@ -188,7 +188,7 @@ class Module:
         self._context.destroy(linger=200)
 
     def ready(self) -> None:
-        self._tell({"t": "READY", "applied_rev": 0})
+        self._tell({"t": "READY", "applied_rev": self._applied_rev, "reloads": self._on_reload is not None})
 
     async def beat(self) -> None:
         """From the loop that does the work, so that a stuck loop is seen. Lag: how late this very loop runs."""
@@ -298,10 +298,9 @@ async def _end(service: Service, module: Module) -> None:
 
 
 def await_start(link: Link) -> tuple[Message, dict[str, int]]:
-    """Waits for START; the descriptors by their names. Exits when the supervisor is gone or silent."""
-    give_up_at = clock.now() + _START_WAIT_S
-    while (left := give_up_at - clock.now()) > 0:
-        select.select([link.fileno()], [], [], left)
+    """Waits for START; the descriptors by their names. Exits when the supervisor is gone."""
+    while True:
+        select.select([link.fileno()], [], [])
         try:
             got = link.receive()
         except LinkClosed:
@@ -309,7 +308,6 @@ def await_start(link: Link) -> tuple[Message, dict[str, int]]:
         if got is not None and got[0]["t"] == "START":
             message, fds = got
             return message, dict(zip(message["fds"], fds, strict=True))
-    os._exit(_NEVER_STARTED)
 
 
 def _sealed(name: str, secret: bytes) -> int:

@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -80,10 +81,11 @@ class Node:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="pn"))
         self.state, self.run = self.folder / "state", self.folder / "run"
         self.port = free_port()
+        first_port = random.randrange(20_000, 32_000, 100)  # of its own: other nodes of this host take ports that it gives up
         self.config_file = self.folder / "piccolod.toml"
         self.config_file.write_text(
             f'[node]\nname = "n1"\nstate_dir = "{self.state}"\nrun_dir = "{self.run}"\n'
-            f'[api]\nlisten = ["127.0.0.1:{self.port}"]\n{extra_config}'
+            f'[api]\nlisten = ["127.0.0.1:{self.port}"]\n[apps]\npublic_ports = "{first_port}-{first_port + 99}"\n{extra_config}'
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.output = self.folder / "output"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
+from piccolod.config import Config
 from piccolod.kernel import ModuleSpec
 from piccolod.supervisor.child import Life
 from piccolod.supervisor.loop import Timer
 from piccolod.supervisor.restart import History
+from piccolod.units import parse_size
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_MISSES: Final = 4
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class State(StrEnum):
@@ -46,6 +49,17 @@ class Row:
     applied_rev: int = 0
     lag_ms: float = 0.0
     warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, spec: ModuleSpec, config: Config) -> Row:
+        chosen = config.module(spec.name)
+        return cls(
+            spec=spec,
+            missed_after_s=_MISSES * (chosen.heartbeat_ms or spec.heartbeat_ms) / 1000,
+            memory_max_bytes=parse_size(chosen.memory_max or spec.memory_max),
+            state=State.WAITING if chosen.enabled else State.DISABLED,
+            reason="" if chosen.enabled else "disabled in the configuration",
+        )
 
     @property
     def ready(self) -> bool:

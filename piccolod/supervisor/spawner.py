@@ -23,6 +23,7 @@ from piccolod.supervisor.reaper import Ending, Reaper
 # A warm zygote forks in a few ms; while it imports, it answers between two imports.
 _WARM_ANSWER_S: Final = 0.3
 _COLD_ANSWER_S: Final = 20.0
+_SECOND_COLD_ANSWER_S: Final = 3.0  # one made anew reads from the page cache what the first one read from the disk
 _PING_S: Final = 1.0
 _AGAIN_S: Final = 1.0
 
@@ -69,6 +70,10 @@ class Spawner:
         reaper.remember = lambda: bool(self._asked)
 
     @property
+    def _cold_s(self) -> float:
+        return _COLD_ANSWER_S if self.zygote_restarts <= 0 else _SECOND_COLD_ANSWER_S
+
+    @property
     def in_flight(self) -> int:
         """Forks that are asked for and not reported: their processes are on their way to become our children."""
         return len(self._asked)
@@ -112,7 +117,7 @@ class Spawner:
         if not sent:
             self._execute(order)
             return
-        answer_s = _WARM_ANSWER_S if self.warm else _COLD_ANSWER_S
+        answer_s = _WARM_ANSWER_S if self.warm else self._cold_s
         self._asked[number] = _Asked(order, self._loop.after(answer_s, lambda: self._late(number)))
 
     def close(self) -> None:
@@ -149,7 +154,7 @@ class Spawner:
         if self._link is None or pid != self.zygote_pid:
             return
         silent_s = clock.now() - self._heard_at
-        if (self.warm and silent_s > 2 * _PING_S + _WARM_ANSWER_S) or silent_s > _COLD_ANSWER_S + _PING_S:
+        if (self.warm and silent_s > 2 * _PING_S + _WARM_ANSWER_S) or silent_s > self._cold_s + _PING_S:
             self._drop("the zygote does not answer")
             return
         self._pinged += 1

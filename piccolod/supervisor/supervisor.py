@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from piccolod import clock
+from piccolod import clock, podman_conf
 from piccolod.config import Config
 from piccolod.errors import Busy, NotFound
 from piccolod.kernel import MODULES, ModuleSpec, Spawn
@@ -32,6 +32,7 @@ from piccolod.supervisor.ledger import Ledger
 from piccolod.supervisor.logs import Book, LogPipe
 from piccolod.supervisor.loop import Loop
 from piccolod.supervisor.notify import Notify
+from piccolod.supervisor.parts import Parts
 from piccolod.supervisor.reaper import Reaper
 from piccolod.supervisor.requests import Requests, whole
 from piccolod.supervisor.row import State
@@ -40,7 +41,7 @@ from piccolod.supervisor.say import Say
 from piccolod.supervisor.sockets import Sockets
 from piccolod.supervisor.spawner import Spawner
 from piccolod.supervisor.third_guard import ThirdGuard
-from piccolod.supervisor.tree import NEEDED, Parts, Tree
+from piccolod.supervisor.tree import NEEDED, Tree
 from piccolod.supervisor.voice import Voice
 
 _STOP_S: Final = 4.0
@@ -159,10 +160,15 @@ class Supervisor:
         if self._podman is None:
             self._end()
         elif apps:
-            self._podman.end(_STOP_PODMAN_S, self._end)
+            self._podman.end(_STOP_PODMAN_S, self._podman_ended)
         else:
             self._podman.leave()
             self._end()
+
+    def _podman_ended(self) -> None:
+        """With podman's own mount on its storage left, nobody could delete the state folder."""
+        podman_conf.release(self._config)
+        self._end()
 
     def _end(self) -> None:
         self._say("info", "stopped", after_s=round(clock.now() - self._began_at, 1))

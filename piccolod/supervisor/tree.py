@@ -18,21 +18,19 @@ from piccolod.config import Config
 from piccolod.errors import Busy, Invalid, NotFound
 from piccolod.kernel import ModuleSpec, Spawn
 from piccolod.link import Message
-from piccolod.supervisor import restart, revision
-from piccolod.supervisor.bus_sockets import BusSockets
-from piccolod.supervisor.cgroup import Cgroups
+from piccolod.supervisor import restart
 from piccolod.supervisor.child import Life
-from piccolod.supervisor.ledger import Death, Ledger, last_words
-from piccolod.supervisor.logs import Book, LogPipe
-from piccolod.supervisor.loop import Loop, Timer
-from piccolod.supervisor.reaper import Ending, Reaper
-from piccolod.supervisor.requests import Requests, seconds, text, whole
+from piccolod.supervisor.ledger import Death, last_words
+from piccolod.supervisor.logs import LogPipe
+from piccolod.supervisor.loop import Timer
+from piccolod.supervisor.parts import Parts
+from piccolod.supervisor.reaper import Ending
+from piccolod.supervisor.requests import seconds, text, whole
+from piccolod.supervisor.revision import Action, Pace, Verb
 from piccolod.supervisor.rights import Rights
+from piccolod.supervisor.roller import Roller
 from piccolod.supervisor.row import Row, State, rss_bytes
-from piccolod.supervisor.sockets import Sockets
-from piccolod.supervisor.spawner import Spawner
-from piccolod.supervisor.voice import Voice
-from piccolod.units import format_size, parse_size
+from piccolod.units import format_size
 
 BROKER: Final = "broker"
 APPS: Final = "apps"
@@ -42,29 +40,11 @@ _VERIFIER: Final = "persistence"
 _RAISED_PRIORITY: Final = frozenset({"consensus"})  # leadership.md, Guards
 
 _NEVER_STARTED: Final = 71  # exit code of a module that waits no longer for START
-_MISSES: Final = 4
 _RESTART_S: Final = 2.0  # for a module to end in a planned restart
 _EXTEND_S: Final = 600.0
 _UNWANTED_S: Final = 10.0  # after READY: a socket that was not asked for again is closed
 _MEMORY_S: Final = 10.0
 _LONG_S: Final = 5.0  # not ready for so long is a fault that health names
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parts:
-    """What the tree works with."""
-
-    loop: Loop
-    reaper: Reaper
-    spawner: Spawner
-    sockets: Sockets
-    bus: BusSockets
-    requests: Requests
-    ledger: Ledger
-    voice: Voice
-    cgroups: Cgroups
-    book: Callable[[str], Book]
-    say: Callable[..., None]
 
 
 class Tree:
@@ -75,22 +55,27 @@ class Tree:
         config: Config,
         on_change: Callable[[], None],
         policy: restart.Policy | None = None,
-        pace: revision.Pace | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._parts = parts
         self._table = tuple(table)
         self._config = dataclasses.asdict(config)
         self._on_change = on_change
         self._policy = policy or restart.Policy()
-        self._pace = pace or revision.Pace()
-        self._rollout = revision.begin(self._table)
-        self._rollout_timer: Timer | None = None
+        self._roller = Roller(
+            parts.loop,
+            self._table,
+            pace or Pace(),
+            alive=lambda: [name for name, row in self.rows.items() if row.ready],
+            act=self._bring_up,
+            stale=self._stale,
+        )
         self._check_timer: Timer | None = None
         self._pipes: set[LogPipe] = set()
         self._layers: list[list[str]] | None = None  # while it stops
         self._stop_at = 0.0
         self._stopped: Callable[[], None] = lambda: None
-        self.rows = {spec.name: _row(spec, config) for spec in self._table}
+        self.rows = {spec.name: Row.of(spec, config) for spec in self._table}
 
     # --- what others ask
 
@@ -234,8 +219,7 @@ class Tree:
         self._parts.say("info", "ready", module=row.spec.name, pid=life.pid, ms=round((now - life.asked_at) * 1000, 1))
         if row.spec.name == BROKER:
             self._parts.voice.speak_through(life)
-        self._rollout = revision.ready(self._rollout, row.spec.name, row.applied_rev, message.get("reloads") is True)
-        self._roll()
+        self._roller.ready(row.spec.name, row.applied_rev, message.get("reloads") is True)
         self._gate()
         self._check()
         if self._parts.sockets.wanted(row.spec.name):
@@ -393,8 +377,7 @@ class Tree:
             self._verified(message)
         elif kind == "APPLIED":
             row.applied_rev = max(row.applied_rev, whole(message.get("rev")))
-            self._rollout = revision.applied(self._rollout, row.spec.name, row.applied_rev)
-            self._roll()
+            self._roller.applied(row.spec.name, row.applied_rev)
         elif kind == "RIGHTS":
             self._lacks(row, message.get("missing"))
 
@@ -411,32 +394,21 @@ class Tree:
     def _verified(self, message: Message) -> None:
         collections = message.get("collections")
         touched = [text(each) for each in collections] if isinstance(collections, list) else []
-        rev = whole(message.get("rev"))
-        self._rollout = revision.verified(self._rollout, rev, touched, message.get("leader") is True, clock.now())
-        for name, follower in self._rollout.followers.items():
-            self.rows[name].applied_rev = max(self.rows[name].applied_rev, follower.applied)
-        self._roll()
+        applied = self._roller.verified(whole(message.get("rev")), touched, message.get("leader") is True)
+        for name, rev in applied.items():
+            self.rows[name].applied_rev = max(self.rows[name].applied_rev, rev)
 
-    def _roll(self) -> None:
-        now = clock.now()
-        before = revision.stale(self._rollout)
-        alive = [name for name, row in self.rows.items() if row.ready]
-        self._rollout, actions = revision.step(self._rollout, alive, now, self._pace)
-        for action in actions:
-            row = self.rows[action.module]
-            self._parts.say("info", action.verb.value, module=action.module, rev=action.rev)
-            if action.verb is revision.Verb.RESTART:
-                self._restart(row, f"rev {action.rev} of the control store")
-            elif row.life is not None:
-                row.life.send({"t": "RELOAD", "rev": action.rev})
-        for name, rev in revision.stale(self._rollout).items():
-            if name not in before:
-                self._parts.voice.health(name, "ERROR", f"stale_rev: it could not be brought to rev {rev}")
-                self._parts.say("error", "stale_rev", module=name, rev=rev)
-        if self._rollout_timer is not None:
-            self._rollout_timer.cancel()
-        at = revision.next_at(self._rollout, now, self._pace)
-        self._rollout_timer = None if at is None else self._parts.loop.at(at, self._roll)
+    def _bring_up(self, action: Action) -> None:
+        row = self.rows[action.module]
+        self._parts.say("info", action.verb.value, module=action.module, rev=action.rev)
+        if action.verb is Verb.RESTART:
+            self._restart(row, f"rev {action.rev} of the control store")
+        elif row.life is not None:
+            row.life.send({"t": "RELOAD", "rev": action.rev})
+
+    def _stale(self, name: str, rev: int) -> None:
+        self._parts.voice.health(name, "ERROR", f"stale_rev: it could not be brought to rev {rev}")
+        self._parts.say("error", "stale_rev", module=name, rev=rev)
 
     # --- watching
 
@@ -512,15 +484,3 @@ class Tree:
         if row is None:
             raise NotFound(f"there is no module {name!r}", hint="`piccoloctl modules list` shows them")
         return row
-
-
-def _row(spec: ModuleSpec, config: Config) -> Row:
-    chosen = config.module(spec.name)
-    beat_ms = chosen.heartbeat_ms or spec.heartbeat_ms
-    return Row(
-        spec=spec,
-        missed_after_s=_MISSES * beat_ms / 1000,
-        memory_max_bytes=parse_size(chosen.memory_max or spec.memory_max),
-        state=State.WAITING if chosen.enabled else State.DISABLED,
-        reason="" if chosen.enabled else "disabled in the configuration",
-    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import msgspec
+
 from piccolod import clock
 from piccolod.config import Config
 from piccolod.errors import DeadlineExceeded, PeerRestarted, PiccoloError
@@ -12,7 +14,7 @@ from piccolod.kernel import MODULES, ROUTERS
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
 from piccolod.module import Module
-from piccolod.protocol.base import Reply, Request
+from piccolod.protocol.base import Level, Reply, Request
 from piccolod.protocol.events import (
     ControlStoreCommit,
     HealthChanged,
@@ -23,6 +25,7 @@ from piccolod.protocol.events import (
 from piccolod.protocol.persistence import GetRevision
 from services.api import control, origin, readiness
 from services.api.credentials import Credentials
+from services.api.documents import ModuleView
 from services.api.limits import Seats
 from services.api.readiness import ComponentHealth, Readiness
 from services.api.setup_code import SetupCode
@@ -30,6 +33,8 @@ from services.api.setup_code import SetupCode
 _MIN_REV_WAIT_S: Final = 5.0
 _REV_POLL_S: Final = 0.25
 _TRIES: Final = 3
+_LOOK_S: Final = 0.5  # so often at most, however often load balancers ask
+_LOOK_WAIT_S: Final = 1.0
 _STREAMS: Final = 64
 _UPLOADS: Final = 2
 
@@ -56,6 +61,7 @@ class Core:
             resource="kernel", role="unknown", node="", address="", epoch=0, token=0, reason="not heard yet"
         )
         self._rev_moved = asyncio.Event()
+        self._looked_at = float("-inf")
 
     def listen(self) -> None:
         """Subscribes. What is heard are hints, kept for health and to wake those who wait."""
@@ -117,15 +123,29 @@ class Core:
 
     # --- what is heard
 
-    def judge(self) -> Readiness:
-        return readiness.readiness(self.seen, clock.now())
+    async def judge(self) -> tuple[Readiness, dict[str, ComponentHealth]]:
+        """Is this node ready, and each component. Modules are the supervisor's own word: a dead bus tells nothing."""
+        if clock.now() - self._looked_at > _LOOK_S:
+            self._looked_at = clock.now()
+            await self._look()
+        now = clock.now()
+        return readiness.readiness(self.seen, now), readiness.components(self.seen, now)
 
-    def components(self) -> dict[str, ComponentHealth]:
-        return readiness.components(self.seen, clock.now())
+    async def _look(self) -> None:
+        said = HealthChanged(component="control", level=Level.OK)
+        try:
+            found = msgspec.convert(await self.supervisor({"cmd": "modules"}, _LOOK_WAIT_S), tuple[ModuleView, ...])
+        except (PiccoloError, msgspec.ValidationError) as error:
+            found = ()
+            said = HealthChanged(component="control", level=Level.ERROR, reason=f"the supervisor does not answer: {error}")
+        self.seen = readiness.health_changed(self.seen, said)
+        for each in found:
+            if each.name != self.module.name:
+                self.seen = readiness.module_changed(self.seen, each.name, each.state, each.reason, clock.now())
 
     def _on_module(self, event: ModuleStateChanged) -> None:
         if event.module != self.module.name:  # that we live is proven by the answer
-            self.seen = readiness.module_changed(self.seen, event, clock.now())
+            self.seen = readiness.module_changed(self.seen, event.module, event.state, event.reason, clock.now())
 
     def _on_health(self, event: HealthChanged) -> None:
         self.seen = readiness.health_changed(self.seen, event)

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from piccolod.protocol.base import Level
-from piccolod.protocol.events import HealthChanged, LockStateChanged, ModuleDocument, ModuleStateChanged
+from piccolod.protocol.events import HealthChanged, LockStateChanged
 
 _FINE: Final = frozenset({"ready", "disabled", "absent"})
 _LOOPING: Final = "crashlooping"
@@ -59,13 +59,12 @@ def expect(modules: Iterable[str], now: float) -> Seen:
     return Seen(MappingProxyType({name: ModuleSeen("starting", "", False, now) for name in modules}))
 
 
-def module_changed(seen: Seen, event: ModuleStateChanged | ModuleDocument, now: float) -> Seen:
-    name = event.module if isinstance(event, ModuleStateChanged) else event.name
+def module_changed(seen: Seen, name: str, state: str, reason: str, now: float) -> Seen:
     before = seen.modules.get(name)
-    fine = event.state in _FINE
+    fine = state in _FINE
     was_fine = before is not None and before.state in _FINE
     since = now if fine or was_fine or before is None else before.unready_at
-    known = ModuleSeen(event.state, event.reason, fine or (before is not None and before.was_ready), since)
+    known = ModuleSeen(state, reason, fine or (before is not None and before.was_ready), since)
     return replace(seen, modules=MappingProxyType({**seen.modules, name: known}))
 
 

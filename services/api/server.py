@@ -12,6 +12,7 @@ from typing import Any, Final
 from uvicorn.config import Config
 
 from piccolod import clock
+from piccolod.errors import Invalid
 from services.api.connection import Book, Connection
 
 _UNIX_CONNECTIONS: Final = 128
@@ -83,9 +84,15 @@ class Server:
 
 
 def tls_context(cert: str, key: str) -> ssl.SSLContext:
-    """Raises OSError or ssl.SSLError, naming the file."""
+    """Raises Invalid, naming the files."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(cert, key)
+    try:
+        context.load_cert_chain(cert, key)
+    except OSError as error:  # ssl.SSLError is one
+        raise Invalid(
+            f"no TLS with the certificate {cert} and the key {key}: {error.strerror or error}",
+            hint="check api.cert and api.key, and who may read them",
+        ) from error
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -22,7 +22,7 @@ from services.apps.desired import Desired, Version
 from services.apps.documents import Stored
 from services.apps.health import Phase
 from services.apps.node import Node
-from services.apps.observe import Conmon, Look
+from services.apps.observe import Look
 from services.apps.plan import Container, Do, Plan, Route, Situation, State, plan
 from services.apps.podman_status import Status
 from services.apps.prober import Prober
@@ -62,7 +62,6 @@ class App:
         self._run = ""  # container and pid that are probed
         self._pidfd = -1
         self._live = False  # it was started here, or seen running, and its end was not seen yet
-        self._conmon = Conmon()
         self._looked = False  # in this life of the module
         self._trial_since_at = 0.0
         self._troubles = 0
@@ -196,7 +195,7 @@ class App:
         health = self._prober.health if self._prober is not None else None
         needed = self.stored.desired.current.manifest.depends_on
         waits_for = tuple(name for name in needed if not self._others_serve(name))
-        return Look(self._conmon, health, self._failures, self._trial_since_at, waits_for)
+        return Look(health, self._failures, self._trial_since_at, waits_for)
 
     # --- what is remembered
 
@@ -206,8 +205,6 @@ class App:
         running = container is not None and container.status is Status.RUNNING
         if container is not None and running:
             self._live = True
-            if self._run != _run(container):
-                self._conmon = observe.conmon_of(container)
         elif container is None or container.status in (Status.EXITED, Status.CREATED):
             await self._run_ended(container)
         health = self._prober.health if self._prober is not None else None

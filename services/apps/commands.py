@@ -20,6 +20,7 @@ from piccolod.errors import (
     NotSupported,
     PiccoloError,
     TermOver,
+    Unavailable,
 )
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.module import Caller
@@ -69,6 +70,8 @@ T = TypeVar("T")
 _TRIES: Final = 5
 _SHORT_BYTES: Final = 8192
 _ANSWER_MARGIN_S: Final = 0.5
+# A command that comes in the first moments of this module waits for the documents instead of taking them for locked.
+_START_S: Final = 3.0
 
 
 class Commands:
@@ -96,11 +99,11 @@ class Commands:
     # --- questions
 
     async def list(self, request: ListApps, caller: Caller) -> AppDocuments:
-        self._readable()
+        await self._readable()
         return AppDocuments(apps=tuple(view.document(self._node, self._apps[name]) for name in sorted(self._apps)))
 
     async def show(self, request: ShowApp, caller: Caller) -> AppDocument:
-        self._readable()
+        await self._readable()
         return view.document(self._node, self._app(request.name))
 
     async def validate(self, request: ValidateManifest, caller: Caller) -> Validated:
@@ -108,7 +111,7 @@ class Commands:
         return Validated(name=checked.manifest.name, warnings=checked.warnings)
 
     async def plan(self, request: PlanApp, caller: Caller) -> ShownPlan:
-        self._readable()
+        await self._readable()
         checked = await self._checked(request.manifest, request.consent)
         manifest = checked.manifest
         app = self._apps.get(manifest.name)
@@ -130,7 +133,7 @@ class Commands:
         return ManifestSchema(document=schema())
 
     async def logs(self, request: GetAppLogs, caller: Caller) -> LogLines:
-        self._readable()
+        await self._readable()
         self._app(request.name)
         since = logs.since_of(request.cursor, request.since_ms)
         # Everything after the cursor is asked for; without one the last lines are enough.
@@ -144,12 +147,12 @@ class Commands:
     # --- changes
 
     async def install(self, request: InstallApp, caller: Caller) -> Changed:
-        self._writable()
+        await self._writable()
         checked = await self._checked(request.manifest, request.consent)
         return await self._put(checked, request.author, caller, must_be_new=True)
 
     async def apply(self, request: ApplyApp, caller: Caller) -> Changed:
-        self._writable()
+        await self._writable()
         checked = await self._checked(request.manifest, request.consent)
         if request.name and request.name != checked.manifest.name:
             raise Invalid(f"the manifest is of {checked.manifest.name}, not of {request.name}", hint="an app cannot be renamed")
@@ -205,7 +208,7 @@ class Commands:
             return ""  # podman is away: the change is committed, and the app says why it is pending
 
     async def change(self, request: ChangeApp, caller: Caller) -> Changed:
-        self._writable()
+        await self._writable()
         steps: dict[str, Callable[[Desired], Desired]] = {
             "start": lambda old: change.start(old, self._node.boot_id, caller.idem),
             "stop": lambda old: change.stop(old, caller.idem),
@@ -230,7 +233,7 @@ class Commands:
         return await self._edit(request.name, lambda old: change.revert(old, assigned, caller.idem), request.author, caller)
 
     async def update(self, request: UpdateApp, caller: Caller) -> Changed:
-        self._writable()
+        await self._writable()
         before = await self._node.documents.app(request.name)
         self._snapshots(before.desired, request.without_snapshot, "update")
         manifest = before.desired.current.manifest
@@ -258,7 +261,7 @@ class Commands:
 
     async def uninstall(self, request: UninstallApp, caller: Caller) -> Nothing:
         """Answers when nothing of the app is left, or says what is still to be done."""
-        self._writable()
+        await self._writable()
         await self._edit(request.name, lambda old: change.uninstall(old, request.purge, caller.idem), request.author, caller)
         app = self._apps.get(request.name)
         if app is None:
@@ -295,7 +298,7 @@ class Commands:
         return await self._image_documents(None)
 
     async def add_image(self, request: AddImage, caller: Caller) -> ImageDocuments:
-        self._writable()
+        await self._writable()
         if request.kind not in ("load", "import", "build"):
             raise Invalid(f"{request.kind!r} is no way to add an image", hint="load, import, build")
         if request.kind != "load":
@@ -355,12 +358,20 @@ class Commands:
             raise NotFound(f"no app is called {name!r}", hint="`piccoloctl apps list` shows all")
         return app
 
-    def _readable(self) -> None:
+    async def _readable(self) -> None:
+        if not self._node.known.is_set():
+            try:
+                async with asyncio.timeout(_START_S):
+                    await self._node.known.wait()
+            except TimeoutError:
+                raise Unavailable(
+                    "apps has just started and does not know the apps yet", hint="try again in a moment"
+                ) from None
         if self._node.locked:
             raise Locked("the control store is locked", hint="`piccoloctl unlock`")
 
-    def _writable(self) -> None:
-        self._readable()
+    async def _writable(self) -> None:
+        await self._readable()
         self._leading()
 
     def _leading(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from piccolod import clock
@@ -37,6 +38,7 @@ class Node:
     boot_id: str = field(default_factory=clock.boot_id)
     cluster: str = ""
     locked: bool = True  # until persistence says otherwise
+    known: asyncio.Event = field(default_factory=asyncio.Event)  # persistence has said so, and the documents were read
     ends: bool = False  # piccolod stops, and the apps with it
 
     def look_at_host(self) -> None:

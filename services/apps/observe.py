@@ -12,7 +12,6 @@ import msgspec
 from piccolod import clock
 from piccolod.errors import PiccoloError
 from piccolod.leadership import leash_table
-from piccolod.leadership.grip import process_start
 from services.apps import badge, spec
 from services.apps.actions import Actions
 from services.apps.backoff import Failures
@@ -27,25 +26,8 @@ _MOUNT_S: Final = 1.0
 _NOBODY: Final = Badge(cluster="", node="", app="", epoch=0, generation=0, token=-1, spec="")
 
 
-class Conmon(msgspec.Struct, frozen=True):
-    """The monitor of a run. When the run ends it becomes podman's cleanup, which would tear down what is initialised anew
-    before it is through (podman 4.3, libpod: Cleanup accepts an initialised container)."""
-
-    pid: int = 0
-    start_ticks: int = 0
-
-    @property
-    def lives(self) -> bool:
-        try:
-            return self.pid > 1 and process_start(self.pid) == self.start_ticks and _lives(self.pid)
-        except ProcessLookupError:
-            return False
-
-
 class Look(msgspec.Struct, frozen=True):
     """What memory adds to what can be seen."""
-
-    conmon: Conmon
 
     health: Health | None
     failures: Failures
@@ -58,7 +40,7 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
     desired = actions.stored.desired
     found = await node.podman.inspect(container_name(desired.name))
     container = None if found is None else container_of(node, desired.name, found)
-    if container is not None and container.status is Status.EXITED and memory.conmon.lives:
+    if container is not None and container.status is Status.EXITED and await asyncio.to_thread(_is_cleaned_up, container.id):
         container = msgspec.structs.replace(container, status=Status.STOPPING)
     digest = spec.digest(desired.current, desired.restarts)
     trial = desired.candidate
@@ -100,7 +82,6 @@ def container_of(node: Node, app: str, found: dict[str, Any]) -> Container:
         armed=entry is not None and entry.token == mark.token and entry.pid == pid and entry.boot_id == node.boot_id,
         exit_code=int(state.get("ExitCode") or 0),
         address=str(network.get("IPAddress") or ""),
-        conmon_pid=int(state.get("ConmonPid") or 0),
     )
 
 
@@ -118,11 +99,24 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def conmon_of(container: Container) -> Conmon:
-    try:
-        return Conmon(container.conmon_pid, process_start(container.conmon_pid)) if container.conmon_pid > 1 else Conmon()
-    except ProcessLookupError:
-        return Conmon()
+def _is_cleaned_up(container_id: str) -> bool:
+    """Whether the monitor of a run that ended is still at it.
+
+    It becomes podman's cleanup, which takes the network of a container that is initialised anew before it is through
+    (podman 4.3, libpod: Cleanup accepts an initialised container). Found by its arguments, so that a restart of this module
+    knows it too.
+    """
+    name = container_id.encode()
+    for folder in os.listdir("/proc"):
+        if folder.isdigit():
+            try:
+                with open(f"/proc/{folder}/cmdline", "rb") as file:
+                    words = file.read().split(b"\0")
+            except OSError:
+                continue
+            if name in words and words[0].rpartition(b"/")[2] in (b"conmon", b"podman"):
+                return True
+    return False
 
 
 async def _spoiled(desired: Desired, container: Container | None) -> str:

@@ -88,7 +88,6 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     armed: bool = False
     exit_code: int = 0
     address: str = ""
-    conmon_pid: int = 0
 
 
 class TermIs(msgspec.Struct, frozen=True):

@@ -117,24 +117,32 @@ class Service:
         try:
             if not self._node.cluster:
                 self._node.cluster = (await self._module.call(GetCryptoStatus())).cluster_id
+            known = await self._documents()
             there = await self._seen()
-            _, stored, self._strange = await self._node.documents.apps()
+            if strangers := (there or set()) - known:
+                # What was seen before the documents were read, and is not in them, is nobody's.
+                for name in sorted(strangers - await self._documents()):
+                    await self._end_orphan(name)
         except Locked:
             self._node.locked = True
+            self._node.known.set()
             return True
         except PiccoloError as error:
             self._module.log.debug("cannot read the documents", reason=error.detail)
             return False
+        self._changed.set()
+        return there is not None
+
+    async def _documents(self) -> set[str]:
+        """Hands every document to its app; the names of all, also of those that are not understood. Raises Locked."""
+        _, stored, self._strange = await self._node.documents.apps()
         if self._node.locked:
             self._node.locked = False
             self._wake_all()
         for item in stored.values():
             self._adopt(item)
-        # What was seen before the documents were read and is not in them is nobody's.
-        for name in sorted((there or set()) - stored.keys() - self._strange.keys()):
-            await self._end_orphan(name)
-        self._changed.set()
-        return there is not None
+        self._node.known.set()
+        return stored.keys() | self._strange.keys()
 
     async def _seen(self) -> set[str] | None:
         try:

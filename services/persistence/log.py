@@ -114,10 +114,14 @@ class LogReader:
             raise StoreCorrupt(f"{self.path} is damaged or of a newer piccolod: {error}", hint=REPAIR_HINT) from error
 
     def structure_problems(self) -> list[str]:
-        """What SQLite itself finds wrong with the file's pages."""
+        """What SQLite itself finds wrong with the file's pages; and a file that ends within one, which it reads as zeros."""
         with named_errors(self.path):
             found = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(8)")]
-        return [] if found == ["ok"] else found
+            page_bytes = int(self._db.execute("PRAGMA page_size").fetchone()[0])
+        problems = [] if found == ["ok"] else found
+        if over := self.path.stat().st_size % page_bytes:
+            problems.append(f"the file ends {over} bytes into a page: it was cut off")
+        return problems
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ async def live() -> Live:
 @endpoint("GET", f"{BASE}/health/ready", scope=None, fails=(Unavailable,), asks=False, tag="health")
 async def ready(request: Req) -> Response[Readiness]:
     """200 when this node can work; 503 names the component and the reason. A locked node is not ready, and not ill."""
-    judged = core_of(request).judge()
+    judged, _ = await core_of(request).judge()
     if judged.ready:
         return Response(judged)
     call = call_of(request)
@@ -43,9 +43,8 @@ async def ready(request: Req) -> Response[Readiness]:
 @endpoint("GET", f"{BASE}/health/detail", scope=None, asks=False, tag="health")
 async def detail(request: Req) -> HealthDetail:
     """Every component with its level, reason and role."""
-    core = core_of(request)
-    judged = core.judge()
-    return HealthDetail(ready=judged.ready, level=judged.level, reason=judged.reason, components=core.components())
+    judged, components = await core_of(request).judge()
+    return HealthDetail(ready=judged.ready, level=judged.level, reason=judged.reason, components=components)
 
 
 def _why(judged: Readiness) -> PiccoloError:

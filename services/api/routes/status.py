@@ -40,7 +40,7 @@ async def status(request: Req) -> Status:
         part("role", core.ask(GetLeadership(resource="kernel"), timeout_s=2.0)),
         part("settings", settings.read(core)),
     )
-    judged = core.judge()
+    judged, _ = await core.judge()
     return Status(
         node=core.config.node.name,
         name=(chosen[0].title if chosen else "") or core.config.node.name,

@@ -229,7 +229,11 @@ class Node:
     folder: Path
 
     def tell(self, event: Event) -> None:
-        """An event, delivered as the bus would: on the module's loop."""
+        """An event, delivered as the bus would: on the module's loop. The supervisor knows its own words."""
+        if isinstance(event, ModuleStateChanged):
+            known = next((each for each in self.supervisor.modules if each["name"] == event.module), None)
+            if known is not None:
+                known |= {"state": event.state, "reason": event.reason}
         done = threading.Event()
         self.loop.call_soon_threadsafe(lambda: (self.module.tell(event), done.set()))
         assert done.wait(5)
@@ -315,13 +319,15 @@ OPENAPI: dict[str, Any] = APP.openapi_schema.to_schema()
 
 
 @contextmanager
-def running(extra: str = "", api: str = "", *, refuse_listen: PiccoloError | None = None) -> Iterator[Node]:
+def running(
+    extra: str = "", api: str = "", *, host: str = "127.0.0.1", refuse_listen: PiccoloError | None = None
+) -> Iterator[Node]:
     """One life of the api, in a thread with a loop of its own."""
     folder = Path(tempfile.mkdtemp(prefix="api"))
     port = free_port()
     settings = config.parse(
         f'[node]\nname = "n1"\naddress = "10.77.0.1"\nstate_dir = "{folder}/s"\nrun_dir = "{folder}/r"\n'
-        f'[api]\nlisten = ["127.0.0.1:{port}"]\n{api}\n{extra}'
+        f'[api]\nlisten = ["{host}:{port}"]\n{api}\n{extra}'
     )
     settings.paths.run.mkdir()
     page.create(settings.paths.page)
@@ -341,6 +347,8 @@ def running(extra: str = "", api: str = "", *, refuse_listen: PiccoloError | Non
         await service.stop()
         control[0].close()
         module.end()
+        for _ in range(3):
+            await asyncio.sleep(0)  # a connection that was just accepted gets its transport, which closes it
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()

@@ -251,6 +251,23 @@ def test_readiness_names_what_is_missing_and_who_is_at_fault(node: Node) -> None
         assert detail["components"]["apps"]["level"] == "ERROR"
 
 
+def test_a_module_that_dies_with_the_bus_is_seen_all_the_same(node: Node) -> None:
+    node.make_ready()
+    with node.tcp() as client:
+        assert client.get("/health/ready").status_code == 200
+        node.supervisor.modules[0] |= {"state": "crashlooping", "reason": "6 deaths"}
+        until(lambda: client.get("/health/ready").json().get("component") == "apps")
+
+
+def test_a_supervisor_that_does_not_answer_is_a_fault(node: Node) -> None:
+    node.make_ready()
+    node.supervisor.error = Unavailable("it is stopping")
+    with node.tcp() as client:
+        until(lambda: client.get("/health/ready").json().get("component") == "control")
+        node.supervisor.error = None
+        until(lambda: client.get("/health/ready").status_code == 200)
+
+
 def test_locked_is_503_with_level_ok(node: Node) -> None:
     from piccolod.protocol.events import LockStateChanged
 

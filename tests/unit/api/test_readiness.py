@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from piccolod.protocol.base import Level
-from piccolod.protocol.events import HealthChanged, LockStateChanged, ModuleStateChanged
+from piccolod.protocol.events import HealthChanged, LockStateChanged
 from services.api.readiness import (
     Seen,
     components,
@@ -14,8 +14,7 @@ from services.api.readiness import (
 
 
 def state(seen: Seen, name: str, value: str, now: float = 0.0, reason: str = "") -> Seen:
-    event = ModuleStateChanged(module=name, state=value, pid=1, instance="i", restarts=0, reason=reason)
-    return module_changed(seen, event, now)
+    return module_changed(seen, name, value, reason, now)
 
 
 def lock(seen: Seen, *, locked: bool, initialized: bool = True) -> Seen:

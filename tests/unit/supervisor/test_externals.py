@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def end_externals(node) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
         wait_for(lambda: gone(known.pid), "podman's service has ended")
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in reversed([each for each in mounts if each.startswith(f"{node.folder}/")]):
+        subprocess.run(["umount", mount], check=True)  # podman binds its storage onto itself
 
 
 def ppid(pid: int) -> int:
