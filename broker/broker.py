@@ -16,6 +16,7 @@ from piccolod import clock, log
 from piccolod.bus.envelope import (
     HIGH_WATER,
     MAX_MESSAGE_BYTES,
+    UNREADABLE,
     VERSION,
     Header,
     Snapshot,
@@ -38,6 +39,17 @@ _BEAT_SHOWS_S: Final = 10.0
 _ORPHANED: Final = 70
 _DROP_WARNING_S: Final = 60.0  # how long a dropped message shows in health
 
+_DECODERS: Final = {name: msgspec.msgpack.Decoder(kind).decode for name, kind in EVENTS.items()}
+
+
+def _owns(sender: str, topic: str, event_type: str, event: Event | None) -> bool:
+    """Its type by the table, its topic by its content; and a module judges the health of nobody but itself."""
+    if not may_publish(sender, event_type) or not topic.startswith(f"{event_type}/"):
+        return False
+    if event is None:
+        return True
+    return topic == topic_of(event) and (not isinstance(event, HealthChanged) or event.component == sender)
+
 
 class Broker:
     """`run` returns when STOP comes. The epoch names one life of the broker: its start in nanoseconds."""
@@ -49,7 +61,7 @@ class Broker:
         self._log = log.logger(self._name, self._inst)
         self._epoch = clock.now_ns()
         self._values = LastValues()
-        self._senders: dict[str, str | None] = {}
+        self._senders: dict[str, str] = {}
         self._peers = Peers()
         self._peers.refresh = self._read_link
         self._peers.on_change(lambda _name: self._senders.clear())
@@ -122,26 +134,26 @@ class Broker:
     def _take(self, address: str, topic_bytes: bytes, header_bytes: bytes, body: bytes) -> None:
         sender = self._senders.get(address)
         if sender is None:
-            sender = self._senders[address] = self._peers.sender(address)[0]
+            sender = self._peers.sender(address)[0]
+            if sender is None:
+                self._drop(None, address, "an event")
+                return
+            self._senders[address] = sender
         try:
             topic, header = topic_bytes.decode(), decode_header(header_bytes)
-        except (ValueError, msgspec.MsgspecError):
-            return self._drop(sender, address, "unreadable")
-        kind = EVENTS.get(header.type)
-        if (
-            sender is None
-            or kind is None
-            or sender != header.src
-            or not may_publish(sender, header.type)
-            or not topic.startswith(f"{header.type}/")
-        ):
-            if sender is None:
-                self._senders.pop(address, None)
-            return self._drop(sender, address, header.type)
-        return self._send(topic, header, body, kind)
+            kind = EVENTS[header.type]
+            # What is kept for late joiners is read first: one bad body would spoil every snapshot.
+            event = _DECODERS[header.type](body) if kind.retained else None
+        except (*UNREADABLE, KeyError):
+            self._drop(sender, address, "something unreadable")
+            return
+        if sender != header.src or not _owns(sender, topic, header.type, event):
+            self._drop(sender, address, topic[:100])
+            return
+        self._send(sender, topic, header, body, kind)
 
-    def _send(self, topic: str, header: Header, body: bytes, kind: type[Event]) -> None:
-        seq = self._values.next_seq(topic, clock.now())
+    def _send(self, sender: str, topic: str, header: Header, body: bytes, kind: type[Event]) -> None:
+        seq = self._values.next_seq(sender, topic, clock.now())
         stamped = encode(
             Header(
                 VERSION, header.type, header.src, header.inst, header.seq, self._epoch, seq,
@@ -159,7 +171,7 @@ class Broker:
     def _publish(self, event: Event) -> None:
         self._seq += 1
         header = Header(VERSION, event.type, self._name, self._inst, self._seq, 0, 0, clock.now_ns(), clock.wall_ms(), "")
-        self._send(topic_of(event), header, encode(event), type(event))
+        self._send(self._name, topic_of(event), header, encode(event), type(event))
 
     def _beat(self, now: float) -> None:
         self._publish(Beat(last=self._values.changed_since(now - _BEAT_SHOWS_S)))
@@ -193,7 +205,7 @@ class Broker:
                 return
             try:
                 request = decode_snapshot_request(frames[1])
-            except (ValueError, IndexError):
+            except (*UNREADABLE, IndexError):
                 continue
             last, events = self._values.snapshot(request.prefixes)
             try:

@@ -7,24 +7,31 @@ from typing import Final
 
 Frames = tuple[bytes, bytes, bytes]
 
-_TOPICS: Final = 20_000  # bounds memory against a publisher that invents keys
+_TOPICS_A_SENDER: Final = 8192  # bounds memory against a publisher that invents keys; it loses its own topics, no other's
 
 
 class LastValues:
-    """Pure. Stamps `topic_seq`, keeps what late joiners need, forgets the longest unchanged topics first."""
+    """Pure. Stamps `topic_seq`, keeps what late joiners need, forgets a sender's longest unchanged topics first."""
 
-    def __init__(self) -> None:
-        self._seq: OrderedDict[str, int] = OrderedDict()
+    def __init__(self, topics_a_sender: int = _TOPICS_A_SENDER) -> None:
+        self._most = topics_a_sender
+        self._seq: dict[str, int] = {}
+        self._of_sender: dict[str, OrderedDict[str, None]] = {}
         self._frames: dict[str, Frames] = {}
         self._changed: dict[str, float] = {}
+        self._forgotten_seq = 0
 
-    def next_seq(self, topic: str, now: float) -> int:
-        seq = self._seq.get(topic, 0) + 1
+    def next_seq(self, sender: str, topic: str, now: float) -> int:
+        """One more than the topic's last. A topic that was forgotten goes on above what anybody has seen of it."""
+        seq = self._seq.get(topic, self._forgotten_seq) + 1
         self._seq[topic] = seq
-        self._seq.move_to_end(topic)
         self._changed[topic] = now
-        if len(self._seq) > _TOPICS:
-            oldest, _ = self._seq.popitem(last=False)
+        topics = self._of_sender.setdefault(sender, OrderedDict())
+        topics[topic] = None
+        topics.move_to_end(topic)
+        if len(topics) > self._most:
+            oldest, _ = topics.popitem(last=False)
+            self._forgotten_seq = max(self._forgotten_seq, self._seq.pop(oldest))
             self._frames.pop(oldest, None)
             self._changed.pop(oldest, None)
         return seq

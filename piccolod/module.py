@@ -45,6 +45,7 @@ configuration.from_mapping({})  # builds its tables before the zygote forks, onc
 
 _ORPHANED: Final = 70  # the exit code, as the supervisor's ledger shows it
 _SUPERVISOR_WAIT_S: Final = 10.0
+_TELL_AGAIN_S: Final = 0.02
 
 
 class Service(Protocol):
@@ -72,6 +73,8 @@ class Module:
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._next_id = 0
         self._progress = 0
+        self._closed = False
+        self._untold: Message | None = None
         self._applied_rev = 0  # 0: whatever there was when it started
         self._on_reload: Callable[[int], Awaitable[None]] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
@@ -86,6 +89,7 @@ class Module:
             lambda work: self.spawn(work, name="command"), self._command_failed,
         )  # fmt: skip
         self._loop.add_reader(link.fileno(), self._read_link)
+        self._loop.set_exception_handler(self._callback_failed)
 
     # --- commands and events
 
@@ -180,6 +184,7 @@ class Module:
         self._server.open()
 
     def close(self) -> None:
+        self._closed = True
         self._loop.remove_reader(self._link.fileno())
         self._server.close()
         self._client.close()
@@ -197,14 +202,23 @@ class Module:
         while True:
             lag_ms = max(0.0, (clock.now() - due_at) * 1000)
             self._tell({"t": "BEAT", "lag_ms": round(lag_ms, 1), "progress": self._progress})
+            if self._untold is not None:
+                self._tell(self._untold)
             due_at = clock.now() + every_s
             await asyncio.sleep(every_s)
 
     def _tell(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        """A supervisor that does not read for a while gets it later: of the beats none, of the states the last."""
+        if self._closed:
+            return
         try:
-            self._link.send(message, fds)
+            sent = self._link.send(message, fds)
         except LinkClosed:
             os._exit(_ORPHANED)
+        if message["t"] == "STATUS":
+            self._untold = None if sent else message
+        elif not sent and message["t"] != "BEAT":
+            self._loop.call_later(_TELL_AGAIN_S, self._tell, message, fds)
 
     async def _ask(self, message: Message, fds: tuple[int, ...] = ()) -> tuple[Message, list[int]]:
         self._next_id += 1
@@ -249,8 +263,20 @@ class Module:
             await self._on_reload(rev)
         self.report_applied(rev)
 
+    def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback of the loop raised (an event's, a timer's): the module ends, as for a task. It starts clean."""
+        error = context.get("exception")
+        if isinstance(error, Exception) and "handle" in context:
+            self.spawn(_raise(error), name="failed callback")
+        else:
+            loop.default_exception_handler(context)
+
     def _command_failed(self, command: str, text: str) -> None:
         self.log.error("failed a command by a bug", command=command, traceback=text)
+
+
+async def _raise(error: Exception) -> None:
+    raise error
 
 
 def run(link: Link, service: Callable[[Module], Service]) -> None:

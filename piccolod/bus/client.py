@@ -15,6 +15,7 @@ from piccolod.bus.envelope import (
     HIGH_WATER,
     MAX_MESSAGE_BYTES,
     RECONNECT_MS,
+    UNREADABLE,
     VERSION,
     CommandFrame,
     ReplyFrame,
@@ -47,7 +48,7 @@ class CommandClient:
         name = target or request.command.partition(".")[0]
         to = self._targets.get(name)
         if to is None:
-            to = self._targets[name] = _Target(self._context, self._paths, name)
+            to = self._targets[name] = _Target(self._context, self._paths, name, self._peers.instance(name))
         number = next(self._ids)
         deadline_ns = clock.now_ns() + int(timeout_s * 1e9)
         args = msgspec.Raw(encode(request))
@@ -86,7 +87,7 @@ class CommandClient:
 
 
 class _Target:
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], paths: Paths, name: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], paths: Paths, name: str, instance: str) -> None:
         self._sock = context.socket(zmq.DEALER)
         self._sock.set_hwm(HIGH_WATER)
         self._sock.setsockopt(zmq.LINGER, 0)
@@ -94,7 +95,7 @@ class _Target:
         self._sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._sock.connect(f"ipc://{paths.command_socket(name)}")
         self._name = name
-        self.instance = ""
+        self.instance = instance  # the life that is asked; empty: whichever comes up
         self.waiting: dict[int, asyncio.Future[ReplyFrame]] = {}
         self._drain = Drain(self._sock, self._take)
 
@@ -113,7 +114,7 @@ class _Target:
             return False
         try:
             reply = decode_reply(frame)
-        except ValueError:
+        except UNREADABLE:
             return True
         self.instance = self.instance or reply.inst
         answer = self.waiting.pop(reply.id, None)

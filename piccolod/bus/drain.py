@@ -34,12 +34,18 @@ class Drain:
             self._loop.call_soon(self._run)
 
     def _run(self) -> None:
+        """What `take` raises goes to the loop's handler; the messages behind it are still read."""
         self._scheduled = False
-        for _ in range(_BUDGET):
-            if self._sock.closed or not self._take():
-                return
-        self._scheduled = True
-        self._loop.call_soon(self._run)
+        again = True
+        try:
+            for _ in range(_BUDGET):
+                if self._sock.closed or not self._take():
+                    again = False
+                    return
+        finally:
+            if again:
+                self._scheduled = True
+                self._loop.call_soon(self._run)
 
     def close(self) -> None:
         self._loop.remove_reader(self._fd)

@@ -81,6 +81,9 @@ decode_reply = msgspec.msgpack.Decoder(ReplyFrame).decode
 decode_snapshot_request = msgspec.msgpack.Decoder(SnapshotRequest).decode
 decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 
+# What a decoder raises for bytes that are no message of ours; a deep nest of brackets is the latter.
+UNREADABLE: Final = (ValueError, RecursionError)
+
 NULL: Final = msgspec.Raw(b"\xc0")
 
 

@@ -18,6 +18,7 @@ from piccolod.bus.envelope import (
     HIGH_WATER,
     MAX_MESSAGE_BYTES,
     NULL,
+    UNREADABLE,
     CommandFrame,
     ReplyFrame,
     decode_command,
@@ -85,7 +86,7 @@ class CommandServer:
             self._sock.recv(zmq.NOBLOCK)
         try:
             frame = decode_command(message.bytes)
-        except ValueError:
+        except UNREADABLE:
             return True
         module, pid = self._peers.sender(str(message.get("Peer-Address")))
         if module is None:
@@ -127,9 +128,9 @@ class CommandServer:
             kind, handler = self._admit(frame, caller)
             try:
                 request = msgspec.msgpack.decode(frame.args, type=kind)
-            except msgspec.ValidationError as error:
+            except UNREADABLE as error:
                 raise Invalid(f"{frame.cmd}: {error}") from None
-            result = await handler(request, caller)
+            result = msgspec.Raw(encode(await handler(request, caller)))
         except PiccoloError as error:
             return self._refusal(frame, error)
         except TermOver as error:
@@ -138,7 +139,7 @@ class CommandServer:
             # One command that meets our bug must not take down the module and every other command with it.
             self._report(frame.cmd, traceback.format_exc())
             return self._refusal(frame, Failed(f"{frame.cmd} failed: {type(error).__name__}", hint="see the module's log"))
-        return ReplyFrame(frame.id, self._inst, msgspec.Raw(encode(result)), None)
+        return ReplyFrame(frame.id, self._inst, result, None)
 
     def _admit(self, frame: CommandFrame, caller: Caller) -> tuple[type[Any], Handler]:
         if not may_call(caller.module, frame.cmd):

@@ -15,6 +15,7 @@ from piccolod.bus.envelope import (
     HIGH_WATER,
     MAX_MESSAGE_BYTES,
     RECONNECT_MS,
+    UNREADABLE,
     Header,
     SnapshotRequest,
     decode_header,
@@ -59,6 +60,7 @@ class Subscriber:
         self._last: dict[str, int] = {}
         self._asked = 0
         self._answered = 0
+        self._resync_due = False
         self._beat_timer: asyncio.TimerHandle | None = None
         self.resyncs = 0
         self.unreadable = 0
@@ -99,7 +101,7 @@ class Subscriber:
         try:
             topic, header = first.decode(), decode_header(second)
             body = _DECODERS[header.type](third)
-        except (ValueError, KeyError):
+        except (*UNREADABLE, KeyError):
             self.unreadable += 1
             return True
         self._judge(topic, header, body)
@@ -158,7 +160,7 @@ class Subscriber:
 
     def _ask(self, resync: bool = False) -> None:
         self._asked += 1
-        self._resync_due = getattr(self, "_resync_due", False) or resync
+        self._resync_due = self._resync_due or resync
         self._loop.call_soon(self._send_ask, self._asked)
 
     def _send_ask(self, number: int) -> None:
@@ -180,7 +182,7 @@ class Subscriber:
             return False
         try:
             snapshot = decode_snapshot(frame)
-        except ValueError:
+        except UNREADABLE:
             self.unreadable += 1
             return True
         if snapshot.id == self._asked and snapshot.id > self._answered:
@@ -193,10 +195,15 @@ class Subscriber:
             self._epoch = epoch
             self._last.clear()
         for topic_bytes, header_bytes, body in events:
-            topic, header = topic_bytes.decode(), decode_header(header_bytes)
+            try:
+                topic, header = topic_bytes.decode(), decode_header(header_bytes)
+                event = _DECODERS[header.type](body)
+            except (*UNREADABLE, KeyError):
+                self.unreadable += 1
+                continue
             if header.topic_seq > self._last.get(topic, 0):
                 self._last[topic] = header.topic_seq
-                self._deliver(_DECODERS[header.type](body))
+                self._deliver(event)
         for topic, seq in last.items():
             self._last[topic] = max(seq, self._last.get(topic, 0))
         if self._resync_due:

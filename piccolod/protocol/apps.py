@@ -25,6 +25,7 @@ class ListenerDocument(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     guest_port: int
     public_port: int
+    bound: bool = True  # false: a worker of the router could not bind the port, which is then of no use
     flow: str
     protocol: str
 
@@ -141,6 +142,7 @@ class ChangeApp(Request[Changed], frozen=True, kw_only=True):
     action: str
     author: str
     without_snapshot: bool = False  # revert of an app with persistent volumes
+    consent: bool = False  # revert to a manifest that is as good as the whole machine
 
 
 class UpdateApp(Request[Changed], frozen=True, kw_only=True):
@@ -152,6 +154,7 @@ class UpdateApp(Request[Changed], frozen=True, kw_only=True):
     author: str
     image: str = ""
     without_snapshot: bool = False
+    consent: bool = False  # another image for an app that is as good as the whole machine
 
 
 class UninstallApp(Request[Nothing], frozen=True, kw_only=True):
@@ -162,6 +165,22 @@ class UninstallApp(Request[Nothing], frozen=True, kw_only=True):
     name: str
     author: str
     purge: bool = False
+
+
+class Quiesced(msgspec.Struct, frozen=True, kw_only=True):
+    """`still_running`: apps that did not stop in time; what they hold is not given back."""
+
+    still_running: tuple[str, ...]
+
+
+class Quiesce(Request[Quiesced], frozen=True, kw_only=True):
+    """Before a lock: stops every led app, detaches its volumes and clears its secrets.
+
+    They stay stopped until the store is unlocked again, or for 30 s when no lock follows. Their documents are untouched.
+    """
+
+    command: ClassVar[str] = "apps.quiesce"
+    reply: ClassVar[type] = Quiesced
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,7 +228,7 @@ class ListImages(Request[ImageDocuments], frozen=True, kw_only=True):
 
 class AddImage(Request[ImageDocuments], frozen=True, kw_only=True):
     """`kind`: load (an OCI or docker archive), import (a root file system, `name` needed), build (a tar with a
-    Containerfile, `name` needed). `file` is below run_dir, written by the api, removed by it afterwards."""
+    Containerfile, `name` needed). `file` is below run_dir/uploads, written by the api, removed by it afterwards."""
 
     command: ClassVar[str] = "apps.add_image"
     reply: ClassVar[type] = ImageDocuments

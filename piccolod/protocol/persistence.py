@@ -130,7 +130,10 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Committed(msgspec.Struct, frozen=True, kw_only=True):
+    """`repeated`: the idempotency key was known; `rev` is of the first time, and nothing was written now."""
+
     rev: int
+    repeated: bool = False
 
 
 class Commit(Request[Committed], frozen=True, kw_only=True):

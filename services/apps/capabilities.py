@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 BY_NUMBER: Final = (
@@ -18,6 +19,10 @@ AS_GOOD_AS_ROOT: Final = frozenset({
     "BPF", "CHECKPOINT_RESTORE", "DAC_READ_SEARCH", "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE", "MKNOD", "NET_ADMIN",
     "PERFMON", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "SYS_TIME", "SYSLOG",
 })  # fmt: skip
+
+
+def as_good_as_root(capabilities: Iterable[str]) -> bool:
+    return any(name.removeprefix("CAP_") in AS_GOOD_AS_ROOT for name in capabilities)
 
 
 def effective(status: str) -> frozenset[str]:

@@ -19,6 +19,7 @@ from piccolod.errors import (
     NotLeader,
     NotSupported,
     PiccoloError,
+    Problem,
     TermOver,
     Unavailable,
 )
@@ -54,6 +55,7 @@ from services.apps import desired as change
 from services.apps import logs, ports, spec, view
 from services.apps.app import App
 from services.apps.badge import container_name
+from services.apps.capabilities import as_good_as_root
 from services.apps.checks import CHECKS
 from services.apps.desired import Desired, Version
 from services.apps.documents import Stored
@@ -226,17 +228,27 @@ class Commands:
         before = await self._node.documents.app(request.name)
         self._snapshots(before.desired, request.without_snapshot, "revert")
         target = before.desired.previous
+        back = before.desired.current if before.desired.candidate is not None else target
+        if back is not None:
+            _consented(back.manifest, request.consent, "revert")
         assigned = dict(before.desired.ports)
         if target is not None and before.desired.candidate is None:
             owners = await self._node.documents.port_owners()
             assigned = ports.assign(target.manifest, owners, assigned, self._node.module.config.public_ports, _is_free)
-        return await self._edit(request.name, lambda old: change.revert(old, assigned, caller.idem), request.author, caller)
+
+        def next_of(old: Desired) -> Desired:
+            after = change.revert(old, assigned, caller.idem)
+            _consented(after.current.manifest, request.consent, "revert")  # somebody may have changed it since
+            return after
+
+        return await self._edit(request.name, next_of, request.author, caller)
 
     async def update(self, request: UpdateApp, caller: Caller) -> Changed:
         await self._writable()
         before = await self._node.documents.app(request.name)
         self._snapshots(before.desired, request.without_snapshot, "update")
         manifest = before.desired.current.manifest
+        _consented(manifest, request.consent, "update")
         if request.image:
             try:
                 CHECKS["image"](request.image)
@@ -248,9 +260,12 @@ class Commands:
             raise NotFound(
                 f"image {manifest.image} is not on this node, and `pull` is never", hint="`piccoloctl images load FILE`"
             )
-        return await self._edit(
-            request.name, lambda old: change.update(old, request.image, image_id, caller.idem), request.author, caller
-        )
+
+        def next_of(old: Desired) -> Desired:
+            _consented(old.current.manifest, request.consent, "update")  # somebody may have changed it since
+            return change.update(old, request.image, image_id, caller.idem)
+
+        return await self._edit(request.name, next_of, request.author, caller)
 
     def _snapshots(self, desired: Desired, without: bool, action: str) -> None:
         if desired.current.manifest.is_stateful and not without:
@@ -380,6 +395,16 @@ class Commands:
             self._node.gate.check(RESOURCE_KERNEL)
         except TermOver as error:
             raise NotLeader(f"this node does not lead the kernel: {error.reason}", hint="ask the leader") from None
+
+
+def _consented(manifest: Manifest, consent: bool, action: str) -> None:
+    """Raises Invalid: what then runs could take the whole machine, and nobody who may say so has agreed to it."""
+    permissions = manifest.permissions
+    if consent or not (permissions.privileged or as_good_as_root(permissions.capabilities)):
+        return
+    path = "permissions.privileged" if permissions.privileged else "permissions.capabilities"
+    message = f"gives {manifest.name} the whole machine: {action} needs the admin's consent (--allow-privileged)"
+    raise Invalid(message, errors=(Problem(path, message),))
 
 
 def _inside(file: Path, folder: Path) -> Path:

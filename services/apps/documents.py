@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from piccolod.errors import Invalid, NotFound
+from piccolod.errors import Conflict, Invalid, NotFound, Problem
 from piccolod.module import Module
-from piccolod.protocol.persistence import Commit, Document, Expect, List, Read, Write
+from piccolod.protocol.persistence import Commit, Committed, Document, Expect, List, Read, Write
 from services.apps import ports
 from services.apps.desired import Desired, from_body, to_body
 from services.apps.ports import PortDocument
@@ -72,19 +72,38 @@ class Documents:
             writes.append(Write(collection=PORTS, id=ports.document_id(port), body=body))
             expect.append(Expect(collection=PORTS, id=ports.document_id(port), generation=0))
         writes += [_free(port) for port in sorted(set(old.values()) - set(owner))]
-        rev = await self._commit(tuple(writes), tuple(expect), author, idem)
-        return Stored(after, rev)
+        done = await self._commit(tuple(writes), tuple(expect), author, idem)
+        if done.repeated:
+            return await self._written_then(after.name)
+        return Stored(after, done.rev)
+
+    async def _written_then(self, name: str) -> Stored:
+        """What became of a change that the store says was made long ago. Raises Conflict when nothing of it is left."""
+        try:
+            return await self.app(name)
+        except NotFound:
+            problem = "this very request was carried out earlier, and the app was uninstalled since"
+            hint = "send it with another Idempotency-Key"
+            raise Conflict(f"{name}: {problem}", hint=hint, errors=(Problem(f"apps/{name}", problem),)) from None
 
     async def delete(self, before: Stored, author: str) -> None:
         """The app and its ports, for ever."""
         writes = [Write(collection=APPS, id=before.desired.name, body=None)]
         writes += [_free(port) for port in sorted(before.desired.ports.values())]
         expect = (Expect(collection=APPS, id=before.desired.name, generation=before.generation),)
-        await self._commit(tuple(writes), expect, author, "")
+        try:
+            await self._commit(tuple(writes), expect, author, "")
+        except Conflict:
+            # The answer to an earlier try may be lost: what is not there any more needs no second end.
+            try:
+                await self.app(before.desired.name)
+            except NotFound:
+                return
+            raise
 
-    async def _commit(self, writes: tuple[Write, ...], expect: tuple[Expect, ...], author: str, idem: str) -> int:
+    async def _commit(self, writes: tuple[Write, ...], expect: tuple[Expect, ...], author: str, idem: str) -> Committed:
         request = Commit(writes=writes, expect=expect, author=author)
-        return (await self._module.call(request, timeout_s=_COMMIT_S, idem=idem)).rev
+        return await self._module.call(request, timeout_s=_COMMIT_S, idem=idem)
 
 
 def _stored(document: Document) -> Stored:

@@ -135,7 +135,7 @@ class Service:
 
     async def _documents(self) -> set[str]:
         """Hands every document to its app; the names of all, also of those that are not understood. Raises Locked."""
-        _, stored, self._strange = await self._node.documents.apps()
+        rev, stored, self._strange = await self._node.documents.apps()
         if self._node.locked:
             self._node.locked = False
             self._wake_all()

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -35,10 +35,17 @@ class Gatekeeper(Protocol):
     def still(self, resource: str, token: Token) -> None: ...
 
 
+class Outcome(NamedTuple):
+    """`repeated`: the write was committed earlier, at `rev`, and nothing was written now."""
+
+    rev: int
+    repeated: bool
+
+
 class _Waiting:
     __slots__ = ("answer", "write")
 
-    def __init__(self, write: Write, answer: asyncio.Future[int]) -> None:
+    def __init__(self, write: Write, answer: asyncio.Future[Outcome]) -> None:
         self.write = write
         self.answer = answer
 
@@ -76,7 +83,7 @@ class Committer:
         self._troubled = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
-    async def commit(self, write: Write) -> int:
+    async def commit(self, write: Write) -> Outcome:
         """The rev that holds the write. Raises Conflict, Invalid, Locked, NotLeader, TooLarge, StoreFull, StoreUnavailable.
 
         A caller that gives up (cancellation) does not take its write back: the idempotency key tells it later.
@@ -212,10 +219,11 @@ class Committer:
                 waiting.answer.set_exception(error)
 
 
-def _decided(batch: Batch, write: Write) -> int | PiccoloError:
-    """The rev, or the refusal. Told only after the batch is durable: a conflict with a neighbour is none before that."""
+def _decided(batch: Batch, write: Write) -> Outcome | PiccoloError:
+    """The outcome, or the refusal. Told only after the batch is durable: a conflict with a neighbour is none before that."""
     try:
-        return batch.add(write)
+        repeated = batch.knows(write)
+        return Outcome(batch.add(write), repeated)
     except PiccoloError as error:
         return error
 

@@ -82,7 +82,8 @@ class DocumentCommands:
         if self._vault.damage:
             raise StoreCorrupt(self._vault.damage, hint=REPAIR_HINT)
         _, commits = self._vault.unlocked()
-        return Committed(rev=await commits.commit(write))
+        outcome = await commits.commit(write)
+        return Committed(rev=outcome.rev, repeated=outcome.repeated)
 
     async def _volume_key(self, request: GetVolumeKey, caller: Caller) -> VolumeKey:
         await self._vault.opened.wait()

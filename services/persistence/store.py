@@ -192,6 +192,10 @@ class Batch:
         self._epoch = epoch
         self.items: list[Item] = []
 
+    def knows(self, write: Write) -> bool:
+        """Whether `add` would only repeat an earlier answer."""
+        return self._draft.committed(write.author, write.idem) is not None
+
     def add(self, write: Write) -> int:
         """The rev that holds the write: a new one, the first one's for a retry, the current one when nothing changes.
 

@@ -32,6 +32,8 @@ class Telemetry:
             raise NotFound("nothing there", hint="look elsewhere", errors=(Problem("a.b", "bad", 3, 4),))
         if request.type == "bug":
             raise KeyError("secret")
+        if request.type == "unsendable":
+            return EventRecords(events=(), last_id=object())  # type: ignore[arg-type]
         if request.type == "slow":
             await asyncio.sleep(30)
         return EventRecords(events=(), last_id=self.runs)
@@ -53,7 +55,7 @@ class Consensus:
 
 
 class Forger:
-    """A router that claims that the store is unlocked, and that another module is healthy under its own name."""
+    """A router that claims that the store is unlocked and that persistence is ill; its own health comes last."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
@@ -61,6 +63,7 @@ class Forger:
     async def start(self) -> None:
         self.module.publish(LockStateChanged(locked=False, initialized=True, rev=1))
         self.module.publish(Audit(actor="x", source="y", action="z", status=200, code="", request_id=""))
+        self.module.publish(HealthChanged(component="persistence", level=Level.ERROR, reason="forged"))
         self.module.publish(HealthChanged(component=self.module.name, level=Level.OK, reason="last"))
 
     async def stop(self) -> None: ...

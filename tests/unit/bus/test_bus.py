@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import zmq
 
 from piccolod import errors
+from piccolod.bus.envelope import Header, encode
 from piccolod.link import Link
 from piccolod.module import Module, await_start
 from piccolod.protocol.base import Level
@@ -49,6 +51,13 @@ async def api(nursery: Nursery) -> AsyncIterator[Module]:
         finally:
             module.close()
             ours.close()
+
+
+_FINE = HealthChanged(component="broker", level=Level.OK)
+
+
+def _explode(event: HealthChanged) -> None:
+    raise ZeroDivisionError(event.component)
 
 
 async def until(condition: Callable[[], bool], what: str, within_s: float = 5.0) -> None:
@@ -209,6 +218,83 @@ async def test_an_event_that_its_sender_does_not_own_reaches_nobody_and_is_named
         await until(lambda: health["broker"].level is Level.WARN, "the broker's warning")
         assert "LockStateChanged" in health["broker"].reason
         assert seen == []
+        assert "persistence" not in health
+
+
+@in_loop
+async def test_the_broker_outlives_garbage_and_deep_nests_from_strangers(nursery: Nursery) -> None:
+    nest = b"\x9b" + b"\x01" * 10 + b"\x91" * 200_000 + b"\x01"
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    publish, snapshot = context.socket(zmq.XPUB), context.socket(zmq.DEALER)
+    try:
+        publish.connect(f"ipc://{nursery.paths.bus_publish}")
+        snapshot.connect(f"ipc://{nursery.paths.bus_snapshot}")
+        assert await asyncio.to_thread(publish.poll, 3000), "connected"
+        for frames in ([b"x"], [b"HealthChanged/|", nest, nest], [b"a", b"b", b"c", b"d"], [b"\xff", b"\xff", b"\xff"]):
+            publish.send_multipart(frames)
+        for frame in (b"", b"\xc1", nest):
+            snapshot.send(frame)
+        nursery.start("consensus", "tests.unit.bus.samples:consensus")
+        seen: list[NodeStateChanged] = []
+        async with api(nursery) as module:
+            module.on(NodeStateChanged, seen.append)
+            await until(lambda: bool(seen), "an event through the same broker")
+        assert nursery.children["broker"].poll() is None
+    finally:
+        context.destroy(0)
+
+
+@in_loop
+async def test_one_bad_body_does_not_spoil_the_snapshot_of_others(nursery: Nursery) -> None:
+    nursery.start("consensus", "tests.unit.bus.samples:consensus")
+    nursery.await_message("consensus", "READY")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    forged = context.socket(zmq.XPUB)
+    seen: list[NodeStateChanged] = []
+    health: dict[str, HealthChanged] = {}
+    try:
+        async with api(nursery) as module:
+            forged.connect(f"ipc://{nursery.paths.bus_publish}")  # this process is `api` to the broker
+            assert await asyncio.to_thread(forged.poll, 3000), "connected"
+            header = Header(1, "HealthChanged", "api", "api", 1, 0, 0, 0, 0, "")
+            forged.send_multipart([b"HealthChanged/api|", encode(header), b"\xc1"])
+            module.on(HealthChanged, lambda event: health.update({event.component: event}))
+            await until(lambda: health.get("broker", _FINE).level is Level.WARN, "the broker's warning")
+            module.on(NodeStateChanged, seen.append)
+            await until(lambda: bool(seen), "the last value of another topic")
+    finally:
+        context.destroy(0)
+
+
+@in_loop
+async def test_an_event_callback_that_raises_ends_the_module_and_loses_nothing_for_others(nursery: Nursery) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with api(nursery) as module:
+            module.on(HealthChanged, _explode, key="api")
+            module.health(Level.OK)
+            await asyncio.sleep(5)
+    assert caught.group_contains(ZeroDivisionError)
+
+
+@in_loop
+async def test_an_answer_that_cannot_be_sent_is_a_failure_and_not_silence(nursery: Nursery) -> None:
+    nursery.start("telemetry", "tests.unit.bus.samples:telemetry")
+    async with api(nursery) as module:
+        with pytest.raises(errors.Failed):
+            await module.call(GetEvents(type="unsendable"), timeout_s=3)
+
+
+@in_loop
+async def test_the_very_first_call_to_a_module_fails_at_once_when_it_is_replaced(nursery: Nursery) -> None:
+    nursery.start("telemetry", "tests.unit.bus.samples:telemetry")
+    nursery.await_message("telemetry", "READY")
+    async with api(nursery) as module:
+        call = asyncio.ensure_future(module.call(GetEvents(type="slow"), timeout_s=20))
+        await asyncio.sleep(0.2)
+        nursery.kill("telemetry")
+        nursery.start("telemetry", "tests.unit.bus.samples:telemetry")
+        with pytest.raises(errors.PeerRestarted):
+            await asyncio.wait_for(call, 5)
 
 
 @in_loop

@@ -60,7 +60,8 @@ class Desk:
         self.seen += [one.rev for one in folded]
 
     async def put(self, id: str, value: Any, *, idem: str = "", expect: dict[tuple[str, str], int] | None = None) -> int:
-        return await self.committer.commit(Write([put("apps", id, {"v": value})], expect or {}, "admin", idem, 1))
+        outcome = await self.committer.commit(Write([put("apps", id, {"v": value})], expect or {}, "admin", idem, 1))
+        return outcome.rev
 
 
 def with_desk(bench: Bench, work: Callable[[Desk], Awaitable[None]]) -> None:

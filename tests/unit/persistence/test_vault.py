@@ -49,7 +49,7 @@ def start(folder: Path, work: Callable[[Vault], Awaitable[None]], deposited: byt
 
 async def put_one(vault: Vault, id: str) -> int:
     _, commits = vault.unlocked()
-    return await commits.commit(Write([put("settings", id, {"v": 1})], {}, "admin", "", 1))
+    return (await commits.commit(Write([put("settings", id, {"v": 1})], {}, "admin", "", 1))).rev
 
 
 async def set_up(vault: Vault) -> None:
