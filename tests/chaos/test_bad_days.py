@@ -1,0 +1,138 @@
+"""What a person meets on a bad day, on a node of its own: a damaged store, a taken port, podman gone, a bomb for a manifest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node import Node, until
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with Node() as node:
+        node.start()
+        node.unlock()
+        yield node
+
+
+def _damage(node: Node, cut: bool) -> None:
+    """One flipped bit in the header of an entry (who wrote it), or the second half of the file gone."""
+    file = node.state / "store/control.db"
+    content = bytearray(file.read_bytes())
+    if cut:
+        content = content[: len(content) // 2]
+    else:
+        content[content.rindex(b"root")] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["flipped", "truncated"])
+def test_a_damaged_store_is_named_refused_and_repaired_with_nothing_deleted(node: Node, cut: bool) -> None:
+    for number in range(20):
+        assert node.ctl("settings", "set", f"title=night {number}").returncode == 0
+    node.stop(signal.SIGTERM)
+    _damage(node, cut)
+    damaged = (node.state / "store/control.db").read_bytes()
+    node.start(wait=False)
+    until(lambda: (node.run / "api.sock").exists() and node.api("GET", "/health/live").status == 200, "alive", 15)
+    ready = until(
+        lambda: "control.db" in (reply := node.api("GET", "/health/ready")).body.decode() and reply, "the file named", 10
+    )
+    assert ready.status == 503
+    check = node.ctl("store", "check")
+    assert check.returncode != 0
+    assert "control.db" in check.stdout + check.stderr
+    repaired = node.ctl("store", "repair", "-y")
+    assert repaired.returncode == 0, repaired
+    aside = list((node.state / "store").glob("control.db.corrupt-*"))
+    assert any(path.read_bytes()[: len(damaged)][:4096] == damaged[:4096] for path in aside), "the damaged file is kept"
+    node.unlock()
+    until(lambda: node.api("GET", "/health/ready").status == 200, "ready after the repair", 15)
+    assert node.ctl("settings", "set", "title=morning").returncode == 0
+
+
+def test_a_port_that_another_program_holds_is_named_and_taken_when_it_is_free(node: Node) -> None:
+    node.load_demo_image()
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        manifest = node.demo_manifest().replace("public_port: auto", f"public_port: {port}")
+        node.install(manifest, running=False)
+        until(
+            lambda: str(port) in node.api("GET", "/routes").body.decode() and "taken" in _reasons(node), "the holder named", 15
+        )
+    until(lambda: _serves(node, port), "served once the port is free", 15)
+
+
+def test_without_podman_apps_say_so_and_all_recovers_when_it_is_back(node: Node) -> None:
+    node.load_demo_image()
+    node.install(node.demo_manifest())
+    port = node.public_port("hello")
+    # the program itself cannot be removed from this host: its service is frozen again and again instead
+    end_at = time.monotonic() + 6
+    while time.monotonic() < end_at:
+        pid = node.modules()["podman"]["pid"]
+        if pid:
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        assert node.fetch(port).status == 200
+        time.sleep(0.05)
+    assert node.api("GET", "/status").status == 200
+    until(lambda: node.modules()["podman"]["state"] == "ready", "podman's service again", 60)
+    node.install(node.demo_manifest("second"))
+    assert node.fetch(node.public_port("second")).status == 200
+
+
+def test_a_bomb_for_a_manifest_is_refused_in_a_second_and_fifty_mebibytes(node: Node) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 10) + "]" for n in range(1, 10)]
+    before = _peak_kib(node.pid("apps"))
+    began = time.monotonic()
+    reply = node.api("POST", "/apps/validate", "\n".join(lines), kind="application/yaml")
+    assert time.monotonic() - began < 1.0
+    assert reply.status == 400
+    assert _peak_kib(node.pid("apps")) - before < 50 * 1024
+
+
+def test_garbage_on_the_public_api_is_a_problem_and_never_a_500(node: Node) -> None:
+    for method, path, body, kind in (
+        ("POST", "/apps", b"\xff\xfe\x00", "application/yaml"),
+        ("POST", "/apps", b"[" * 5000, "application/json"),
+        ("POST", "/apps", b"name: x", "text/plain"),
+        ("PUT", "/apps/../../etc", b"{}", "application/json"),
+        ("POST", "/crypto/unlock", b"[" * 5000, "application/json"),
+        ("PATCH", "/apps", b"{}", "application/json"),
+        ("GET", "/apps/%00", None, ""),
+        ("POST", "/apps", b"x" * (2 << 20), "application/yaml"),
+    ):
+        reply = node.api(method, path, body, kind=kind)
+        assert 400 <= reply.status < 500, (method, path, reply)
+        assert reply.json["code"], reply
+
+
+def _reasons(node: Node) -> str:
+    return " ".join(route["reason"] for route in node.get("/routes"))
+
+
+def _serves(node: Node, port: int) -> bool:
+    try:
+        return node.fetch(port).status == 200
+    except OSError:
+        return False
+
+
+def _peak_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1])
+    raise AssertionError("no VmHWM")
