@@ -33,6 +33,7 @@ class ModuleSpec:
     writes: tuple[str, ...] = ()
     publishes: tuple[str, ...] = ()  # event types
     may_call: tuple[str, ...] = ()  # commands, or "service.*"
+    listens: tuple[str, ...] = ()  # "tcp", "udp", "unix:NAME in run_dir": what the supervisor binds for it
     holds_keys: bool = False  # restarted clean by `lock`
     user: str = "root"  # where the host has this user; root with a warning otherwise
     capabilities: tuple[str, ...] = ()
@@ -107,6 +108,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
             target="services.router.__main__:main",
             needs=("broker",),
             publishes=("RouteChanged", "HealthChanged"),
+            listens=("tcp",),
             user="piccolo-router",
         )
         for index in range(2)
@@ -128,6 +130,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         writes=("settings", "tokens", "users", "secrets"),
         publishes=("HealthChanged", "Audit"),
         may_call=("persistence.*", "consensus.*", "apps.*", "router.routes", "router.test", "volumes.list", "telemetry.*"),
+        listens=("tcp", "unix:api.sock"),
         user="piccolo-api",
     ),
 )  # fmt: skip

@@ -17,6 +17,12 @@ def addresses(app: App) -> list[str]:
     return [_address(host, listener) for listener in app.get("listeners") or [] if listener.get("public_port")]
 
 
+def unbound(app: App) -> list[str]:
+    """Listeners whose public port no router could bind."""
+    found = [listener for listener in app.get("listeners") or [] if listener.get("bound") is False]
+    return [f"the listener {listener.get('name')} on port {listener.get('public_port')}" for listener in found]
+
+
 def _address(host: str, listener: dict[str, Any]) -> str:
     place = f"{host}:{listener['public_port']}"
     if listener.get("protocol") not in ("http", "websocket"):

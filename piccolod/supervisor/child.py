@@ -109,6 +109,9 @@ class Life:
         if self._pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
+        elif self.pid and not self.ended:  # no descriptor was left for it; our child's pid is its own until we reap it
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
         elif not self.pid:
             self._close_link()  # on its way into being: it finds the pair closed and ends
 

@@ -6,6 +6,7 @@ Whatever comes over a pair may be garbage: a compromised module speaks here too.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -38,6 +39,7 @@ class Requests:
         try:
             if message["t"] == "LISTEN":
                 where = (message.get("proto"), message.get("address"), message.get("port", 0))
+                _may_listen(spec, where[0], where[1])
                 fd, address = self._sockets.listen(spec.name, *where)
                 given = (fd,)
                 life.listens.add(address)
@@ -80,6 +82,13 @@ class Requests:
         for module, name in self._deposits.drop_all():
             self._notify.unstore(module, name)
         self._on_lock(spec.name)
+
+
+def _may_listen(spec: ModuleSpec, proto: object, address: object) -> None:
+    """Raises Forbidden for what the module's row does not grant: the other names in `run_dir` are the node's own."""
+    wanted = f"unix:{os.path.basename(str(address))}" if proto == "unix" else str(proto)
+    if wanted not in spec.listens:
+        raise Forbidden(f"{spec.name} may not listen on {wanted[:80]}")
 
 
 def whole(value: object, most: int = 2**63 - 1) -> int:

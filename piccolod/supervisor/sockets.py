@@ -10,6 +10,7 @@ import ipaddress
 import os
 import re
 import socket
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,8 +165,10 @@ class Sockets:
 
 
 def unix_listener(path: Path, mode: int, gid: int = -1) -> socket.socket:
-    """A listening stream socket with exactly `mode`; a stale one of that name is replaced."""
+    """A listening stream socket with exactly `mode`; a stale one of that name is replaced, any other file is not touched."""
     with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "it exists and is no socket", str(path))
         path.unlink()
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)  # from its first instant on

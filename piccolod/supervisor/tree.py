@@ -40,6 +40,7 @@ _VERIFIER: Final = "persistence"
 _RAISED_PRIORITY: Final = frozenset({"consensus"})  # leadership.md, Guards
 
 _NEVER_STARTED: Final = 71  # exit code of a module that waits no longer for START
+_AGAIN_S: Final = 0.5  # where no process could be made
 _RESTART_S: Final = 2.0  # for a module to end in a planned restart
 _EXTEND_S: Final = 600.0
 _UNWANTED_S: Final = 10.0  # after READY: a socket that was not asked for again is closed
@@ -155,9 +156,13 @@ class Tree:
     def _spawn(self, row: Row) -> None:
         self._cancel_retry(row)
         parts, spec = self._parts, row.spec
-        pipe = LogPipe(parts.loop, parts.book(spec.name), self._pipes.discard)
-        self._pipes.add(pipe)
-        life = Life(parts.loop, parts.reaper, pipe, os.urandom(6).hex(), self._message, self._spawned, self._ended)
+        try:
+            life = self._new_life(spec)
+        except OSError as error:  # no descriptor is left: a module is late then, never forgotten
+            self._set(row, State.RESTARTING, f"no process can be made: {error.strerror}")
+            parts.say("error", "no process can be made", module=spec.name, reason=str(error), again_in_s=_AGAIN_S)
+            row.retry = parts.loop.after(_AGAIN_S, lambda: self._spawn(row))
+            return
         row.life, row.applied_rev, row.warnings, row.level, row.words = life, 0, (), "OK", ""
         rights = Rights(
             user=spec.user,
@@ -166,6 +171,16 @@ class Tree:
             cgroup=parts.cgroups.leaf(spec.name, row.memory_max_bytes),
         )
         life.spawn(parts.spawner, spec.target, spec.spawn is Spawn.FORK, rights, sys.path)
+
+    def _new_life(self, spec: ModuleSpec) -> Life:
+        parts = self._parts
+        pipe = LogPipe(parts.loop, parts.book(spec.name), self._pipes.discard)
+        self._pipes.add(pipe)
+        try:
+            return Life(parts.loop, parts.reaper, pipe, os.urandom(6).hex(), self._message, self._spawned, self._ended)
+        except OSError:
+            pipe.close()
+            raise
 
     def _spawned(self, life: Life) -> None:
         self._tell_peers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from typing import Any, Final
@@ -10,16 +11,18 @@ from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import QueryParameter
 
-from piccolod.errors import Forbidden, Invalid, Problem, Unauthenticated, WrongMediaType
+from piccolod.errors import Forbidden, Invalid, PiccoloError, Problem, Unauthenticated, WrongMediaType
 from services.api import origin, sessions
 from services.api.actor import NOBODY, ROOT, Actor, Kind, Scope
 from services.api.call import Call, call_of
 from services.api.core import Core
 
+LOOK_AGAIN_S: Final = 5.0  # what was revoked reads on for so long at most
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _BEARER: Final = "bearer "
 _REV: Final = re.compile(r"\d{1,18}")
 _IDEM: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_DIGEST_CHARACTERS: Final = 32
 _INJECTED: Final = frozenset({"request", "data", "body", "state", "socket"})
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -37,6 +40,7 @@ async def admit(connection: Connection, handler: BaseRouteHandler) -> None:
     if method not in _SAFE:
         _check_page(core, connection, call, actor)
         _check_media_type(connection, handler)
+        _check_idempotency_key(connection)
     _check_query(connection, handler)
     if (wanted := connection.headers.get("piccolo-min-rev")) is not None and method in _SAFE:
         await core.reach(_min_rev(wanted))
@@ -46,20 +50,22 @@ async def still(core: Core, connection: Connection, handler: BaseRouteHandler) -
     """Whether the caller of a long answer would be admitted again: what was revoked ends soon."""
     try:
         actor = await _identify(core, connection, call_of(connection), handler.opt.get("scope", Scope.ADMIN))
-    except Unauthenticated:
-        return False
+    except PiccoloError:
+        return False  # revoked, expired, locked, or it cannot be told: who may still listen comes back
     return actor.may(handler.opt.get("scope") or Scope.READ)
 
 
-def idempotency(connection: Connection) -> str:
-    """The key of a retried write, apart for each caller and each path; empty without one."""
+def idempotency(connection: Connection, body: bytes) -> str:
+    """The key of a retried write, apart for each caller and for what is asked; empty without one.
+
+    Another call under the same key is no retry: it must not get the result of the first.
+    """
     key = connection.headers.get("idempotency-key")
     if key is None:
         return ""
-    if not _IDEM.fullmatch(key):
-        raise Invalid("Idempotency-Key must be 1 to 128 visible ASCII characters")
-    call = call_of(connection)
-    return f"{call.actor.name} {method_of(connection)} {connection.scope['path']} {key}"
+    asked = f"{method_of(connection)} {connection.scope['path']}?{connection.scope['query_string'].decode('latin-1')}\n"
+    digest = hashlib.sha256(asked.encode() + body).hexdigest()[:_DIGEST_CHARACTERS]
+    return f"{call_of(connection).actor.name} {key}:{digest}"
 
 
 def method_of(connection: Connection) -> str:
@@ -108,6 +114,12 @@ def _check_page(core: Core, connection: Connection, call: Call, actor: Actor) ->
         sent = connection.headers.get(sessions.CSRF_HEADER, "")
         if not hmac.compare_digest(sent.encode(), actor.csrf.encode()):
             raise Forbidden(f"the header {sessions.CSRF_HEADER} is missing or wrong", hint="send the value of the session")
+
+
+def _check_idempotency_key(connection: Connection) -> None:
+    key = connection.headers.get("idempotency-key")
+    if key is not None and not _IDEM.fullmatch(key):
+        raise Invalid("Idempotency-Key must be 1 to 128 visible ASCII characters")
 
 
 def _check_media_type(connection: Connection, handler: BaseRouteHandler) -> None:

@@ -99,7 +99,9 @@ def _shown(request: Request[Any, Any, Any], error: Exception) -> PiccoloError:
         return error
     if isinstance(error, HTTPException) and error.status_code < 500:
         return problem.from_framework(error)
-    if isinstance(error, RecursionError):  # of the JSON decoder: no code of ours recurses
+    if isinstance(error, RecursionError) or isinstance(
+        error.__cause__, RecursionError
+    ):  # of the JSON decoder: no code of ours recurses
         return Invalid("the body is nested too deeply")
     core: Core = request.app.state.core
     core.log.error(

@@ -27,8 +27,8 @@ def actor_of(request: Req) -> Actor:
     return call_of(request).actor
 
 
-def idem_of(request: Req) -> str:
-    return access.idempotency(request)
+async def idem_of(request: Req) -> str:
+    return access.idempotency(request, await request.body())
 
 
 def source_of(request: Req) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import socket
 import struct
+import sys
 from typing import Any, Final
 
 import h11
@@ -17,11 +18,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from piccolod import clock
-from piccolod.errors import Invalid, Unavailable
+from piccolod.errors import Invalid, PiccoloError, Unavailable
 from services.api import problem
 from services.api.origin import Peer
 
 _PEER: Final = struct.Struct("3i")
+HEAD_BYTES: Final = 32 * 1024
 _HEAD_S: Final = 10.0  # from the first byte of a request, or from the connection, to the end of its head
 _BODY_SILENCE_S: Final = 20.0
 _BODY_GRACE_S: Final = 30.0
@@ -105,8 +107,12 @@ class Connection(H11Protocol):
         return drips or now - self._body_at > _BODY_SILENCE_S
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets a problem document all the same."""
-        self._send_whole(400, problem.encode(Invalid(f"this is no HTTP request: {msg}"), secrets.token_hex(8)), {})
+        """What is no HTTP gets a problem document all the same. Called while h11's error is being handled."""
+        cause = sys.exception()
+        error: PiccoloError = Invalid(f"this is no HTTP request: {msg}")
+        if isinstance(cause, h11.RemoteProtocolError) and cause.error_status_hint == problem.HeadTooLarge.status:
+            error = problem.HeadTooLarge(problem.HEAD_TOO_LARGE)
+        self._send_whole(error.status, problem.encode(error, secrets.token_hex(8)), {})
 
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from piccolod import clock
 from piccolod.errors import Conflict, NotFound, Unauthenticated
-from piccolod.protocol.persistence import Commit, Document, Expect, List, Read, Write
+from piccolod.protocol.persistence import Commit, Document, Expect, GetCryptoStatus, List, Read, Write
 from services.api import sessions, tokens
 from services.api.actor import Actor, Kind, Scope
 from services.api.sessions import Session
@@ -44,7 +44,8 @@ class Credentials:
 
     async def by_cookie(self, cookie: str) -> Actor:
         documents = (await self._core.ask(List(collection=USERS))).documents
-        key = _key_of(documents)
+        found = _key_of(documents)
+        key = await self._bound(found) if found else ""
         session = sessions.read(key, cookie, int(time.time())) if key else None
         if session is None or any(each.id == f"{_REVOKED}{session.sid}" for each in documents):
             raise Unauthenticated("this session has ended", hint="log in again")
@@ -52,7 +53,7 @@ class Credentials:
 
     async def open_session(self, author: str, lifetime_s: int) -> tuple[Actor, str]:
         """A new session and its cookie. A commit only when there is no key yet."""
-        key = await self._key(author)
+        key = await self._bound(await self._key(author))
         session, cookie = sessions.issue(key, int(time.time()), lifetime_s)
         return _actor(key, session), cookie
 
@@ -74,6 +75,9 @@ class Credentials:
         void = [Write(collection=USERS, id=each.id, body=None) for each in documents if each.id.startswith(_REVOKED)]
         fresh = Write(collection=USERS, id=_KEY, body=_key_body(sessions.new_key()))
         return (await self._core.order(Commit(writes=(*void, fresh), author=author))).rev
+
+    async def _bound(self, key: str) -> str:
+        return sessions.bound(key, (await self._core.ask(GetCryptoStatus())).keyset_version)
 
     async def _key(self, author: str) -> str:
         for _ in range(_TRIES):

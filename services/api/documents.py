@@ -8,6 +8,7 @@ import msgspec
 
 from piccolod.protocol.apps import AppDocument
 from piccolod.protocol.base import Level
+from piccolod.protocol.persistence import CryptoStatus
 from services.api.readiness import ComponentHealth
 
 
@@ -136,6 +137,13 @@ class RouteView(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     bytes_in: int
     bytes_out: int
+
+
+class LockView(CryptoStatus, frozen=True, kw_only=True):
+    """`still_running`: apps that did not stop in time. `warning`: why it is not known what still runs, or empty."""
+
+    still_running: tuple[str, ...] = ()
+    warning: str = ""
 
 
 class Words(msgspec.Struct, frozen=True, kw_only=True):

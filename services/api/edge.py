@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from piccolod.errors import Failed
+from piccolod.errors import Failed, PiccoloError
 from piccolod.protocol.events import Audit
 from services.api import problem
 from services.api.call import Call
+from services.api.connection import HEAD_BYTES
 from services.api.core import Core
 from services.api.origin import origin_of
 
@@ -34,6 +35,7 @@ _HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
 _HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSED: Final = frozenset({401, 403, 429})
+_FIELD_BYTES: Final = 4  # colon, space and the line's end
 _CUT: Final = 499  # the caller went away before there was an answer
 _PATH_CHARACTERS: Final = 200
 
@@ -59,6 +61,9 @@ class Edge:
             await send(message)
 
         try:
+            if _head_bytes(scope) > HEAD_BYTES:  # h11 bounds only a head that comes in parts
+                await _refuse(call, answer, problem.HeadTooLarge(problem.HEAD_TOO_LARGE))
+                return
             await self._app(scope, receive, answer)
         except Exception:
             self._core.log.error(
@@ -66,7 +71,9 @@ class Edge:
             )
             if status:
                 raise  # the answer has begun: the connection is cut, so that nobody takes a part for the whole
-            await _send_bug(call, answer)
+            await _refuse(
+                call, answer, Failed("the request failed by a mistake of ours", hint="see the log of the module `api`")
+            )
         finally:
             if not status:
                 self._audit(scope, call, _CUT)
@@ -99,8 +106,12 @@ def _headers(call: Call) -> list[tuple[bytes, bytes]]:
     return [*_HEADERS, *extra, _HSTS] if call.origin.secure else [*_HEADERS, *extra]
 
 
-async def _send_bug(call: Call, send: Send) -> None:
-    error = Failed("the request failed by a mistake of ours", hint="see the log of the module `api`")
+def _head_bytes(scope: Any) -> int:
+    fields = sum(len(name) + len(value) + _FIELD_BYTES for name, value in scope["headers"])
+    return len(scope["raw_path"]) + len(scope["query_string"]) + fields
+
+
+async def _refuse(call: Call, send: Send, error: PiccoloError) -> None:
     call.code = error.code
     body = problem.encode(error, call.request_id)
     headers = [(b"content-type", problem.MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]

@@ -14,15 +14,15 @@ class Seats:
         self._what = what
         self.taken = 0
 
-    @property
-    def full(self) -> bool:
-        return self.taken >= self._most
+    def check(self) -> None:
+        """Raises TooMany when all are taken: before an answer begins, which could not be taken back."""
+        if self.taken >= self._most:
+            raise TooMany(f"{self._most} {self._what} are open already", hint="close one", retry_after_s=5.0)
 
     @contextmanager
     def seat(self) -> Iterator[None]:
         """Raises TooMany when all are taken."""
-        if self.full:
-            raise TooMany(f"{self._most} {self._what} are open already", hint="close one", retry_after_s=5.0)
+        self.check()
         self.taken += 1
         try:
             yield

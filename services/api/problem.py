@@ -26,6 +26,7 @@ from piccolod.errors import (
 
 MEDIA_TYPE: Final = "application/problem+json"
 _RETRY_S: Final = 1.0
+HEAD_TOO_LARGE: Final = "the request line and its headers have more than 32 KiB together"
 
 
 class ProblemPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +55,12 @@ class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[ProblemPlace, ...]
     leader: ProblemLeader | None
     request_id: str
+
+
+class HeadTooLarge(TooLarge):
+    """The request line and its headers, not the body."""
+
+    status = 431
 
 
 _BY_STATUS: Final[dict[int, type[PiccoloError]]] = {

@@ -13,13 +13,12 @@ from uvicorn.config import Config
 
 from piccolod import clock
 from piccolod.errors import Invalid
-from services.api.connection import Book, Connection
+from services.api.connection import HEAD_BYTES, Book, Connection
 
 _UNIX_CONNECTIONS: Final = 128
 _TCP_CONNECTIONS: Final = 512
 _TCP_CONNECTIONS_PER_CLIENT: Final = 128
 _KEEP_ALIVE_S: Final = 30
-_HEAD_BYTES: Final = 32 * 1024
 _HANDSHAKE_S: Final = 10.0
 _SWEEP_S: Final = 1.0
 _BACKLOG: Final = 512
@@ -31,7 +30,7 @@ class Server:
         self._config = Config(
             app, http="h11", ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False,
             proxy_headers=False, server_header=False, date_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S, h11_max_incomplete_event_size=_HEAD_BYTES,
+            timeout_keep_alive=_KEEP_ALIVE_S, h11_max_incomplete_event_size=HEAD_BYTES,
         )  # fmt: skip
         self._config.load()
         self._books: list[Book] = []

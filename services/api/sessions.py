@@ -31,6 +31,11 @@ def new_key() -> str:
     return secrets.token_hex(32)
 
 
+def bound(key: str, keyset_version: int) -> str:
+    """The key that signs while the keyset has this version: another password makes every former cookie void by itself."""
+    return _mac(key, "keyset", str(keyset_version))
+
+
 def issue(key: str, now_s: int, lifetime_s: int) -> tuple[Session, str]:
     """A session, and its cookie."""
     session = Session(secrets.token_hex(16), now_s, now_s + lifetime_s)

@@ -48,7 +48,7 @@ def judge(number: str, secret: str, record: TokenRecord, now_ms: int) -> Actor |
         return None
     if record.expires_ms and now_ms >= record.expires_ms:
         return None
-    return Actor(Kind.TOKEN, f"token:{record.name}", Scope[record.scope.upper()], expires_ms=record.expires_ms)
+    return Actor(Kind.TOKEN, f"token:{record.name}/{number}", Scope[record.scope.upper()], expires_ms=record.expires_ms)
 
 
 def _hash(secret: str) -> str:

@@ -21,6 +21,7 @@ from services.apps import spec, subnets
 from services.apps.badge import Badge, container_name
 from services.apps.desired import Desired, Version
 from services.apps.documents import Stored
+from services.apps.manifest import Manifest
 from services.apps.node import Node
 from services.apps.plan import Do, Plan, Situation
 from services.apps.podman_status import Status
@@ -58,7 +59,7 @@ class Actions:
             Do.CAMPAIGN: self._campaign,
             Do.ATTACH: lambda: self._attach(version),
             Do.CREATE: lambda: self._create(version),
-            Do.INIT: self._init,
+            Do.INIT: lambda: self._init(version),
             Do.ARM: self._arm,
             Do.START: self._start,
             Do.CLOSING: lambda: self._closing(seen),
@@ -123,25 +124,32 @@ class Actions:
             token=term.token if term is not None else 0,
             spec=spec.digest(version, self._desired.restarts),
         )
-        files, variables = {}, {}
-        for secret in manifest.secrets:
-            value = await self._secret(secret.name)
-            if secret.file is not None:
-                files[secret.name] = value
-            elif secret.env is not None:
-                variables[secret.env] = value.decode(errors="surrogateescape")
-        if files or manifest.app_config is not None:
-            await asyncio.to_thread(self._node.files.write, self._app, files, manifest.app_config)
-        await asyncio.to_thread(self._node.files.remember, self._desired)
+        variables = {
+            secret.env: (await self._secret(secret.name)).decode(errors="surrogateescape")
+            for secret in manifest.secrets
+            if secret.file is None and secret.env is not None
+        }
+        await self._provide(manifest)
         await self._ensure_network(spec.wants_internet(manifest))
         body = spec.container(version, badge, self._node.host, self._node.module.paths, self.attached or {}, variables)
         await self._node.podman.create(body)
+
+    async def _provide(self, manifest: Manifest) -> None:
+        """The files that the app is given, as they are now."""
+        files = {secret.name: await self._secret(secret.name) for secret in manifest.secrets if secret.file is not None}
+        if files or manifest.app_config is not None:
+            await asyncio.to_thread(self._node.files.write, self._app, files, manifest.app_config)
+        await asyncio.to_thread(self._node.files.remember, self._desired)
 
     async def _secret(self, name: str) -> bytes:
         try:
             return await self._node.documents.secret(name)
         except NotFound:
             raise NotFound(f"secret {name} does not exist", hint=f"`piccoloctl secrets set {name}` makes it") from None
+
+    @property
+    def _bridge(self) -> str:
+        return spec.bridge_name(self._node.module.paths.state, self._app)
 
     async def _ensure_network(self, internet: bool) -> None:
         podman, name = self._node.podman, spec.network_name(self._app)
@@ -152,9 +160,12 @@ class Actions:
             await podman.remove_network(name)
         used = subnets.host_routes() + subnets.of_networks(await podman.networks())
         subnet, gateway = subnets.choose(self._app, used)
-        await podman.create_network(spec.network(self._app, self._node.name, subnet, gateway, internet=internet))
+        await podman.create_network(spec.network(self._app, self._node.name, subnet, gateway, self._bridge, internet=internet))
 
-    async def _init(self) -> None:
+    async def _init(self, version: Version) -> None:
+        """The mounts of the files are made here: what changed since the container was created is seen from now on."""
+        if not self._node.locked:
+            await self._provide(version.manifest)
         await self._node.podman.init(container_name(self._app))
 
     async def _arm(self) -> None:

@@ -15,7 +15,7 @@ from piccolod.errors import Conflict, Locked, PiccoloError, TermOver, Unavailabl
 from piccolod.leadership.resources import resource_for_app
 from piccolod.protocol.events import AppStateChanged
 from piccolod.protocol.router import Endpoint, RegisterAppRoute, RouteListener
-from services.apps import logs, observe
+from services.apps import observe
 from services.apps.actions import Actions
 from services.apps.backoff import HEALTHY_S, Failures
 from services.apps.desired import Desired, Version
@@ -34,7 +34,6 @@ _AGAIN_MOST_S: Final = 5.0
 # What is waited for (an exit, a minute of patience) is looked at often at first, and then rarely.
 _POLL_S: Final = 0.01
 _POLL_MOST_S: Final = 1.0
-_LAST_LINES: Final = 5
 # A router that is away is told when it is back; nobody waits for it longer than this.
 _ROUTED_S: Final = 0.5
 
@@ -71,6 +70,7 @@ class App:
         self.shown = Shown()
         self.gone = asyncio.Event()  # it is uninstalled
         self.settled = asyncio.Event()  # the last look found nothing to do
+        self.at_rest = asyncio.Event()  # the silence around a lock holds it, and nothing of it is left to stop
 
     @property
     def stored(self) -> Stored:
@@ -91,6 +91,11 @@ class App:
     @property
     def pending(self) -> bool:
         return self.shown.state is State.PENDING
+
+    @property
+    def held(self) -> bool:
+        """Whether the silence around a lock keeps it from running."""
+        return self.stored.desired.current.manifest.is_led and self._node.quiet.holds(clock.now())
 
     def want(self, stored: Stored) -> None:
         """Another document; an older one than is known here changes nothing."""
@@ -128,6 +133,7 @@ class App:
                         await self._wake.wait()
         self._stop_probing()
         self.gone.set()
+        self.at_rest.set()
 
     async def _pass(self) -> float:
         """One look, one plan, its steps. Returns how long there is nothing to do."""
@@ -152,7 +158,10 @@ class App:
         seen = await observe.look(self._node, self._actions, self._memory())
         seen = await self._account(seen)
         self._looked = True
+        held = self.held
         made = plan(self._wanted(), seen)
+        if made.steps or not held:
+            self.at_rest.clear()
         if made.steps:
             self._log.info("acts", state=made.state, reason=made.reason, steps=list(made.steps), epoch=_epoch(seen))
         if made.route is Route.LOCAL:
@@ -172,6 +181,8 @@ class App:
         self._repeats, self._last_steps = 0, ()
         self._polls += 1
         self.settled.set()
+        if held:
+            self.at_rest.set()
         wait_s = _TIMER_S if not made.wake_at else max(0.02, min(_TIMER_S, made.wake_at - clock.now()))
         return max(min(wait_s, self._image_wait_s(made)), min(_POLL_S * 1.2**self._polls, _POLL_MOST_S))
 
@@ -183,7 +194,7 @@ class App:
 
     def _wanted(self) -> Desired:
         desired = self.stored.desired
-        return msgspec.structs.replace(desired, running=False) if self._node.ends else desired
+        return msgspec.structs.replace(desired, running=False) if self._node.ends or self.held else desired
 
     def _image_wait_s(self, made: Plan) -> float:
         if made.state is not State.PENDING:
@@ -221,7 +232,7 @@ class App:
         health = self._prober.health if self._prober is not None else None
         was_live, self._live = self._live, False
         self._stop_probing()
-        wanted = self.stored.desired.wanted(self._node.boot_id) and not self._node.ends
+        wanted = self._wanted().wanted(self._node.boot_id)
         if not was_live or not wanted or container is None or container.status is not Status.EXITED:
             return
         if health is not None and health.phase is Phase.UNHEALTHY:
@@ -236,14 +247,10 @@ class App:
         if found is not None and found["State"].get("OOMKilled"):
             limit = self.stored.desired.current.manifest.resources.limits.memory
             return f"killed for using more memory than its limit of {limit}" if limit else "killed by the kernel: out of memory"
+        # Not its last lines: what an app prints may be secret, and reasons are logged and told to everybody.
         code = container.exit_code
         reason = f"killed by signal {code - 128}" if 128 < code < 160 else f"exited with code {code}"
-        with suppress(PiccoloError):
-            raw = await self._node.podman.logs(container.id, tail=_LAST_LINES)
-            lines = [line for _, _, line in logs.parse(raw) if line.strip()]
-            if lines:
-                return f"{reason}; its last lines: {' | '.join(lines)[-400:]}"
-        return reason
+        return f"{reason}; `piccoloctl logs {self.stored.desired.name}` shows its last lines"
 
     def _note_trial(self, seen: Situation) -> None:
         trial = self.stored.desired.candidate
@@ -302,10 +309,12 @@ class App:
 
     def _show(self, made: Plan, seen: Situation) -> None:
         container_id = seen.container.id if seen.container is not None else ""
-        reason = made.reason
-        if made.state is State.RUNNING and (trouble := self._node.routes.trouble(self.stored.desired.name)):
-            reason = trouble
-        self._say(made.state, reason, container_id, _epoch(seen))
+        state, reason = made.state, made.reason
+        if state is State.RUNNING and (trouble := self._node.routes.trouble(self.stored.desired.name)):
+            state, reason = State.DEGRADED, trouble
+        if state in (State.STOPPING, State.STOPPED) and self.held and self.stored.desired.wanted(self._node.boot_id):
+            reason = "stopped for the lock: it comes back with the unlock"
+        self._say(state, reason, container_id, _epoch(seen))
 
     def _say(self, state: State, reason: str, container_id: str | None = None, epoch: int | None = None) -> None:
         before = self.shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -42,6 +43,8 @@ from piccolod.protocol.apps import (
     LogLines,
     ManifestSchema,
     PlanApp,
+    Quiesce,
+    Quiesced,
     ShowApp,
     UninstallApp,
     UpdateApp,
@@ -62,8 +65,10 @@ from services.apps.documents import Stored
 from services.apps.images import with_prefix
 from services.apps.manifest import Manifest, Pull
 from services.apps.node import Node
+from services.apps.quiet import PATIENCE_S
 from services.apps.rules import Surroundings
 from services.apps.schema import schema
+from services.apps.uploads import uploaded
 from services.apps.validate import Checked, validate
 
 T = TypeVar("T")
@@ -93,6 +98,7 @@ class Commands:
         serve(ChangeApp, self.change)
         serve(UpdateApp, self.update)
         serve(UninstallApp, self.uninstall)
+        serve(Quiesce, self.quiesce)
         serve(GetAppLogs, self.logs)
         serve(ListImages, self.images)
         serve(AddImage, self.add_image)
@@ -292,6 +298,24 @@ class Commands:
             ) from None
         return Nothing()
 
+    async def quiesce(self, request: Quiesce, caller: Caller) -> Quiesced:
+        """Answers when every led app is at rest, or says which is not by the deadline."""
+        self._node.quiet.begin(clock.now(), locked=self._node.locked)
+        asyncio.get_running_loop().call_later(PATIENCE_S, self._wake_all)
+        self._wake_all()
+        led = {name: app for name, app in self._apps.items() if app.stored.desired.current.manifest.is_led}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.1, caller.deadline_at - clock.now() - _ANSWER_MARGIN_S)):
+                await asyncio.gather(*(app.at_rest.wait() for app in led.values()))
+        rested = {name for name, app in led.items() if app.at_rest.is_set()}
+        for name in sorted(rested):
+            await asyncio.to_thread(self._node.files.remove, name)
+        return Quiesced(still_running=tuple(sorted(led.keys() - rested)))
+
+    def _wake_all(self) -> None:
+        for app in self._apps.values():
+            app.wake()
+
     async def _edit(self, name: str, edit: Callable[[Desired], Desired], author: str, caller: Caller) -> Changed:
         for attempt in range(_TRIES):
             before = await self._node.documents.app(name)
@@ -321,8 +345,9 @@ class Commands:
                 CHECKS["image"](request.name)
             except ValueError as error:
                 raise Invalid(str(error)) from None
-        file = _inside(Path(request.file), self._node.module.paths.run)
-        return await self._image_documents(await self._node.images.add(request.kind, file, request.name))
+        with uploaded(Path(request.file), self._node.module.paths.run / "uploads") as file:
+            ids = await self._node.images.add(request.kind, file, request.name)
+        return await self._image_documents(ids)
 
     async def _image_documents(self, ids: Sequence[str] | None) -> ImageDocuments:
         users: dict[str, list[str]] = {}
@@ -405,14 +430,6 @@ def _consented(manifest: Manifest, consent: bool, action: str) -> None:
     path = "permissions.privileged" if permissions.privileged else "permissions.capabilities"
     message = f"gives {manifest.name} the whole machine: {action} needs the admin's consent (--allow-privileged)"
     raise Invalid(message, errors=(Problem(path, message),))
-
-
-def _inside(file: Path, folder: Path) -> Path:
-    """`file` when it is a plain file below `folder`: nobody makes this module, which is root, read something else."""
-    real = file.resolve()
-    if not real.is_relative_to(folder.resolve()) or not real.is_file():
-        raise Invalid(f"{file} is not an uploaded file")
-    return real
 
 
 def _is_free(port: int) -> bool:

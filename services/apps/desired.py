@@ -174,11 +174,22 @@ def _not_removing(desired: Desired) -> None:
 def differences(old: Manifest, new: Manifest) -> tuple[str, ...]:
     """`path: old -> new` for each leaf that differs."""
     before, after = _leaves(msgspec.to_builtins(old)), _leaves(msgspec.to_builtins(new))
+    # msgspec leaves a default out only when it is that very object, not when it was written out: so values decide.
+    was, becomes = _leaves(_whole(old)), _leaves(_whole(new))
     return tuple(
         f"{path}: {_shown(path, before.get(path))} -> {_shown(path, after.get(path))}"
         for path in sorted(before.keys() | after.keys())
-        if before.get(path) != after.get(path)
+        if before.get(path) != after.get(path) and was.get(path) != becomes.get(path)
     )
+
+
+def _whole(value: Any) -> Any:
+    """With every default."""
+    if isinstance(value, msgspec.Struct):
+        return {name: _whole(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:

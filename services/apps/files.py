@@ -30,7 +30,7 @@ class AppFiles:
         self._folder = folder
 
     def write(self, app: str, secrets: Mapping[str, bytes], app_config: Any) -> None:
-        """Replaces what the app is given. Raises Failed when there is no memory file system for it."""
+        """Replaces what the app is given. Raises Failed when there is no memory file system for it, or no room in it."""
         self._mount()
         folder = self._folder / app
         (folder / "secrets").mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -89,7 +89,13 @@ def _write(file: Path, content: bytes, mode: int) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         os.fchmod(fd, mode)
-        os.write(fd, content)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        new.replace(file)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        hint = "secrets and app_config of all apps have 64 MiB of memory"
+        raise Failed(f"{file} cannot be written: {error.strerror}", hint=hint) from error
     finally:
         os.close(fd)
-    new.replace(file)

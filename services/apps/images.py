@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from piccolod import clock
-from piccolod.errors import NotFound, PiccoloError
+from piccolod.errors import Invalid, NotFound, PiccoloError
 from services.apps.desired import Version
 from services.apps.manifest import Manifest, Pull
 from services.apps.plan import Image, ImageIs
-from services.apps.podman import Podman
+from services.apps.podman import Podman, PodmanError
 
 # A registry that is down is asked again after these, in turn.
 _AGAIN_S: Final = (5.0, 15.0, 60.0, 300.0)
+_NO_ROOM: Final = "no space left"  # strerror(ENOSPC), in podman's words: not the fault of the file
 
 
 def reference(manifest: Manifest) -> str:
@@ -109,7 +110,15 @@ class Images:
         return await self._podman.images()
 
     async def add(self, kind: str, file: Path, name: str) -> list[str]:
-        """Ids of what came in. `kind` is load, import or build."""
+        """Ids of what came in. `kind` is load, import or build. Raises Invalid for a file that is not what it should be."""
+        try:
+            return await self._add(kind, file, name)
+        except PodmanError as error:
+            if _NO_ROOM in error.detail.lower():
+                raise
+            raise Invalid(f"podman cannot {kind} this file: {error.detail}") from error
+
+    async def _add(self, kind: str, file: Path, name: str) -> list[str]:
         if kind == "build":
             return [with_prefix(await self._podman.build(file, name))]
         if kind == "import":

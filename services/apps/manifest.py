@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from piccolod.units import parse_duration, parse_size
 
-RESERVED_NAMES: Final = frozenset({"api", "www", "admin", "root", "system", "piccolo"})
+RESERVED_NAMES: Final = frozenset({"api", "www", "admin", "root", "system", "piccolo", "validate"})
 
 _T = TypeVar("_T")
 
@@ -270,7 +270,10 @@ class Update(_Part, frozen=True, kw_only=True):
 
 
 class NetworkPermissions(_Part, frozen=True, kw_only=True):
-    """What the app may reach by itself. It is reachable through its listeners in any case. Left out: as `internet` says."""
+    """What the app may reach by itself. It is reachable through its listeners in any case. Left out: as `internet` says.
+
+    Not enforced yet: `dns: deny` beside `internet: allow`, and `local_network: deny` towards this host's own addresses.
+    """
 
     internet: Access = Access.DENY
     local_network: Access | None = None

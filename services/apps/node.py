@@ -20,6 +20,7 @@ from services.apps.host import Host
 from services.apps.images import Images
 from services.apps.plan import TermIs
 from services.apps.podman import Podman
+from services.apps.quiet import Quiet
 from services.apps.routes import Routes
 
 
@@ -40,9 +41,14 @@ class Node:
     locked: bool = True  # until persistence says otherwise
     known: asyncio.Event = field(default_factory=asyncio.Event)  # persistence has said so, and the documents were read
     ends: bool = False  # piccolod stops, and the apps with it
+    quiet: Quiet = field(default_factory=Quiet)
 
     def look_at_host(self) -> None:
         self.host = host_probe.probe(self.module.paths.podman_socket)
+
+    def lock_is(self, locked: bool) -> None:
+        self.locked = locked
+        self.quiet.lock_is(locked, clock.now())
 
     @property
     def name(self) -> str:

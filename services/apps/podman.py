@@ -87,8 +87,8 @@ class Podman:
         content: bytes = (await self._ask("get", f"containers/{name}/logs", params=params)).content
         return content
 
-    async def healthcheck(self, name: str, timeout_s: float) -> tuple[bool, str]:
-        """Runs the container's own check once: (exit code 0, its output).
+    async def healthcheck(self, name: str, timeout_s: float) -> int:
+        """Runs the container's own check once: its exit code.
 
         Not podman's exec: that keeps a monitor process for five minutes after each command, for whoever asks for its exit code.
         """
@@ -96,8 +96,8 @@ class Podman:
         found = await self.inspect(name)
         entries = ((found or {}).get("State", {}).get("Health") or {}).get("Log") or []
         if not entries:
-            return False, "podman kept no result of the check"
-        return int(entries[-1]["ExitCode"]) == 0, str(entries[-1].get("Output") or "").strip()[-200:]
+            raise PodmanError("podman kept no result of the check")
+        return int(entries[-1]["ExitCode"])
 
     # --- networks
     async def network(self, name: str) -> dict[str, Any] | None:

@@ -69,8 +69,8 @@ class Prober:
         if probe.tcp is not None:
             await self._connect(self._port(probe.tcp.port))
             return True, ""
-        well, output = await self._podman.healthcheck(self._container, timeout_s)
-        return well, "" if well else "its check fails" + (f": {output}" if output else "")
+        code = await self._podman.healthcheck(self._container, timeout_s)
+        return code == 0, "" if code == 0 else f"its check exits with code {code}"
 
     async def _connect(self, port: int) -> None:
         _, writer = await self._open(port)

@@ -14,6 +14,7 @@ from piccolod.protocol.base import Request
 from piccolod.protocol.router import ForgetAppRoute, RegisterAppRoute, RouteStates
 
 _RETRY_S: Final = 0.2
+_TROUBLED_S: Final = 2.0
 ANSWER_S: Final = 2.0
 
 Call = Callable[[Request[RouteStates], str], Awaitable[RouteStates]]
@@ -22,8 +23,9 @@ Call = Callable[[Request[RouteStates], str], Awaitable[RouteStates]]
 class Routes:
     """What each worker should know, and a task for each that sees to it."""
 
-    def __init__(self, call: Call) -> None:
-        self._workers = {name: _Worker(name, call) for name in ROUTERS}
+    def __init__(self, call: Call, changed: Callable[[str], None] = lambda _: None) -> None:
+        """`changed(app)` is called when a port of it becomes usable or useless."""
+        self._workers = {name: _Worker(name, call, changed) for name in ROUTERS}
 
     def tasks(self) -> dict[str, Any]:
         return {f"routes-{name}": worker.run() for name, worker in self._workers.items()}
@@ -54,16 +56,21 @@ class Routes:
 
     def trouble(self, app: str) -> str:
         """Why a port of the app is not served, if so."""
-        return next((text for worker in self._workers.values() if (text := worker.troubles.get(app))), "")
+        found = (worker.troubles.get(app, {}) for worker in self._workers.values())
+        return next((f"{listener}: {reason}" for ports in found for listener, reason in ports.items()), "")
+
+    def unbound(self, app: str) -> frozenset[str]:
+        """Listeners whose public port is of no use, at one worker at least."""
+        return frozenset(listener for worker in self._workers.values() for listener in worker.troubles.get(app, {}))
 
 
 class _Worker:
-    def __init__(self, name: str, call: Call) -> None:
-        self._name, self._call = name, call
+    def __init__(self, name: str, call: Call, changed: Callable[[str], None]) -> None:
+        self._name, self._call, self._changed = name, call, changed
         self._wanted: dict[str, Request[RouteStates]] = {}
         self._known: dict[str, asyncio.Event] = {}
         self._wake = asyncio.Event()
-        self.troubles: dict[str, str] = {}
+        self.troubles: dict[str, dict[str, str]] = {}  # app -> listener -> why its port is not open
 
     def want(self, app: str, request: Request[RouteStates]) -> asyncio.Event:
         """An event that is set when the worker acts on `request`."""
@@ -79,7 +86,14 @@ class _Worker:
 
     async def run(self) -> None:
         while True:
-            await self._wake.wait()
+            try:
+                async with asyncio.timeout(_TROUBLED_S if self.troubles else None):
+                    await self._wake.wait()
+            except TimeoutError:
+                # The router tries a port again by itself and tells nobody but who asks.
+                for app in list(self.troubles):
+                    await self._tell(app)
+                continue
             self._wake.clear()
             results = [await self._tell(app) for app in list(self._wanted) if not self._known[app].is_set()]
             if not all(results):
@@ -87,7 +101,10 @@ class _Worker:
                 self._wake.set()
 
     async def _tell(self, app: str) -> bool:
-        request = self._wanted[app]
+        request = self._wanted.get(app)
+        if request is None:
+            self.troubles.pop(app, None)
+            return True
         known = self._known[app]
         try:
             states = await self._call(request, self._name)
@@ -96,14 +113,23 @@ class _Worker:
                 states = await self._call(msgspec.structs.replace(request, epoch=behind), self._name)
         except PiccoloError:
             return False
-        self.troubles[app] = next(
-            (f"{state.listener}: {state.reason}" for state in states.routes if _is_port(state.reason)), ""
+        self._note(
+            app, {state.listener: state.reason for state in states.routes if state.app == app and _is_port(state.reason)}
         )
         if self._wanted.get(app) == request:
             known.set()
             if isinstance(request, ForgetAppRoute):
                 del self._wanted[app]
         return True
+
+    def _note(self, app: str, troubles: dict[str, str]) -> None:
+        if self.troubles.get(app, {}) == troubles:
+            return
+        if troubles:
+            self.troubles[app] = troubles
+        else:
+            del self.troubles[app]
+        self._changed(app)
 
 
 def _newer_epoch(request: RegisterAppRoute, states: RouteStates) -> int:
@@ -113,4 +139,5 @@ def _newer_epoch(request: RegisterAppRoute, states: RouteStates) -> int:
 
 
 def _is_port(reason: str) -> bool:
-    return "port" in reason
+    """The two reasons of the router for a public port that is not open begin so."""
+    return reason.startswith("port ")

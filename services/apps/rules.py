@@ -202,6 +202,14 @@ def _permissions(manifest: Manifest, around: Surroundings) -> Iterator[tuple[str
         yield "permissions.network.local_network", not_supported("a local network that differs from `internet`")
     if network.dns is Access.ALLOW and network.internet is Access.DENY:
         yield "permissions.network.dns", not_supported("names without `internet: allow`")
+    if around.strict:
+        yield from _without_names(manifest)
+
+
+def _without_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    network = manifest.permissions.network
+    if network.dns is Access.DENY and network.internet is Access.ALLOW:
+        yield "permissions.network.dns", not_supported("`deny` beside `internet: allow`: a name server is only not named")
 
 
 def _is_signal(name: str) -> bool:
@@ -214,6 +222,10 @@ def _warnings(manifest: Manifest, around: Surroundings) -> Iterator[str]:
             yield f"secrets[{index}]: podman keeps environment variables on disk; `file` keeps the secret in memory"
     if manifest.cluster.on_store_loss is OnStoreLoss.KEEP:
         yield "cluster.on_store_loss: `keep` waives the promise that at most one node runs the app"
+    if manifest.permissions.network.local_network is Access.DENY:
+        yield "permissions.network.local_network: `deny` does not keep the app from this host's own addresses yet"
     if not around.strict:
+        for path, message in _without_names(manifest):
+            yield f"{path}: {message}"
         for path, message in shortcomings(manifest, around.host):
             yield f"{path}: {message}"

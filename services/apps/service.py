@@ -52,7 +52,7 @@ class Service:
             module=module,
             podman=podman,
             images=Images(podman, paths.run / "builds", self._wake_app),
-            routes=Routes(self._call_router),
+            routes=Routes(self._call_router, self._wake_app),
             documents=Documents(module),
             files=AppFiles(paths.app_files),
             pages=pages,
@@ -117,14 +117,16 @@ class Service:
         try:
             if not self._node.cluster:
                 self._node.cluster = (await self._module.call(GetCryptoStatus())).cluster_id
-            known = await self._documents()
+            rev, known = await self._documents()
             there = await self._seen()
-            if strangers := (there or set()) - known:
+            strangers = (there or set()) - known
+            if strangers or self._absent(rev, known):
                 # What was seen before the documents were read, and is not in them, is nobody's.
-                for name in sorted(strangers - await self._documents()):
-                    await self._end_orphan(name)
+                rev, known = await self._documents()
+                for name in sorted((strangers - known) | self._absent(rev, known)):
+                    await self._end_orphan(name, rev)
         except Locked:
-            self._node.locked = True
+            self._node.lock_is(True)
             self._node.known.set()
             return True
         except PiccoloError as error:
@@ -133,16 +135,22 @@ class Service:
         self._changed.set()
         return there is not None
 
-    async def _documents(self) -> set[str]:
-        """Hands every document to its app; the names of all, also of those that are not understood. Raises Locked."""
+    def _absent(self, rev: int, known: set[str]) -> set[str]:
+        """Apps that are minded here though the store, as of `rev`, has forgotten them."""
+        return {name for name, app in self._apps.items() if name not in known and app.stored.generation <= rev}
+
+    async def _documents(self) -> tuple[int, set[str]]:
+        """Hands every document to its app; (rev, the names of all, also of those that are not understood). Raises Locked."""
+        was_locked = self._node.locked
         rev, stored, self._strange = await self._node.documents.apps()
-        if self._node.locked:
-            self._node.locked = False
+        if was_locked and self._node.locked:
+            # Read after the lock was known; an answer that was under way when the lock came proves nothing.
+            self._node.lock_is(False)
             self._wake_all()
         for item in stored.values():
             self._adopt(item)
         self._node.known.set()
-        return stored.keys() | self._strange.keys()
+        return rev, stored.keys() | self._strange.keys()
 
     async def _seen(self) -> set[str] | None:
         try:
@@ -153,10 +161,10 @@ class Service:
         self._podman_trouble = ""
         return found
 
-    async def _end_orphan(self, name: str) -> None:
+    async def _end_orphan(self, name: str, rev: int) -> None:
         app = self._apps.get(name)
-        if app is not None and not app.gone.is_set() and app.stored.generation > 0:
-            return  # its own loop is at it, or it was installed a moment ago
+        if app is not None and app.stored.generation > rev:
+            return  # it was installed a moment ago
         if app is not None:
             app.abandon()
             del self._apps[name]
@@ -215,7 +223,7 @@ class Service:
     # --- hints
 
     def _on_lock(self, event: LockStateChanged) -> None:
-        self._node.locked = event.locked
+        self._node.lock_is(event.locked)
         self._refresh.set()
         self._wake_all()
 

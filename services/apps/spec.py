@@ -6,6 +6,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from piccolod.paths import Paths
@@ -27,12 +28,21 @@ def network_name(app: str) -> str:
     return f"piccolo-{app}"
 
 
-def network(app: str, node: str, subnet: str, gateway: str, *, internet: bool) -> dict[str, Any]:
+def bridge_name(state: Path, app: str) -> str:
+    """Of the host's interface: another for each app of each node on one host, which podman's own count is not.
+
+    Linux allows 15 characters (IFNAMSIZ in linux/if.h).
+    """
+    return f"pic{hashlib.sha256(f'{state}/{app}'.encode()).hexdigest()[:12]}"
+
+
+def network(app: str, node: str, subnet: str, gateway: str, bridge: str, *, internet: bool) -> dict[str, Any]:
     """A network of one app. The gateway is named because podman gives an internal network none, and then the router,
     which dials from the host, would have no address in it."""
     return {
         "name": network_name(app),
         "driver": "bridge",
+        "network_interface": bridge,
         "internal": not internet,
         "dns_enabled": False,
         "ipv6_enabled": False,

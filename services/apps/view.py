@@ -16,6 +16,7 @@ def document(node: Node, app: App) -> AppDocument:
     desired, shown = app.stored.desired, app.shown
     manifest = desired.current.manifest
     term = node.term(desired.name)
+    unbound = node.routes.unbound(desired.name)
     leader = LeaderDocument(node=node.name, address=node.module.config.node.address, epoch=term.epoch) if term else None
     return AppDocument(
         name=desired.name,
@@ -35,6 +36,7 @@ def document(node: Node, app: App) -> AppDocument:
                 name=item.name,
                 guest_port=item.guest_port,
                 public_port=desired.ports.get(item.name, 0),
+                bound=item.name not in unbound,
                 flow=item.flow,
                 protocol=item.protocol,
             )

@@ -102,11 +102,14 @@ def written(
         session.say(f"hint: `piccoloctl logs {app.get('name')}` shows what it wrote")
     elif not well:
         session.say("hint: it goes on by itself as soon as that is mended")
-    return 0 if well else 1
+    deaf = [] if wanted_down else app_view.unbound(app)
+    for listener in deaf:
+        session.say(f"error: {listener} is not bound: nothing reaches it until the port is free, or another one is chosen")
+    return 0 if well and not deaf else 1
 
 
-def _change(session: Session, name: str, action: str, goal: str, body: dict[str, Any] | None = None) -> int:
-    return written(session, session.client().send("POST", path_of("apps", name, action), body), goal=goal)
+def _change(session: Session, name: str, action: str, goal: str) -> int:
+    return written(session, session.client().send("POST", path_of("apps", name, action)), goal=goal)
 
 
 @click.command(cls=Command, waits=True)
@@ -155,17 +158,20 @@ def disable(session: Session, name: str) -> int:
 
 _snapshot = click.option("--without-snapshot", is_flag=True, help="Go on although its volumes cannot be set back afterwards.")
 
+_consent = click.option("--allow-privileged", is_flag=True, help="Agree to an app that is as good as the whole machine.")
+
 
 @click.command(cls=Command, waits=True)
 @_name
 @click.option("--image", default="", help="The image to go to; without it the manifest's tag is looked up again.")
 @_snapshot
+@_consent
 @click.pass_obj
-def update(session: Session, name: str, image: str, without_snapshot: bool) -> int:
+def update(session: Session, name: str, image: str, without_snapshot: bool, allow_privileged: bool) -> int:
     """Go to another image. If the new one does not get healthy in time, the old one comes back."""
     before = session.client().get(path_of("apps", name))
     body = {"image": image, "without_snapshot": without_snapshot}
-    changed = session.client().send("POST", path_of("apps", name, "update"), body)
+    changed = session.client().send("POST", path_of("apps", name, "update", consent=allow_privileged), body)
     generation = changed["app"]["generation"]
     if generation == before["generation"]:
         session.say(f"{name} has that image already")
@@ -189,10 +195,12 @@ def _short(app: dict[str, Any]) -> str:
 @click.command(cls=Command, waits=True)
 @_name
 @_snapshot
+@_consent
 @click.pass_obj
-def revert(session: Session, name: str, without_snapshot: bool) -> int:
+def revert(session: Session, name: str, without_snapshot: bool, allow_privileged: bool) -> int:
     """Go back to the manifest and image before the last change."""
-    return _change(session, name, "revert", "up", {"without_snapshot": without_snapshot})
+    path = path_of("apps", name, "revert", consent=allow_privileged)
+    return written(session, session.client().send("POST", path, {"without_snapshot": without_snapshot}))
 
 
 @click.command(cls=Command, waits=True)

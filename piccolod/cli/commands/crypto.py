@@ -45,7 +45,7 @@ def setup(session: Session, password_stdin: bool, password_file: str | None, cod
 def unlock(session: Session, password_stdin: bool, password_file: str | None) -> int:
     """Open the store with the password: apps may start and change."""
     password = passwords.Source(password_stdin, password_file).get("Password")
-    write_status(session, session.client().send("POST", "/crypto/unlock", {"password": password}))
+    write_status(session, session.client().send("POST", "/crypto/unlock", {"password": password}, repeat=False))
     return 0
 
 
@@ -53,5 +53,11 @@ def unlock(session: Session, password_stdin: bool, password_file: str | None) ->
 @click.pass_obj
 def lock(session: Session) -> int:
     """Close the store: its keys leave memory, and nothing can be changed until it is unlocked."""
-    write_status(session, session.client().send("POST", "/crypto/lock"))
-    return 0
+    status = session.client().send("POST", "/crypto/lock", repeat=False)
+    write_status(session, status)
+    left = status.get("still_running") or ()
+    if left:
+        session.say(f"warning: still running: {', '.join(map(str, left))}")
+    if status.get("warning"):
+        session.say(f"warning: {status['warning']}")
+    return 1 if left or status.get("warning") else 0

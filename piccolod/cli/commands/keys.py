@@ -42,7 +42,7 @@ def _both_or_none(file: str | None, new_file: str | None) -> None:
 def new(session: Session, password_stdin: bool, password_file: str | None) -> int:
     """Make new recovery words. Earlier ones stop to work."""
     secret = passwords.Source(password_stdin, password_file).get("Password")
-    found = session.client().send("POST", "/crypto/recovery", {"password": secret})
+    found = session.client().send("POST", "/crypto/recovery", {"password": secret}, repeat=False)
     session.write(Printed(found, lambda document, *_: str(document["words"]), lambda document: [str(document["words"])]))
     session.say("hint: write them on paper, in this order. They are not shown again, and earlier ones are void now.")
     return 0
@@ -61,5 +61,5 @@ def use(session: Session, words_file: str | None, password_stdin: bool, password
         raise click.UsageError("There is no terminal to ask on: use --password-stdin, or --words-file with --password-file.")
     words = source.get("Recovery words", file=words_file)
     secret = source.get("New password", twice=True)
-    write_status(session, session.client().send("POST", "/crypto/reset", {"words": words, "new": secret}))
+    write_status(session, session.client().send("POST", "/crypto/reset", {"words": words, "new": secret}, repeat=False))
     return 0

@@ -48,7 +48,7 @@ def list_(session: Session) -> int:
 def create(session: Session, name: str, scope: str, expires: float | None) -> int:
     """Make a token and print it, this one time."""
     body = {"name": name, "scope": scope, "expires_in_s": round(expires or 0)}
-    found = session.client().send("POST", "/auth/tokens", body)
+    found = session.client().send("POST", "/auth/tokens", body, repeat=False)
     session.write(Printed(found, lambda document, *_: str(document["token"]), lambda document: [str(document["id"])]))
     session.say("hint: keep it safe, it is not shown again. Use it as PICCOLO_TOKEN with PICCOLO_URL.")
     return 0

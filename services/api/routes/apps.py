@@ -11,7 +11,8 @@ from litestar import Response
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
-from piccolod.errors import Forbidden, Invalid, PiccoloError
+from piccolod import clock
+from piccolod.errors import Forbidden, Invalid, PiccoloError, TooMany
 from piccolod.protocol.apps import (
     AppDocument,
     ApplyApp,
@@ -42,7 +43,6 @@ _MANIFEST_BYTES: Final = 512 * 1024  # the manifest's own limit is 256 KiB, and 
 _MANIFEST_SCHEMA: Final[dict[str, Any]] = {"description": "A manifest, `piccolo/v1`", "type": "object"}
 _TAIL_MOST: Final = 1000
 _FOLLOW_S: Final = 0.5
-_CHECK_AGAIN_S: Final = 15.0
 _CHANGE_S: Final = 30.0
 _PATH: Final = f"{BASE}/apps/{{name:str}}"
 
@@ -78,7 +78,7 @@ async def install(request: Req, consent: Consent = False) -> Response[Changed]:
     """Installs a new app. The answer comes when it is committed; watch its state for the rest."""
     _check_consent(request, consent)
     order = InstallApp(manifest=await _manifest(request), author=actor_of(request).name, consent=consent)
-    changed = await core_of(request).order(order, timeout_s=_CHANGE_S, idem=idem_of(request))
+    changed = await core_of(request).order(order, timeout_s=_CHANGE_S, idem=await idem_of(request))
     return written(changed, changed.rev, 201, {"Location": f"{BASE}/apps/{changed.app.name}"})
 
 
@@ -96,7 +96,7 @@ async def apply(request: Req, name: FromPath[str], consent: Consent = False) -> 
     """Makes the app what the manifest says: installs it, or changes what runs."""
     _check_consent(request, consent)
     order = ApplyApp(manifest=await _manifest(request), author=actor_of(request).name, name=name, consent=consent)
-    changed = await core_of(request).order(order, timeout_s=_CHANGE_S, idem=idem_of(request))
+    changed = await core_of(request).order(order, timeout_s=_CHANGE_S, idem=await idem_of(request))
     return written(changed, changed.rev)
 
 
@@ -105,7 +105,7 @@ async def uninstall(request: Req, name: FromPath[str], purge: FromQuery[bool] = 
     """Removes the app; its volumes stay, unless `purge`."""
     core = core_of(request)
     order = UninstallApp(name=name, author=actor_of(request).name, purge=purge)
-    await core.order(order, timeout_s=60.0, idem=idem_of(request))
+    await core.order(order, timeout_s=60.0, idem=await idem_of(request))
     return written(None, await core.rev(), 204)
 
 
@@ -133,20 +133,30 @@ class RevertBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @endpoint("POST", f"{_PATH}/update", scope=Scope.WRITE, fails=(*MANIFEST, *UNKNOWN), accepts=JSON, tag="apps")
-async def update(request: Req, name: FromPath[str], data: JSONBody[UpdateBody | None] = None) -> Response[Changed]:
+async def update(
+    request: Req, name: FromPath[str], data: JSONBody[UpdateBody | None] = None, consent: Consent = False
+) -> Response[Changed]:
     """Another image, behind the health gate; goes back by itself when the new one does not get healthy."""
+    _check_consent(request, consent)
     body = data or UpdateBody()
     order = UpdateApp(
-        name=name, author=actor_of(request).name, image=body.image, without_snapshot=body.without_snapshot
-    )  # fmt: skip
-    changed = await core_of(request).order(order, timeout_s=_CHANGE_S, idem=idem_of(request))
+        name=name,
+        author=actor_of(request).name,
+        image=body.image,
+        without_snapshot=body.without_snapshot,
+        consent=consent,
+    )
+    changed = await core_of(request).order(order, timeout_s=_CHANGE_S, idem=await idem_of(request))
     return written(changed, changed.rev)
 
 
 @endpoint("POST", f"{_PATH}/revert", scope=Scope.WRITE, fails=(*MANIFEST, *UNKNOWN), accepts=JSON, tag="apps")
-async def revert(request: Req, name: FromPath[str], data: JSONBody[RevertBody | None] = None) -> Response[Changed]:
+async def revert(
+    request: Req, name: FromPath[str], data: JSONBody[RevertBody | None] = None, consent: Consent = False
+) -> Response[Changed]:
     """Back to the manifest before the last change."""
-    return await _change(request, name, "revert", (data or RevertBody()).without_snapshot)
+    _check_consent(request, consent)
+    return await _change(request, name, "revert", (data or RevertBody()).without_snapshot, consent)
 
 
 def _verb(verb: str, promise: str) -> Any:
@@ -159,7 +169,7 @@ def _verb(verb: str, promise: str) -> Any:
 
 
 @endpoint(
-    "GET", f"{_PATH}/logs", scope=Scope.READ, fails=(*STORE, *UNKNOWN), tag="apps",
+    "GET", f"{_PATH}/logs", scope=Scope.READ, fails=(*STORE, *UNKNOWN, TooMany), tag="apps",
 )  # fmt: skip
 async def logs(
     request: Req,
@@ -171,6 +181,8 @@ async def logs(
 ) -> Response[LogLines] | Stream:
     """What the app printed."""
     core = core_of(request)
+    if follow:
+        core.streams.check()
     first = await core.ask(GetAppLogs(name=name, tail=tail, since_ms=since_ms, cursor=cursor))
     if not follow:
         return Response(first)
@@ -179,14 +191,13 @@ async def logs(
 
 async def _follow(request: Req, core: Core, name: str, lines: LogLines) -> AsyncIterator[bytes]:
     """Ends when the app is gone, the caller's right ends, or this module stops: who reads on asks again with a cursor."""
-    checked = 0.0
+    look_at = clock.now() + access.LOOK_AGAIN_S
     with core.streams.seat():
         while not core.closing.is_set():
             for line in lines.lines:
                 yield msgspec.json.encode(line) + b"\n"
-            checked += _FOLLOW_S
-            if checked >= _CHECK_AGAIN_S:
-                checked = 0.0
+            if clock.now() >= look_at:
+                look_at = clock.now() + access.LOOK_AGAIN_S
                 if not await access.still(core, request, request.route_handler):
                     return
             try:
@@ -200,9 +211,13 @@ async def _follow(request: Req, core: Core, name: str, lines: LogLines) -> Async
                 return
 
 
-async def _change(request: Req, name: str, action: str, without_snapshot: bool = False) -> Response[Changed]:
-    order = ChangeApp(name=name, action=action, author=actor_of(request).name, without_snapshot=without_snapshot)
-    changed = await core_of(request).order(order, timeout_s=_CHANGE_S, idem=idem_of(request))
+async def _change(
+    request: Req, name: str, action: str, without_snapshot: bool = False, consent: bool = False
+) -> Response[Changed]:
+    order = ChangeApp(
+        name=name, action=action, author=actor_of(request).name, without_snapshot=without_snapshot, consent=consent
+    )  # fmt: skip
+    changed = await core_of(request).order(order, timeout_s=_CHANGE_S, idem=await idem_of(request))
     return written(changed, changed.rev)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Annotated, Final
 
 import msgspec
@@ -9,6 +11,7 @@ from litestar import Response
 from litestar.params import JSONBody
 
 from piccolod.errors import Exists, Failed, Forbidden, PiccoloError
+from piccolod.protocol.apps import Quiesce
 from piccolod.protocol.persistence import (
     ChangePassword,
     CryptoStatus,
@@ -24,9 +27,11 @@ from services.api.actor import Kind, Scope
 from services.api.asked import BASE, Req, actor_of, core_of, source_of
 from services.api.call import call_of
 from services.api.core import Core
-from services.api.documents import Words
+from services.api.documents import LockView, Words
 from services.api.endpoint import COMMIT, JSON, PASSWORD, STORE, endpoint
 
+_QUIESCE_S: Final = 20.0  # the longest grace of most apps is half of it
+_LOCK_S: Final = 40.0
 _KEY_S: Final = 30.0  # Argon2id, one at a time, and the fold of the log behind it
 
 Password = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -86,9 +91,12 @@ async def unlock(request: Req, data: JSONBody[PasswordBody]) -> CryptoStatus:
 
 
 @endpoint("POST", f"{BASE}/crypto/lock", scope=Scope.ADMIN, fails=STORE, tag="crypto")
-async def lock(request: Req) -> CryptoStatus:
-    """Stops led apps, detaches volumes and drops the keys."""
-    return await core_of(request).order(Lock(), timeout_s=60.0)
+async def lock(request: Req) -> LockView:
+    """Stops led apps, detaches volumes and drops the keys. What still runs is named; the keys are dropped all the same."""
+    core = core_of(request)
+    left, warning = await _quiesce(core)
+    locked = await core.order(Lock(), timeout_s=_LOCK_S)
+    return LockView(**msgspec.structs.asdict(locked), still_running=left, warning=warning)
 
 
 @endpoint("POST", f"{BASE}/crypto/password", scope=Scope.ADMIN, fails=(*PASSWORD, *COMMIT), accepts=JSON, tag="crypto")
@@ -100,10 +108,15 @@ async def password(request: Req, data: JSONBody[ChangeBody]) -> Response[CryptoS
 
 
 @endpoint("POST", f"{BASE}/crypto/recovery", scope=Scope.ADMIN, fails=(*PASSWORD, *STORE), accepts=JSON, tag="crypto")
-async def recovery(request: Req, data: JSONBody[PasswordBody]) -> Words:
-    """24 words that open the store without the password, shown this once. Former words stop to work."""
+async def recovery(request: Req, data: JSONBody[PasswordBody]) -> Response[Words]:
+    """24 words that open the store without the password, shown this once. Former words stop to work, other sessions end."""
+    core = core_of(request)
     order = NewRecovery(password=data.password, source=source_of(request))
-    return Words(words=(await core_of(request).order(order, timeout_s=_KEY_S)).words)
+    response = Response(Words(words=(await core.order(order, timeout_s=_KEY_S)).words))
+    if actor_of(request).kind is Kind.SESSION:
+        with suppress(PiccoloError):  # the words are made and shown only now: a login is easier to come by
+            await cookies.renew(core, request, response)
+    return response
 
 
 @endpoint("POST", f"{BASE}/crypto/reset", scope=None, fails=(*PASSWORD, *COMMIT), accepts=JSON, tag="crypto")
@@ -129,6 +142,19 @@ async def _sessions_ended(request: Req, changed: CryptoStatus) -> Response[Crypt
             hint="log out everywhere, or change the password once more",
         ) from error
     return response
+
+
+async def _quiesce(core: Core) -> tuple[tuple[str, ...], str]:
+    """(What still runs, why that is not known). Never raises: who wants the keys gone gets them gone."""
+    if not core.config.module("apps").enabled:
+        return (), ""
+    try:
+        async with asyncio.timeout(_QUIESCE_S):
+            return (await core.ask(Quiesce(), timeout_s=_QUIESCE_S)).still_running, ""
+    except PiccoloError as error:
+        return (), f"apps may still run, they could not be asked to stop: {error.detail}"
+    except TimeoutError:
+        return (), f"apps may still run: they did not answer within {_QUIESCE_S:g} s"
 
 
 def _check_setup_place(core: Core, request: Req, code: str) -> None:

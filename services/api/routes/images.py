@@ -11,7 +11,7 @@ from piccolod.errors import Busy, StoreFull, TooMany
 from piccolod.protocol.apps import AddImage, ImageDocument, ListImages
 from services.api import uploads
 from services.api.actor import Scope
-from services.api.asked import BASE, Req, core_of, idem_of
+from services.api.asked import BASE, Req, core_of
 from services.api.endpoint import TAR, endpoint
 
 _ADD_S: Final = 900.0
@@ -41,7 +41,7 @@ async def add(
     with core.uploads.seat():
         async with uploads.received(request.stream(), request.content_length, core.uploads_folder) as file:
             order = AddImage(kind=kind.value, file=str(file), name=name)
-            return (await core.order(order, timeout_s=_ADD_S, idem=idem_of(request))).images
+            return (await core.order(order, timeout_s=_ADD_S)).images
 
 
 ROUTES = (list_images, add)

@@ -8,8 +8,10 @@ import msgspec
 from litestar import Response
 from litestar.params import FromPath, QueryParameter
 
+from piccolod.errors import NotFound
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, core_of
+from services.api.core import Core
 from services.api.documents import Death, ModuleLog, ModuleView
 from services.api.endpoint import UNKNOWN, endpoint
 
@@ -19,8 +21,16 @@ _TAIL_MOST = 10_000
 @endpoint("GET", f"{BASE}/modules", scope=Scope.READ, tag="modules")
 async def modules(request: Req) -> tuple[ModuleView, ...]:
     """Every process of the kernel table, and the programs beside it."""
-    found = await core_of(request).supervisor({"cmd": "modules"})
-    return msgspec.convert(found, tuple[ModuleView, ...])
+    return await _modules(core_of(request))
+
+
+@endpoint("GET", f"{BASE}/modules/{{name:str}}", scope=Scope.READ, fails=UNKNOWN, tag="modules")
+async def module(request: Req, name: FromPath[str]) -> ModuleView:
+    """One of them."""
+    for each in await _modules(core_of(request)):
+        if each.name == name:
+            return each
+    raise NotFound(f"there is no module {name[:80]!r}", hint="`piccoloctl modules list` shows all")
 
 
 @endpoint("POST", f"{BASE}/modules/{{name:str}}/restart", scope=Scope.ADMIN, fails=UNKNOWN, status=202, tag="modules")
@@ -44,4 +54,8 @@ async def deaths(request: Req, name: FromPath[str]) -> tuple[Death, ...]:
     return msgspec.convert(found, tuple[Death, ...])
 
 
-ROUTES = (modules, restart, logs, deaths)
+async def _modules(core: Core) -> tuple[ModuleView, ...]:
+    return msgspec.convert(await core.supervisor({"cmd": "modules"}), tuple[ModuleView, ...])
+
+
+ROUTES = (modules, module, restart, logs, deaths)

@@ -67,7 +67,7 @@ async def put(request: Req, name: FromPath[str], data: JSONBody[SecretBody]) -> 
         Write(collection=settings.COLLECTION, id=f"{_PREFIX}{name}", body=meta),
     )
     order = Commit(writes=writes, author=actor_of(request).name)
-    rev = (await core_of(request).order(order, idem=idem_of(request))).rev
+    rev = (await core_of(request).order(order, idem=await idem_of(request))).rev
     return written(SecretView(name=name, **meta), rev)
 
 
@@ -80,7 +80,7 @@ async def remove(request: Req, name: FromPath[str]) -> Response[None]:
         Write(collection=SECRETS, id=name, body=None),
         Write(collection=settings.COLLECTION, id=f"{_PREFIX}{name}", body=None),
     )
-    rev = (await core.order(Commit(writes=writes, author=actor_of(request).name), idem=idem_of(request))).rev
+    rev = (await core.order(Commit(writes=writes, author=actor_of(request).name), idem=await idem_of(request))).rev
     return written(None, rev, 204)
 
 

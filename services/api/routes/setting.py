@@ -28,7 +28,7 @@ async def replace(request: Req, data: JSONBody[Settings]) -> Response[SettingsDo
     order = Commit(
         writes=(Write(collection=settings.COLLECTION, id=settings.ID, body=body),), author=actor_of(request).name
     )  # fmt: skip
-    rev = (await core_of(request).order(order, idem=idem_of(request))).rev
+    rev = (await core_of(request).order(order, idem=await idem_of(request))).rev
     return written(SettingsDocument(title=data.title, session_hours=data.session_hours, generation=rev), rev)
 
 

@@ -40,7 +40,7 @@ async def check(request: Req) -> StoreReport:
 @endpoint("POST", f"{BASE}/store/repair", scope=Scope.ADMIN, fails=(StoreFull,), tag="store")
 async def repair(request: Req) -> StoreReport:
     """Sets a damaged file aside and keeps every entry up to the damage. Deletes nothing."""
-    return await core_of(request).order(Repair(), timeout_s=_SCAN_S, idem=idem_of(request))
+    return await core_of(request).order(Repair(), timeout_s=_SCAN_S, idem=await idem_of(request))
 
 
 ROUTES = (revision, log, check, repair)

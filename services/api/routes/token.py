@@ -78,7 +78,7 @@ async def revoke(request: Req, number: FromPath[str]) -> Response[None]:
     except NotFound:
         raise NotFound(f"there is no token {number[:40]!r}", hint="`piccoloctl tokens list` shows their ids") from None
     order = Commit(writes=(Write(collection=TOKENS, id=number, body=None),), author=actor_of(request).name)
-    return written(None, (await core.order(order, idem=idem_of(request))).rev, 204)
+    return written(None, (await core.order(order, idem=await idem_of(request))).rev, 204)
 
 
 def _view(document: Document) -> TokenView:

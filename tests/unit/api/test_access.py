@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import httpx
+import msgspec
 import pytest
 
 from piccolod.errors import Conflict
-from piccolod.protocol.persistence import Commit, Setup, Unlock, VerifyPassword
-from tests.unit.api.node import PASSWORD, Client, Node, running
+from piccolod.protocol.apps import ChangeApp, UpdateApp
+from piccolod.protocol.persistence import (
+    Commit,
+    CryptoStatus,
+    GetCryptoStatus,
+    NewRecovery,
+    RecoveryWords,
+    Setup,
+    Unlock,
+    VerifyPassword,
+)
+from tests.unit.api.node import PASSWORD, Client, Node, example, running
 
 
 def login(node: Node) -> tuple[Client, str]:
@@ -162,6 +173,31 @@ def test_another_password_ends_all_sessions_but_renews_the_callers(node: Node) -
         assert other.get("/auth/session").status_code == 401
 
 
+def test_another_password_ends_a_session_even_when_nobody_lived_to_end_it(node: Node) -> None:
+    client, _ = login(node)
+    with client:
+        assert client.get("/auth/session").status_code == 200
+        now = example(CryptoStatus)
+        node.modules.replies[GetCryptoStatus] = msgspec.structs.replace(now, keyset_version=now.keyset_version + 1)
+        assert client.get("/auth/session").status_code == 401
+
+
+def test_new_recovery_words_end_other_sessions_and_renew_the_callers(node: Node) -> None:
+    client, csrf = login(node)
+    other, _ = login(node)
+    now = example(CryptoStatus)
+
+    def words(_: NewRecovery) -> RecoveryWords:
+        node.modules.replies[GetCryptoStatus] = msgspec.structs.replace(now, keyset_version=now.keyset_version + 1)
+        return RecoveryWords(words="w")
+
+    node.modules.replies[NewRecovery] = words
+    with client, other:
+        assert client.post("/crypto/recovery", json={"password": "p"}, headers={"X-CSRF-Token": csrf}).json() == {"words": "w"}
+        assert client.get("/auth/session").status_code == 200
+        assert other.get("/auth/session").status_code == 401
+
+
 def test_a_forged_cookie_is_refused(node: Node) -> None:
     client, _ = login(node)
     cookie = client.http.cookies["piccolo_session"]
@@ -299,6 +335,13 @@ def test_consent_to_privileged_is_for_admins(node: Node) -> None:
     with node.token("write") as client:
         answer = client.post("/apps?consent=true", content=b"name: x", headers={"Content-Type": "application/yaml"})
         assert answer.status_code == 403
+        assert client.post("/apps/x/update?consent=true").status_code == 403
+        assert client.post("/apps/x/revert?consent=true").status_code == 403
+    assert node.modules.asked(UpdateApp) == node.modules.asked(ChangeApp) == []
+    with node.token("admin") as client:
+        assert client.post("/apps/x/update?consent=true").status_code == 200
+        assert client.post("/apps/x/revert?consent=true").status_code == 200
+    assert [each.consent for each in (*node.modules.asked(UpdateApp), *node.modules.asked(ChangeApp))] == [True, True]
 
 
 def test_headers_keep_browsers_strict(node: Node) -> None:

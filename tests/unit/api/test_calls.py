@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 from pathlib import Path
@@ -11,10 +12,21 @@ import pytest
 
 from piccolod.errors import NotFound, PeerRestarted, Unavailable
 from piccolod.protocol import router
-from piccolod.protocol.apps import AddImage, ApplyApp, ChangeApp, ImageDocuments, InstallApp, ListApps, UninstallApp, UpdateApp
+from piccolod.protocol.apps import (
+    AddImage,
+    ApplyApp,
+    ChangeApp,
+    ImageDocuments,
+    InstallApp,
+    ListApps,
+    Quiesce,
+    Quiesced,
+    UninstallApp,
+    UpdateApp,
+)
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import ControlStoreCommit, HealthChanged, ModuleStateChanged
-from piccolod.protocol.persistence import GetRevision, Revision
+from piccolod.protocol.persistence import GetRevision, Lock, Revision
 from piccolod.protocol.router import GetRoutes, RouteState, RouteStates, RouteTest
 from services.api import uploads
 from services.api.routes.traffic import merged
@@ -62,6 +74,43 @@ def test_a_retried_write_carries_its_key_apart_for_each_caller_and_path(node: No
     assert idems[0] == idems[1]
     assert len(set(idems)) == 4
     assert idems[-1] == ""
+
+
+def test_another_body_or_query_under_the_same_key_is_another_call(node: Node) -> None:
+    key = {"Idempotency-Key": "k1"}
+    with node.unix() as root:
+        for image in ("a", "a", "b"):
+            root.post("/apps/x/update", json={"image": image}, headers=key)
+        root.post("/apps/x/update?consent=true", json={"image": "a"}, headers=key)
+    idems = [idem for request, idem, _ in node.modules.calls if isinstance(request, UpdateApp)]
+    assert idems[0] == idems[1]
+    assert len(set(idems)) == 3
+
+
+def test_a_lock_stops_the_apps_first_and_names_what_still_runs(node: Node) -> None:
+    node.modules.replies[Quiesce] = Quiesced(still_running=("stubborn",))
+    with node.unix() as client:
+        answer = client.post("/crypto/lock").json()
+    assert (answer["still_running"], answer["warning"]) == (["stubborn"], "")
+    order = [type(request) for request, _, _ in node.modules.calls if isinstance(request, Quiesce | Lock)]
+    assert order == [Quiesce, Lock]
+
+
+def test_a_lock_is_done_though_apps_do_not_answer(node: Node, monkeypatch: Any) -> None:
+    node.modules.fail_kinds[Quiesce] = Unavailable("apps is dead")
+    with node.unix() as client:
+        answer = client.post("/crypto/lock")
+        assert answer.status_code == 200
+        assert "apps is dead" in answer.json()["warning"]
+        node.modules.fail_kinds.clear()
+        monkeypatch.setattr("services.api.routes.crypto._QUIESCE_S", 0.1)
+
+        async def hang(request: Quiesce, timeout_s: float) -> None:
+            await asyncio.Event().wait()
+
+        node.modules._Quiesce = hang  # type: ignore[attr-defined]
+        assert "did not answer" in client.post("/crypto/lock").json()["warning"]
+    assert len(node.modules.asked(Lock)) == 2
 
 
 def test_a_question_is_asked_again_when_its_module_restarts_and_a_change_is_not(node: Node) -> None:
@@ -211,6 +260,8 @@ def test_what_a_former_life_left_is_cleared_at_start(tmp_path: Path) -> None:
 def test_modules_are_the_supervisors_word(node: Node) -> None:
     with node.unix() as client:
         assert client.get("/modules").json()[0]["restarts"] == 2
+        assert client.get("/modules/apps").json() == client.get("/modules").json()[0]
+        assert client.get("/modules/nonsense").status_code == 404
         assert client.post("/modules/apps/restart").status_code == 202
         assert client.get("/modules/apps/logs?tail=5").json() == {"lines": ["a line"]}
         node.supervisor.error = NotFound("there is no module 'x'")

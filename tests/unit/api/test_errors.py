@@ -69,7 +69,8 @@ def test_a_body_of_another_type_is_415(node: Node, kind: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"null", b"[]", b"7", b'"x"', b"\xff\xfe", b"\x00", b'{"title": 7}', b'{"titel": "x"}', b'{"session_hours": 0}',
-     b'{"session_hours": 1e400}', b'{"title": "' + b"x" * 101 + b'"}', b'{"a":' * 5000, b"[" * 20_000],
+     b'{"session_hours": 1e400}', b'{"title": "' + b"x" * 101 + b'"}', b'{"a":' * 5000, b"[" * 20_000, b"[" * 3_000,
+     b'{"title":' + b"[" * 900],
 )  # fmt: skip
 def test_a_garbage_body_is_400_and_changes_nothing(node: Node, body: bytes) -> None:
     with node.unix() as client:
@@ -206,3 +207,33 @@ def test_a_port_that_is_taken_is_named_and_the_unix_socket_serves() -> None:
     with running(refuse_listen=Busy("127.0.0.1:8080/tcp is taken by nginx (pid 71)")) as node, node.unix() as client:
         assert node.module.healths[-1] == ("ERROR", "127.0.0.1:8080/tcp is taken by nginx (pid 71)")
         assert client.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_head_that_is_too_large_is_431_also_when_it_arrives_at_once(node: Node, count: int) -> None:
+    fields = b"".join(b"X-%d: %s\r\n" % (number, b"a" * (40_000 // count)) for number in range(count))
+    status, headers, body = raw(
+        node, b"GET /api/v1/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + fields + b"\r\n"
+    )
+    assert (status, json.loads(body)["code"]) == (431, "too_large")
+    assert headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/auth/tokens", "/crypto/lock", "/modules/apps/restart", "/images", "/apps/x/start"])
+def test_a_bad_idempotency_key_is_400_on_every_write(node: Node, path: str) -> None:
+    with node.unix() as client:
+        answer = client.post(path, headers={"Idempotency-Key": "a b"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/auth/login", "/auth/tokens", "/crypto/setup", "/crypto/unlock", "/crypto/password", "/crypto/recovery", "/crypto/reset",
+     "/apps/x/update", "/apps/x/revert", "/routes/test", "/leadership/kernel/switchover"],
+)  # fmt: skip
+@pytest.mark.parametrize("body", [b"[" * 3_000, b'{"a":' * 3_000, b'{"password":' + b"[" * 3_000])
+def test_a_body_that_is_nested_too_deeply_is_400_and_no_bug(node: Node, path: str, body: bytes) -> None:
+    with node.unix() as client:
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid"), answer.text
+    assert node.module.errors == []

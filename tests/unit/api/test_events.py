@@ -11,9 +11,11 @@ import httpx
 import msgspec
 import pytest
 
+from piccolod import clock
 from piccolod.errors import PeerRestarted
 from piccolod.protocol.apps import GetAppLogs, LogLine, LogLines
 from piccolod.protocol.telemetry import EventRecord, GetEvents
+from services.api import access
 from tests.unit.api.node import BASE, Node
 
 
@@ -85,6 +87,30 @@ def test_streams_are_bounded(node: Node) -> None:
         answer = client.get("/events")
     node.service._core.streams.taken = 0
     assert (answer.status_code, answer.json()["code"]) == (429, "too_many")
+
+
+def test_followed_logs_are_bounded_before_the_answer_begins(node: Node) -> None:
+    node.service._core.streams.taken = 64
+    with node.unix() as client:
+        answer = client.get("/apps/x/logs?follow=true")
+    node.service._core.streams.taken = 0
+    assert (answer.status_code, answer.json()["code"]) == (429, "too_many")
+
+
+def test_a_revoked_token_loses_its_stream_though_events_flow(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "LOOK_AGAIN_S", 0.2)
+    with node.unix() as root, node.token("read") as client:
+        (token,) = root.get("/auth/tokens").json()
+        with client.http.stream("GET", f"{BASE}/events") as answer:
+            events = records(answer)
+            happen(node)
+            next(events)
+            root.delete(f"/auth/tokens/{token['id']}")
+            give_up_at = clock.now() + 10
+            happen(node)
+            for _ in events:  # each one is followed by another: there is never a pause
+                happen(node)
+                assert clock.now() < give_up_at, "the stream goes on without a right"
 
 
 def test_a_stream_that_is_left_frees_its_place(node: Node) -> None:

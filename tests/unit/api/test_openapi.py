@@ -114,6 +114,8 @@ def prepare(node: Node, path: str) -> None:
         if "{number}" in path:
             body = {"name": "t", "hash": "", "scope": "read", "created_ms": 1, "expires_ms": 0, "created_by": "root"}
             node.modules.documents["tokens", "0123456789ab"] = Document(id="0123456789ab", generation=1, body=body)
+        if path.endswith("/modules/{name}"):
+            node.supervisor.modules[0]["name"] = "x"
         if "/secrets/" in path:
             root.put("/secrets/x", json={"value": "v"})
         if "/leader/" in path:

@@ -68,7 +68,7 @@ def test_a_token_is_known_by_its_secret_and_not_kept() -> None:
     assert parsed[1] not in digest
     actor = tokens.judge(*parsed, record(digest), 5)
     assert actor is not None
-    assert actor.name == "token:ci"
+    assert actor.name == f"token:ci/{number}"
     assert [actor.may(scope) for scope in (Scope.READ, Scope.WRITE, Scope.ADMIN)] == [True, True, False]
 
 

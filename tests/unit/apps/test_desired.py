@@ -103,3 +103,11 @@ def test_differences_name_paths_and_hide_what_is_nobodys_business() -> None:
         validate(FULL.replace("A: yes", "A: secret").replace("guest_port: 80", "guest_port: 8080")).manifest,
     )
     assert changes == ("environment.A: (set) -> (set)", "listeners[0].guest_port: 80 -> 8080")
+
+
+def test_a_default_that_is_written_out_differs_in_nothing() -> None:
+    text = "name: a\nimage: b\nlisteners: [{name: web, guest_port: 80, public_port: auto, hold: 10s}]\n"
+    stored = from_body(msgspec.json.decode(msgspec.json.encode(to_body(app(text))))).current.manifest
+    assert change.differences(stored, validate(text).manifest) == ()
+    other = validate(text + "title: Other\n").manifest
+    assert change.differences(stored, other) == ("title: (default) -> Other",)

@@ -374,3 +374,19 @@ def test_app_config_arrives_as_it_was_written_in_json(value: object) -> None:
         assert "NaN" in text or "Infinity" in text or "surrogate" in error.errors[0].message
         return
     assert json.dumps(seen) == json.dumps(value) or any(c in json.dumps(value) for c in "eE0123456789")
+
+
+def test_a_network_rule_that_is_not_enforced_is_refused_or_said_for_as_long_as_it_lasts() -> None:
+    text = SMALL + "permissions: {network: {internet: allow, dns: deny}}\n"
+    with pytest.raises(Invalid, match="mistake") as caught:
+        validate(text)
+    assert "not supported yet" in caught.value.errors[0].message
+    assert any("permissions.network.dns" in said for said in validate(text, around=Surroundings(strict=False)).warnings)
+    alone = validate(SMALL + "permissions: {network: {local_network: deny}}\n")
+    assert any("this host's own addresses" in said for said in alone.warnings)
+
+
+def test_no_app_is_called_as_a_command_of_the_api() -> None:
+    with pytest.raises(Invalid) as caught:
+        validate(SMALL.replace("name: notes", "name: validate"))
+    assert "reserved" in caught.value.errors[0].message

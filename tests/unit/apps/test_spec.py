@@ -103,7 +103,7 @@ def test_the_digest_changes_with_what_the_container_is_and_with_nothing_else() -
 
 
 def test_an_internal_network_has_a_gateway_for_the_router() -> None:
-    network = spec.network("a", "n", "10.89.1.0/24", "10.89.1.1", internet=False)
+    network = spec.network("a", "n", "10.89.1.0/24", "10.89.1.1", "pic0", internet=False)
     assert network["internal"] is True
     assert network["subnets"] == [{"subnet": "10.89.1.0/24", "gateway": "10.89.1.1"}]
 
@@ -132,3 +132,10 @@ def test_labels_that_are_not_ours_are_nobodys() -> None:
     assert badge.read(None) is None
     assert badge.read({"io.piccolo.app": "a"}) is None
     assert badge.read({**BADGE.labels(), "io.piccolo.token": "x"}) is None
+
+
+def test_two_nodes_on_one_host_never_name_a_bridge_alike_and_one_node_always_does() -> None:
+    names = {spec.bridge_name(Path(f"/s{node}"), app) for node in range(3) for app in ("a", "b" * 63)}
+    assert len(names) == 6
+    assert max(map(len, names)) <= 15
+    assert spec.bridge_name(Path("/s0"), "a") in names

@@ -262,3 +262,45 @@ def test_ctrl_c_says_that_the_app_goes_on_without_us(ctl: Ctl, double: ApiDouble
     done = ctl("apps", "install", manifest)
     assert done.code == 130
     assert "apps show hello" in done.err
+
+
+@pytest.mark.parametrize("action", ["update", "revert"])
+def test_consent_goes_with_an_update_and_a_revert(ctl: Ctl, double: ApiDouble, app: dict[str, Any], action: str) -> None:
+    double.on("GET", "/apps/hello", app)
+    double.on("POST", f"/apps/hello/{action}", changed(app))
+    ctl("apps", action, "hello", "--no-wait")
+    ctl("apps", action, "hello", "--no-wait", "--allow-privileged")
+    assert [each.query for each in double.bodies("POST", f"/apps/hello/{action}")] == [{}, {"consent": "true"}]
+
+
+def test_an_app_whose_port_is_not_bound_is_1_and_names_it(
+    ctl: Ctl, double: ApiDouble, app: dict[str, Any], manifest: str
+) -> None:
+    double.on("POST", "/apps", changed(app), status=201)
+    double.on("GET", "/apps/hello", {**app, "listeners": [{**app["listeners"][0], "bound": False}]})
+    done = ctl("apps", "install", manifest)
+    assert done.code == 1
+    assert "the listener web on port 35000 is not bound" in done.err
+
+
+@pytest.mark.parametrize(
+    ("args", "path"),
+    [
+        (("tokens", "create", "ci"), "/auth/tokens"),
+        (("unlock", "--password-stdin"), "/crypto/unlock"),
+        (("lock",), "/crypto/lock"),
+        (("keys", "recovery", "new", "--password-stdin"), "/crypto/recovery"),
+    ],
+)
+def test_what_keeps_no_key_is_not_repeated_by_itself(ctl: Ctl, double: ApiDouble, args: tuple[str, ...], path: str) -> None:
+    double.on("POST", path, Reply(raw=b""))
+    assert ctl(*args, stdin="secret\n").code != 0
+    assert len(double.bodies("POST", path)) == 1
+
+
+def test_a_lock_names_what_still_runs(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/crypto/lock", {"initialized": True, "locked": True, "still_running": ["hello"], "warning": "w1"})
+    done = ctl("lock")
+    assert done.code == 1
+    assert "still running: hello" in done.err
+    assert "warning: w1" in done.err

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,12 +103,12 @@ def test_a_socket_that_is_not_ours_ends_in_9(ctl: Ctl, double: ApiDouble, folder
     assert "root" in done.err
 
 
-def test_a_module_that_restarts_under_a_call_is_asked_again(ctl: Ctl, double: ApiDouble) -> None:
+def test_a_module_that_restarts_under_a_call_is_asked_again(ctl: Ctl, double: ApiDouble, app: dict[str, Any]) -> None:
     restarted = Reply(503, {"code": "peer_restarted", "detail": "persistence restarted with the call in flight"})
-    double.on("POST", "/crypto/unlock", restarted, {"initialized": True, "locked": False, "reason": ""})
-    assert ctl("unlock", "--password-stdin", stdin="pw\n").code == 0
-    double.on("POST", "/crypto/unlock", restarted)
-    assert ctl("unlock", "--password-stdin", stdin="pw\n").code == 1
+    double.on("POST", "/apps/hello/enable", restarted, {"app": app, "rev": 1})
+    assert ctl("apps", "enable", "hello", "--no-wait").code == 0
+    double.on("POST", "/apps/hello/enable", restarted)
+    assert ctl("apps", "enable", "hello", "--no-wait").code == 1
     assert len(double.sent) == 4
 
 
@@ -189,11 +190,11 @@ def test_a_server_that_drips_is_7_too(ctl: Ctl, folder: Path) -> None:
     assert done.code == 7
 
 
-def test_a_lost_answer_is_asked_for_again_with_the_same_key(ctl: Ctl, double: ApiDouble) -> None:
-    double.on("POST", "/crypto/lock", Reply(raw=b""), {"initialized": True, "locked": True, "reason": ""})
-    done = ctl("lock")
+def test_a_lost_answer_is_asked_for_again_with_the_same_key(ctl: Ctl, double: ApiDouble, app: dict[str, Any]) -> None:
+    double.on("POST", "/apps/hello/enable", Reply(raw=b""), {"app": app, "rev": 1})
+    done = ctl("apps", "enable", "hello", "--no-wait")
     assert done.code == 0
-    first, second = double.bodies("POST", "/crypto/lock")
+    first, second = double.bodies("POST", "/apps/hello/enable")
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
 
 

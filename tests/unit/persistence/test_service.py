@@ -190,6 +190,8 @@ async def test_a_kill_does_not_lock_the_node_and_loses_nothing(house: House) -> 
             status = await api.call(GetCryptoStatus())
             assert not status.locked, "the key was with the supervisor"
             assert await commit(api, write(f"k{life}", {"life": life}), idem=f"idem-{life}") == last
+            again = await api.call(write(f"k{life}", {"life": life}), idem=f"idem-{life}")
+            assert (again.rev, again.repeated) == (last, True)
         assert [event for event in events if event.locked] == [], "nobody was told of a lock that never was"
         assert (await api.call(GetRevision())).rev == last == 5
 

@@ -48,7 +48,7 @@ def children(pid: int) -> list[int]:
 
 
 def row(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "target": SAMPLE, **more}
+    return {"name": name, "target": SAMPLE, "listens": ["tcp"], **more}
 
 
 class TestNode:

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from piccolod.errors import Failed, Invalid
+from piccolod.kernel import MODULES
 from piccolod.supervisor.holder import Holders, search
 from piccolod.supervisor.loop import Loop
 from piccolod.supervisor.sockets import Sockets, Taken
@@ -112,12 +113,35 @@ def test_a_udp_port_is_not_shared_with_a_stranger(sockets):
 
 def test_a_unix_socket_replaces_a_stale_one_and_only_root_may_connect(sockets, tmp_path):
     path = tmp_path / "api.sock"
-    path.write_text("stale")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
     sockets.listen("api", "unix", str(path), 0)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_ISSOCK(path.stat().st_mode)
     sockets.unlisten("api", "unix", str(path), 0)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["page", "lock"])
+def test_a_file_that_is_no_socket_is_never_unlinked(sockets, tmp_path, name):
+    path = tmp_path / name
+    path.write_text("mine")
+    with pytest.raises(Failed, match="is no socket"):
+        sockets.listen("api", "unix", str(path), 0)
+    assert path.read_text() == "mine"
+
+
+def test_a_module_binds_only_what_its_row_grants(make_node):
+    port = free_port()
+    node = make_node([row("api", listens=["unix:api.sock"])])
+    node.words("api", f"listen=127.0.0.1:{port}")
+    node.start()
+    assert "api may not listen on tcp" in node.read("api.listen")
+
+
+@pytest.mark.parametrize("name", ["page", "lock", "supervisor.sock", "podman.sock"])
+def test_no_row_grants_a_name_of_the_node_itself(name):
+    assert all(f"unix:{name}" not in spec.listens for spec in MODULES)
 
 
 @pytest.mark.parametrize(

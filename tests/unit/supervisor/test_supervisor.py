@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import statistics
 import time
@@ -422,3 +423,17 @@ def test_the_supervisor_is_small_and_idle_costs_next_to_nothing(make_node):
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_module_that_dies_while_no_descriptor_is_left_comes_back_once_there_is_one(make_node):
+    node = make_node([row("m")]).start()
+    assert node.process is not None
+    pid = node.pid("m")
+    before = resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: "no process can be made" in node.stderr(), "the supervisor says so")
+    finally:
+        resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, before)
+    node.wait_replaced("m", pid)
