@@ -347,8 +347,7 @@ def running(
         await service.stop()
         control[0].close()
         module.end()
-        for _ in range(3):
-            await asyncio.sleep(0)  # a connection that was just accepted gets its transport, which closes it
+        await asyncio.sleep(0.05)  # connections that were just accepted get their transports, which close them
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
