@@ -39,6 +39,7 @@ class Book:
         self.most_per_client = most_per_client
         self.state = ServerState()
         self.by_client: dict[str, int] = {}
+        self.closed = False  # a connection whose accept was under way then is cut as it comes
 
     def cut_slow(self) -> int:
         now = clock.now()
@@ -67,6 +68,8 @@ class Connection(H11Protocol):
         count = self._book.by_client[self._address] = self._book.by_client.get(self._address, 0) + 1
         if len(self.connections) > self._book.most or (self._address and count > self._book.most_per_client):
             self._refuse()
+        elif self._book.closed:
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -57,6 +57,8 @@ class Server:
             self._sweep.cancel()
         for server in self._servers:
             server.close()
+        for book in self._books:
+            book.closed = True
         for each in self._connections():
             each.shutdown()
         give_up_at = clock.now() + grace_s

@@ -352,6 +352,7 @@ def running(
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(0.05)  # what was cancelled while it was accepted closes its transport in a later turn
 
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

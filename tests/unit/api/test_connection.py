@@ -84,14 +84,18 @@ def test_who_drips_its_body_is_cut(node: Node, monkeypatch: Any) -> None:
 def test_who_does_not_read_the_answer_is_cut(node: Node, monkeypatch: Any) -> None:
     monkeypatch.setattr(connection, "_WRITE_S", 0.3)
     ask = b"GET /api/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    def connected() -> int:
+        return sum(len(book.state.connections) for book in node.service._server._books)
+
     with dial(node) as sock:
+        until(lambda: connected() == 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(0.5)
         try:
             sock.sendall(ask * 400)
         except (TimeoutError, BrokenPipeError, ConnectionResetError):
             pass
-        until(lambda: sum(len(book.state.connections) for book in node.service._server._books) == 0)
+        until(lambda: connected() == 0)
 
 
 def test_too_many_connections_of_one_client_are_refused_and_the_socket_of_the_admin_serves(node: Node) -> None:
