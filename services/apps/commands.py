@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
@@ -82,10 +82,12 @@ _START_S: Final = 3.0
 
 
 class Commands:
-    """`adopt(stored)` hands a committed document to the app's loop and returns the app."""
+    """`adopt(stored)` hands a committed document to the app's loop and returns the app; `read()` reads all documents."""
 
-    def __init__(self, node: Node, apps: dict[str, App], adopt: Callable[[Stored], App]) -> None:
-        self._node, self._apps, self._adopt = node, apps, adopt
+    def __init__(
+        self, node: Node, apps: dict[str, App], adopt: Callable[[Stored], App], read: Callable[[], Awaitable[object]]
+    ) -> None:
+        self._node, self._apps, self._adopt, self._read = node, apps, adopt, read
 
     def serve(self) -> None:
         serve = self._node.module.serve
@@ -407,6 +409,9 @@ class Commands:
                 raise Unavailable(
                     "apps has just started and does not know the apps yet", hint="try again in a moment"
                 ) from None
+        if self._node.locked:
+            # The event of an unlock may be on its way: who has just unlocked must not hear that it is locked.
+            await self._read()
         if self._node.locked:
             raise Locked("the control store is locked", hint="`piccoloctl unlock`")
 

@@ -64,7 +64,7 @@ class Service:
         self._said: tuple[Level, str] | None = None
         self._refresh = asyncio.Event()
         self._changed = asyncio.Event()
-        self._commands = Commands(self._node, self._apps, self._adopt)
+        self._commands = Commands(self._node, self._apps, self._adopt, self._read)
 
     async def start(self) -> None:
         module = self._module
