@@ -139,6 +139,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
 RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "persistence.volume_key": frozenset({"volumes"}),
     "persistence.forget_volume_key": frozenset({"volumes"}),
+    "apps.quiesce": frozenset({"api"}),
     "consensus.campaign": frozenset({"persistence", "apps"}),
     "consensus.closing": frozenset({"persistence", "apps"}),
     "consensus.withdraw": frozenset({"persistence", "apps"}),

@@ -99,6 +99,14 @@ def adopt_orphans(yes: bool) -> None:
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
 
 
+def raise_descriptor_limit() -> None:
+    """The usual soft limit of a shell, 1024, is soon used up: the supervisor keeps the sockets of all modules."""
+    with suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def raise_priority() -> bool:
     """Ahead of ordinary processes; children do not inherit it."""
     with suppress(OSError):
@@ -139,10 +147,7 @@ def load_name_service() -> None:
 def _limits() -> None:
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError, ValueError):
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    raise_descriptor_limit()
 
 
 def _enter(cgroup: str) -> bool:

@@ -122,6 +122,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Until it is told to stop; returns the exit code."""
+        rights.raise_descriptor_limit()
         missing = [
             name for name, done in (("priority", rights.raise_priority()), ("oom_score", rights.lower_oom_score())) if not done
         ]

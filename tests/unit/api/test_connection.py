@@ -84,6 +84,7 @@ def test_who_drips_its_body_is_cut(node: Node, monkeypatch: Any) -> None:
 def test_who_does_not_read_the_answer_is_cut(node: Node, monkeypatch: Any) -> None:
     monkeypatch.setattr(connection, "_WRITE_S", 0.3)
     ask = b"GET /api/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
     def connected() -> int:
         return sum(len(book.state.connections) for book in node.service._server._books)
 
