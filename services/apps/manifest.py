@@ -40,7 +40,7 @@ Image = Annotated[
     str,
     Meta(
         max_length=512,
-        description="Tag or digest, as localhost/notes:1 or docker.io/library/redis@sha256:...",
+        description="Tag or digest, as localhost/notes:1 or registry.example/redis@sha256:...",
         extra={"check": "image"},
     ),
 ]
