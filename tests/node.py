@@ -284,8 +284,7 @@ class Node:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
-        for mount in _mounts_below(self.folder):
-            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+        unmount_below(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -296,9 +295,11 @@ def _command_lines() -> Iterator[tuple[int, str]]:
                 yield int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
-def _mounts_below(folder: Path) -> list[str]:
+def unmount_below(folder: Path) -> None:
+    """Takes away every mount that a test left below its folder, the innermost first."""
     found = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return sorted((path for path in found if path.startswith(f"{folder}/")), reverse=True)
+    for path in sorted((path for path in found if path.startswith(f"{folder}/")), reverse=True):
+        subprocess.run(["umount", "--lazy", path], check=False, capture_output=True)
 
 
 class Poller:

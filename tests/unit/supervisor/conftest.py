@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from piccolod.paths import Paths
+from tests.node import unmount_below
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = "tests.unit.supervisor.samples:main"
@@ -191,6 +192,7 @@ class TestNode:
             if b"supervisor" in _cmdline(pid) or b"zygote" in _cmdline(pid) or b"entry" in _cmdline(pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        unmount_below(self.folder)  # podman keeps one on its storage
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
