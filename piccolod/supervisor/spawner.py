@@ -171,7 +171,7 @@ class Spawner:
             self._drop(f"the zygote has ended: {ending}")
 
     def _drop(self, reason: str) -> None:
-        """Whoever the old zygote may still have forked finds its pair closed, or no release, and ends by itself."""
+        """A fork that was not released yet ends by itself; one that was, but not reported, meets a second life on its pair."""
         if self._link is None:
             return
         self._loop.forget(self._link.fileno())
