@@ -62,7 +62,7 @@ class Storage:
         shutil.rmtree(context)
 
     def run(self, name: str, image: str = FIRST, *arguments: str) -> str:
-        command = arguments or ("/busybox", "sleep", "1000")
+        command = arguments or ("/busybox", "sh", "-c", "trap 'exit 0' TERM; /busybox sleep 1000 & wait")
         return self.call("run", "--detach", "--name", name, "--network", "none", "--env", f"A={MARK}", image, *command)
 
     def answer(self, image: str) -> str:
