@@ -90,6 +90,7 @@ class Node:
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.output = self.folder / "output"
+        self.within: list[str] = []  # what runs piccolod, as `unshare` does; see `beside`
 
     def __enter__(self) -> Node:
         return self
@@ -102,7 +103,7 @@ class Node:
     def start(self, wait: bool = True) -> None:
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "piccolod", "--config", self.config_file],
+                [*self.within, Path(sys.executable).parent / "piccolod", "--config", self.config_file],
                 stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=ROOT,
             )  # fmt: skip
         if wait:
@@ -201,13 +202,17 @@ class Node:
 
     # --- apps
 
+    def beside(self) -> list[str]:
+        """A command that runs others where piccolod runs: in its mount namespace."""
+        return ["nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt"] if self.within and self.process is not None else []
+
     def load_demo_image(self) -> None:
         if DEMO_IMAGE not in str(self.api("GET", "/images").body):
             self.build_demo_image()
 
     def build_demo_image(self) -> None:
         subprocess.run(
-            ["sh", "deploy/demo/load.sh", sys.executable, str(self.folder), str(self.port)],
+            [*self.beside(), "sh", ROOT / "deploy/demo/load.sh", sys.executable, str(self.folder), str(self.port)],
             cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=120,
         )  # fmt: skip
 
