@@ -17,7 +17,7 @@ from piccolod import podman_conf, tmpfs
 from piccolod.config import Config, Node, Podman
 from piccolod.errors import Failed
 from piccolod.podman_memory import Place
-from tests.node import on_the_disk, processes_of, unmount_below, until
+from tests.node import ROOT, on_the_disk, processes_of, unmount_below, until
 
 pytestmark = [
     pytest.mark.root,
@@ -189,7 +189,7 @@ def test_containers_in_a_storage_that_somebody_chose_are_never_removed(storage: 
 
 
 def test_a_run_folder_on_a_disk_is_refused(storage: Storage) -> None:
-    chosen = replace(storage.config, podman=Podman(runroot=str(storage.folder / "runroot")))
+    chosen = replace(storage.config, podman=Podman(runroot=str(ROOT / "nowhere")))
     with pytest.raises(Failed, match="is on a disk"):
         podman_conf.prepare(chosen)
 
