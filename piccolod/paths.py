@@ -71,6 +71,7 @@ class Paths:
 
     @property
     def podman_run(self) -> Path:
+        """A tmpfs: podman's run folder, and all that it knows of containers."""
         return self.run / "containers"
 
     @property
@@ -126,6 +127,7 @@ class Paths:
 
     @property
     def podman_root(self) -> Path:
+        """Images and layers."""
         return self.state / "containers"
 
     @property

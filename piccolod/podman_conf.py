@@ -8,22 +8,30 @@ Looking at the host costs under a millisecond, so it is done again at each start
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from piccolod import clock
+from piccolod import podman_memory, tmpfs
 from piccolod.config import Config
-from piccolod.errors import Unavailable
+from piccolod.errors import Failed, Unavailable
+from piccolod.supervisor.known_process import KnownProcess, pid_file
 
 _CONTAINER_LOG_BYTES: Final = 10 * 2**20
 
 _EXEC_KEPT_S: Final = 10
+
+# Removing what dead containers left, before the service starts: measured 0.03 s a layer.
+_TIDY_S: Final = 15.0
 
 # podman 4.3, cmd/podman; gone with https://github.com/containers/podman/pull/22277
 _RUNROOT_CHARACTERS: Final = 50
@@ -68,38 +76,44 @@ class Podman:
 def prepare(config: Config) -> Podman:
     """Writes what podman reads, and says how to call it. Safe to repeat while podman runs.
 
-    Raises Unavailable, naming the program, when podman or an OCI runtime is not installed.
+    Raises Unavailable, naming the program, when podman or an OCI runtime is not installed; Failed when what podman knows of
+    containers cannot be kept in memory.
     """
     host = probe()
     if not host.podman:
         raise Unavailable("podman is not installed", hint="run `make deps`, or install the package `podman`")
     paths = config.paths
     text = containers_conf(config, host)
-    forget_last_boot(paths.podman_run)
     for folder in (_root(config), paths.podman_run, _networks(config), paths.oci_hooks, _image_copies(config)):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (link := _runroot(config)) != paths.podman_run and not config.podman.runroot:
         _point(link, paths.podman_run)
-    _replace(_storage_file(config), storage_conf(config, _driver(_root(config))))
+    driver = _driver(_root(config))
+    _replace(_storage_file(config), storage_conf(config, driver))
     if not config.podman.containers_conf:
         _replace(paths.containers_conf, text)
     argv = _argv(config, host.podman)
-    return Podman(
+    podman = Podman(
         argv=argv,
         service_argv=(*argv, "system", "service", "--time=0", f"unix://{paths.podman_socket}"),
         env=_environment(config),
     )
+    _enter_memory(config, podman)
+    return podman
 
 
 def release(config: Config) -> None:
-    """Takes away the mount that podman keeps on its storage, once no container is left there and its service has ended.
+    """Takes away what is mounted for podman, once no container is left there and its service has ended.
 
     With it nobody could delete the state folder of a node that was stopped.
     """
-    home = _root(config) / _driver(_root(config))
-    points = _mount_points(home)
-    if points == [home]:
-        _libc().umount2(bytes(home), 0)
+    with _alone(config):
+        if _service_runs(config):
+            return
+        home = _root(config) / _driver(_root(config))
+        if tmpfs.points_below(home) == [home]:  # podman's own: it binds its storage onto itself
+            tmpfs.unmount(home)
+        podman_memory.leave(_place(config))
 
 
 def probe() -> Host:
@@ -213,31 +227,67 @@ def _image_copies(config: Config) -> Path:
     return _root(config) / "incoming"
 
 
-def forget_last_boot(folder: Path) -> None:
-    """Empties podman's run folder when the machine was started anew since.
-
-    podman sees a reboot by the loss of its `alive` file; where the folder is not a tmpfs, it would take the dead
-    containers of the last boot for running ones.
-    """
-    mark = folder / "boot"
-    boot = clock.boot_id()
-    if mark.exists() and mark.read_text(encoding="ascii") == boot:
-        return
-    if folder.exists() and not _mount_points(folder):
-        shutil.rmtree(folder)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _replace(mark, boot)
+def _enter_memory(config: Config, podman: Podman) -> None:
+    """Raises Failed."""
+    if config.podman.runroot and not tmpfs.is_in_memory(_existing(_runroot(config))):
+        raise Failed(
+            f"podman.runroot {config.podman.runroot} is on a disk, and what podman keeps there tells of containers",
+            hint="choose a folder on a tmpfs, or leave it empty",
+        )
+    with _alone(config):
+        # A service that runs entered long ago, or is of a version that did not: then it is for the launch of the next.
+        if not _service_runs(config):
+            podman_memory.enter(_place(config), lambda arguments: _run(podman, arguments), _say)
 
 
-def _mount_points(folder: Path) -> list[Path]:
-    """What is mounted at the folder or below."""
-    mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    points = (Path(line.split()[4].decode("unicode_escape")) for line in mounts)  # a space is written \040
-    return [point for point in points if point.is_relative_to(folder)]
+def _place(config: Config) -> podman_memory.Place:
+    root = _root(config)
+    return podman_memory.Place(config.paths.podman_run, root, _driver(root), ours=not config.podman.root)
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+@contextmanager
+def _alone(config: Config) -> Iterator[None]:
+    """One at a time makes or takes away the memory of a node."""
+    lock = os.open(config.paths.podman_run.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _service_runs(config: Config) -> bool:
+    running = KnownProcess.read(pid_file(config.paths))
+    if running is None or (pidfd := running.open()) < 0:
+        return False
+    os.close(pidfd)
+    return True
+
+
+def _run(podman: Podman, arguments: Sequence[str]) -> None:
+    """Raises Failed."""
+    import subprocess  # here: the supervisor, which only releases, stays smaller without it
+
+    try:
+        done = subprocess.run(
+            [*podman.argv, *arguments],
+            env=podman.env, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIDY_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Failed(f"podman {arguments[0]} did not end within {_TIDY_S:.0f} s") from None
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
+        raise Failed(f"podman {arguments[0]}: {words[-1][:200]}")
+
+
+def _say(event: str) -> None:
+    """In podman's log, which is where the launch speaks."""
+    print(f"piccolod {event}", file=sys.stderr, flush=True)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or what it will be made in."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _driver(root: Path) -> str:
@@ -249,7 +299,7 @@ def _driver(root: Path) -> str:
 
 
 def _can_overlay(root: Path) -> bool:
-    libc = _libc()
+    libc = ctypes.CDLL(None, use_errno=True)
     probe = Path(tempfile.mkdtemp(prefix=".overlay-", dir=root))
     try:
         for name in ("lower", "upper", "work", "merged"):

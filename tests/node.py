@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,7 @@ class Node:
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.output = self.folder / "output"
+        self.within: list[str] = []  # what runs piccolod, as `unshare` does; see `beside`
 
     def __enter__(self) -> Node:
         return self
@@ -101,7 +103,7 @@ class Node:
     def start(self, wait: bool = True) -> None:
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "piccolod", "--config", self.config_file],
+                [*self.within, Path(sys.executable).parent / "piccolod", "--config", self.config_file],
                 stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=ROOT,
             )  # fmt: skip
         if wait:
@@ -200,13 +202,17 @@ class Node:
 
     # --- apps
 
+    def beside(self) -> list[str]:
+        """A command that runs others where piccolod runs: in its mount namespace."""
+        return ["nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt"] if self.within and self.process is not None else []
+
     def load_demo_image(self) -> None:
         if DEMO_IMAGE not in str(self.api("GET", "/images").body):
             self.build_demo_image()
 
     def build_demo_image(self) -> None:
         subprocess.run(
-            ["sh", "deploy/demo/load.sh", sys.executable, str(self.folder), str(self.port)],
+            [*self.beside(), "sh", ROOT / "deploy/demo/load.sh", sys.executable, str(self.folder), str(self.port)],
             cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=120,
         )  # fmt: skip
 
@@ -265,7 +271,7 @@ class Node:
 
     def survivors(self) -> list[int]:
         """Every process whose command line names this node's folder."""
-        return [pid for pid, line in _command_lines() if str(self.folder) in line and pid != os.getpid()]
+        return processes_of(self.folder)
 
     def remove(self) -> None:
         if self.process is not None:
@@ -288,6 +294,11 @@ class Node:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def processes_of(folder: Path) -> list[int]:
+    """Every process whose command line names the folder."""
+    return [pid for pid, line in _command_lines() if str(folder) in line and pid != os.getpid()]
+
+
 def _command_lines() -> Iterator[tuple[int, str]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -300,6 +311,19 @@ def unmount_below(folder: Path) -> None:
     found = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for path in sorted((path for path in found if path.startswith(f"{folder}/")), reverse=True):
         subprocess.run(["umount", "--lazy", path], check=False, capture_output=True)
+
+
+def on_the_disk(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every file below the folder that lies on its own file system, and its content: what is mounted below is left out."""
+    device = folder.stat().st_dev
+    for path, folders, names in os.walk(folder):
+        here = Path(path)
+        folders[:] = [name for name in folders if (here / name).lstat().st_dev == device]
+        for name in names:
+            file = here / name
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISREG(file.lstat().st_mode) and file.lstat().st_dev == device:
+                    yield file, file.read_bytes()
 
 
 class Poller:

@@ -9,6 +9,9 @@ import stat
 from contextlib import suppress
 from typing import Final
 
+# Bytes, soft and hard: no core dump fits. Not 0, which the kernel lets pass where `core_pattern` names a program: only 1
+# forbids that, too (fs/coredump.c).
+NO_CORE_DUMP: Final = (1, 1)
 _MCL_CURRENT: Final = 1
 _MCL_FUTURE: Final = 2
 _OOM_SCORE: Final = "-900"
@@ -18,8 +21,7 @@ _NICE: Final = -10
 
 def harden() -> list[str]:
     """Takes what the host permits; returns what it refused, in words for a log."""
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_core_dumps()
     with suppress(OSError, ValueError):
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -30,6 +32,12 @@ def harden() -> list[str]:
         "raised priority": _raise_priority,
     }
     return [name for name, step in steps.items() if not step()]
+
+
+def forbid_core_dumps() -> None:
+    """For this process, and what it starts."""
+    with suppress(OSError, ValueError):  # who may not raise it has a limit of 0
+        resource.setrlimit(resource.RLIMIT_CORE, NO_CORE_DUMP)
 
 
 def _lock_memory() -> bool:

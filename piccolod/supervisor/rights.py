@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from piccolod.leadership.hardening import forbid_core_dumps
+
 # linux/prctl.h
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -133,8 +135,7 @@ def lower_oom_score() -> bool:
 
 
 def no_core_dumps() -> None:
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_core_dumps()
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
@@ -145,8 +146,7 @@ def load_name_service() -> None:
 
 
 def _limits() -> None:
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_core_dumps()
     raise_descriptor_limit()
 
 

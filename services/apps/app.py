@@ -19,6 +19,7 @@ from services.apps import observe
 from services.apps.actions import Actions
 from services.apps.backoff import HEALTHY_S, Failures
 from services.apps.desired import Desired, Version
+from services.apps.discreet import discreet
 from services.apps.documents import Stored
 from services.apps.health import Phase
 from services.apps.node import Node
@@ -144,15 +145,21 @@ class App:
         except (Conflict, Locked) as error:
             self._say(self.shown.state, error.detail)
         except PiccoloError as error:
-            self._log.warning("could not go on", reason=error.detail, state=self.shown.state)
+            reason = self._discreet(error.detail)
+            self._log.warning("could not go on", reason=reason, state=self.shown.state)
             # podman or a module away: what runs goes on, and its state with it.
             keeps = isinstance(error, Unavailable) and self.shown.state in (State.RUNNING, State.DEGRADED)
-            self._say(self.shown.state if keeps else _stuck(self.shown.state), error.detail)
+            self._say(self.shown.state if keeps else _stuck(self.shown.state), reason)
         except Exception as error:  # a bug in one app's way must not take the others' care away
             self._log.exception("failed by a bug")
-            self._say(_stuck(self.shown.state), f"a bug of piccolod: {type(error).__name__}: {error}")
+            self._say(_stuck(self.shown.state), self._discreet(f"a bug of piccolod: {type(error).__name__}: {error}"))
         self._troubles += 1
         return min(_AGAIN_S * 2.0 ** (self._troubles - 1), _AGAIN_MOST_S)
+
+    def _discreet(self, words: str) -> str:
+        desired = self.stored.desired
+        versions = (desired.current, desired.candidate)
+        return discreet(words, *(version.manifest for version in versions if version is not None))
 
     async def _look_and_act(self) -> float:
         seen = await observe.look(self._node, self._actions, self._memory())

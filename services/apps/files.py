@@ -5,7 +5,6 @@ Also what is wanted of each running app, so that a restart of this module on a l
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -15,13 +14,11 @@ from typing import Any, Final
 
 import msgspec
 
+from piccolod import tmpfs
 from piccolod.errors import Failed, Invalid
 from services.apps.desired import Desired, from_body, to_body
 
-_SIZE: Final = b"size=64m,mode=0700"
-_MS_NOSUID: Final = 2
-_MS_NODEV: Final = 4
-_MS_NOEXEC: Final = 8
+_SIZE: Final = "64m"
 _DESIRED: Final = "desired"
 
 
@@ -60,26 +57,13 @@ class AppFiles:
 
     def remove(self, app: str) -> None:
         shutil.rmtree(self._folder / app, ignore_errors=True)
-        if self._is_mounted() and not any(self._folder.iterdir()):
-            _libc().umount2(os.fsencode(self._folder), 0)
+        if tmpfs.is_mounted(self._folder) and not any(self._folder.iterdir()):
+            tmpfs.unmount(self._folder)
 
     def _mount(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._is_mounted():
-            return
-        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-        if _libc().mount(b"piccolo", os.fsencode(self._folder), b"tmpfs", flags, _SIZE):
-            reason = os.strerror(ctypes.get_errno())
-            raise Failed(
-                f"no memory file system for secrets at {self._folder}: {reason}", hint="secrets are never put on a disk"
-            )
-
-    def _is_mounted(self) -> bool:
-        return os.path.ismount(self._folder)
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+        if not tmpfs.is_mounted(self._folder):
+            tmpfs.mount(self._folder, _SIZE)
 
 
 def _write(file: Path, content: bytes, mode: int) -> None:

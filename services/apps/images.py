@@ -13,6 +13,7 @@ from typing import Any, Final
 from piccolod import clock
 from piccolod.errors import Invalid, NotFound, PiccoloError
 from services.apps.desired import Version
+from services.apps.discreet import discreet
 from services.apps.manifest import Manifest, Pull
 from services.apps.plan import Image, ImageIs
 from services.apps.podman import Podman, PodmanError
@@ -101,6 +102,7 @@ class Images:
             tries = self._refused.get(key, (0.0, 0, ""))[1]
             wait_s = _AGAIN_S[min(tries, len(_AGAIN_S) - 1)]
             why = error.detail if isinstance(error, PiccoloError) else f"{type(error).__name__}: {error}"
+            why = discreet(why, version.manifest)
             self._refused[key] = (clock.now() + wait_s, tries + 1, f"image {reference(version.manifest)}: {why}")
         self._changed(version.manifest.name)
 

@@ -133,7 +133,7 @@ class Build(_Part, frozen=True, kw_only=True):
 
 
 class Secret(_Part, frozen=True, kw_only=True):
-    """One of `file` and `env`. A file lies in memory; an environment variable is kept on disk by podman."""
+    """One of `file` and `env`. A file can be kept from processes of the app; an environment variable is seen by all of them."""
 
     name: SecretName
     file: ContainerPath | None = None

@@ -12,6 +12,7 @@ from typing import Final
 from piccolod import clock
 from piccolod.errors import PiccoloError
 from services.apps import health
+from services.apps.discreet import discreet
 from services.apps.health import Health, Phase
 from services.apps.manifest import Healthcheck, Manifest, Probe
 from services.apps.podman import Podman
@@ -61,7 +62,7 @@ class Prober:
         except OSError as error:
             return False, os.strerror(error.errno) if error.errno else str(error)
         except PiccoloError as error:
-            return False, error.detail
+            return False, discreet(error.detail, self._manifest)
 
     async def _ask(self, probe: Probe, timeout_s: float) -> tuple[bool, str]:
         if probe.http is not None:
@@ -94,14 +95,14 @@ class Prober:
             writer.write(request.encode("ascii"))
             line = await reader.readline()
         except ValueError:
-            return False, f"the answer to GET {path} is not HTTP"
+            return False, "the answer to its check is not HTTP"
         finally:
             writer.close()
         match = _STATUS_LINE.match(line)
         if match is None:
-            return False, f"the answer to GET {path} is not HTTP" if line else f"no answer to GET {path}"
+            return False, "the answer to its check is not HTTP" if line else "no answer to its check"
         status = int(match[1])
-        return 200 <= status < 400, "" if 200 <= status < 400 else f"GET {path} answers {status}"
+        return 200 <= status < 400, "" if 200 <= status < 400 else f"its check is answered with {status}"
 
     def _port(self, listener: str) -> int:
         return next(item.guest_port for item in self._manifest.listeners if item.name == listener)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from piccolod.errors import Failed, Unavailable
+from piccolod.leadership.hardening import NO_CORE_DUMP
 from services.volumes import process
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -113,7 +114,7 @@ def spawn(tree: Path, point: Path, lock_fd: int, log: Path) -> Spawned:
 def _prepare(pid: int) -> None:
     """Before the key comes: no core dump will hold it. Descriptors: one for each file that the app has open."""
     with suppress(OSError, ValueError):
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+        resource.prlimit(pid, resource.RLIMIT_CORE, NO_CORE_DUMP)
         _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
     with suppress(OSError):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.node import Node, until
+from tests.node import Node, Poller, until
 
 
 @pytest.fixture
@@ -72,11 +74,72 @@ def test_a_port_that_another_program_holds_is_named_and_taken_when_it_is_free(no
     until(lambda: _serves(node, port), "served once the port is free", 15)
 
 
-def test_without_podman_apps_say_so_and_all_recovers_when_it_is_back(node: Node) -> None:
+class Absence:
+    """podman as if it were not installed, for one node alone: something that cannot be run lies over the program."""
+
+    def __init__(self, node: Node) -> None:
+        self._node, self._program = node, shutil.which("podman") or "/usr/bin/podman"
+        hide = f'{self._hide} && exec "$@"'
+        node.within = ["unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh"]
+
+    @property
+    def _hide(self) -> str:
+        return f"mount --bind /dev/null {self._program}"
+
+    def begin(self) -> None:
+        self._there(self._hide)
+
+    def end(self) -> None:
+        self._there(f"umount {self._program}")
+
+    def _there(self, command: str) -> None:
+        subprocess.run([*self._node.beside(), "sh", "-c", command], check=True, timeout=10)
+
+
+def _is_named(node: Node, app: str) -> bool:
+    return "podman" in str(node.app(app)["reason"])
+
+
+def test_a_node_without_podman_says_so_serves_the_rest_and_recovers_when_it_is_installed() -> None:
+    with Node() as node:
+        absence = Absence(node)
+        node.start(wait=False)
+        until(lambda: node.modules().get("podman", {}).get("state") == "absent", "podman missed", 15)
+        assert node.modules()["podman"]["reason"] == "podman is not installed"
+        until(lambda: all(row["state"] == "ready" for name, row in node.modules().items() if name != "podman"), "the rest", 15)
+        node.unlock()
+        node.install(node.demo_manifest(), running=False)
+        until(lambda: _is_named(node, "hello"), "the app says what it lacks", 15)
+        assert node.app("hello")["state"] != "running"
+        assert node.ctl("settings", "set", "title=without").returncode == 0
+        assert node.ctl("apps", "list").returncode == 0
+        assert "podman" in node.ctl("health").stdout
+
+        absence.end()
+        until(node.all_ready, "podman found", 30)
+        node.load_demo_image()
+        container = node.wait_app("hello", within_s=30)["nodes"]["n1"]["container_id"]
+        port = node.public_port("hello")
+        assert node.fetch(port).status == 200
+
+        with Poller(port) as client:
+            absence.begin()
+            os.kill(node.pid("podman"), signal.SIGKILL)
+            until(lambda: node.modules()["podman"]["state"] == "absent", "podman missed again", 15)
+            node.install(node.demo_manifest("second"), running=False)
+            until(lambda: _is_named(node, "second"), "the new app says what it lacks", 15)
+            absence.end()
+            until(node.all_ready, "podman found again", 30)
+            node.wait_app("second", within_s=30)
+        assert client.failures() == []
+        assert node.wait_app("hello")["nodes"]["n1"]["container_id"] == container
+        assert node.fetch(node.public_port("second")).status == 200
+
+
+def test_while_podman_dies_again_and_again_apps_serve_and_all_recovers(node: Node) -> None:
     node.load_demo_image()
     node.install(node.demo_manifest())
     port = node.public_port("hello")
-    # the program itself cannot be removed from this host: its service is frozen again and again instead
     end_at = time.monotonic() + 6
     while time.monotonic() < end_at:
         pid = node.modules()["podman"]["pid"]

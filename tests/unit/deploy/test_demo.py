@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from piccolod import tmpfs
 from services.apps.validate import validate
+from tests.node import unmount_below
 
 DEMO = Path(__file__).parents[3] / "deploy/demo"
 
@@ -59,3 +63,24 @@ def test_visits_are_counted_in_the_volume(rootfs: Path) -> None:
     assert "Visit number <b>2</b>" in page(rootfs)
     (rootfs / "data/visits").write_text("")
     assert "Visit number <b>1</b>" in page(rootfs)
+
+
+@pytest.mark.root
+@pytest.mark.podman
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("podman") is None or shutil.which("busybox") is None,
+    reason="needs root, podman and busybox",
+)
+def test_the_image_is_built_where_no_piccolod_runs_and_no_mount_is_left() -> None:
+    with tempfile.TemporaryDirectory(prefix="demo") as folder:
+        try:
+            built = subprocess.run(
+                ["sh", DEMO / "load.sh", sys.executable, folder, "8080"],
+                capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
+            assert built.returncode == 0, built.stderr
+            assert "is ready" in built.stdout
+            assert "localhost/piccolo-demo:1" in next(Path(folder, "state/containers").glob("*-images/images.json")).read_text()
+            assert tmpfs.points_below(Path(folder)) == []
+        finally:
+            unmount_below(Path(folder))

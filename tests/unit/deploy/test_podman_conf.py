@@ -69,17 +69,6 @@ def test_a_run_folder_that_podman_finds_too_long_gets_a_short_name(tmp_path: Pat
     assert len(argv[argv.index("--runroot") + 1]) <= 50
 
 
-def test_the_run_folder_is_emptied_after_a_reboot_and_only_then(tmp_path: Path) -> None:
-    folder = tmp_path / "containers"
-    podman_conf.forget_last_boot(folder)
-    (folder / "alive").touch()
-    podman_conf.forget_last_boot(folder)
-    assert (folder / "alive").exists()
-    (folder / "boot").write_text("another boot")
-    podman_conf.forget_last_boot(folder)
-    assert not (folder / "alive").exists()
-
-
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[podman_conf.Podman]:
     """A node's podman with the demo image; leaves no container, network, mount or process."""

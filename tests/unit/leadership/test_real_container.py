@@ -66,7 +66,8 @@ def paths() -> Iterator[Paths]:
 
 @pytest.fixture
 def podman(paths: Paths) -> Iterator[Podman]:
-    made = Podman(config.parse(f'[node]\nstate_dir = "{paths.state}"\nrun_dir = "{paths.run}"'))
+    settings = config.parse(f'[node]\nstate_dir = "{paths.state}"\nrun_dir = "{paths.run}"')
+    made = Podman(settings)
     write_hook(paths, sys.executable)
     archive = paths.run / "image.tar"
     with tarfile.open(archive, "w") as tar:
@@ -75,6 +76,7 @@ def podman(paths: Paths) -> Iterator[Podman]:
     yield made
     made.run("rm", "--force", "--all", "--time=0")
     made.run("rmi", "--force", "--all")
+    podman_conf.release(settings)
 
 
 @pytest.fixture

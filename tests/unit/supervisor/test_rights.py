@@ -57,7 +57,7 @@ def test_root_without_capabilities_has_none_and_can_gain_none():
     assert {found["status"][key] for key in ("CapEff", "CapPrm", "CapBnd", "CapInh")} == {"0" * 16}
     assert found["status"]["NoNewPrivs"] == "1"
     assert found["chown"] is False
-    assert found["core"] == 0
+    assert found["core"] == 1
     assert found["files"][0] == min(found["files"][1], 1 << 20)
 
 
@@ -113,4 +113,4 @@ def test_the_supervisors_own_memory_and_its_modules_cannot_be_dumped(make_node):
     assert node.process is not None
     for pid in (node.process.pid, node.pid("m")):
         with open(f"/proc/{pid}/limits") as file:
-            assert any(line.split()[:5] == ["Max", "core", "file", "size", "0"] for line in file)
+            assert any(line.split()[:5] == ["Max", "core", "file", "size", "1"] for line in file)

