@@ -113,7 +113,7 @@ class Supervisor:
         self._tree = Tree(parts, self._table, config, self._on_change, policy, pace)
         self._loop.on_stall = self._stalled
         self._guard = ThirdGuard(self._loop, paths, self._run_dir.tick, self._say)
-        self._control = Control(self._loop, paths, self._commands(), lambda: self._tree.pid_of("api"))
+        self._control = Control(self._loop, paths, self._commands(), lambda: self._tree.roster.pid_of("api"))
         self._podman: PodmanService | None = None
         self._leashes: Leashes | None = None
         if externals:
@@ -226,12 +226,12 @@ class Supervisor:
         self._changed = False
         if self._stopping:
             return
-        lacking = [name for name, row in self._tree.rows.items() if row.state not in (State.READY, State.DISABLED)]
+        lacking = [name for name, row in self._tree.roster.rows.items() if row.state not in (State.READY, State.DISABLED)]
         for name, state, reason in self._externals():
             self._tell_external(name, state, reason)
             if state is not State.READY:
                 lacking.append(name)
-        if not self._was_ready and self._tree.ready(NEEDED):
+        if not self._was_ready and self._tree.roster.all_ready(NEEDED):
             self._was_ready = True
             self._notify.ready()
             self._say("info", "piccolod is ready", ms=round((clock.now() - self._began_at) * 1000))
@@ -255,7 +255,7 @@ class Supervisor:
         lacks: dict[str, list[str]] = {}
         if not self._cgroups.limits_memory:
             lacks["no cgroup is delegated to piccolod: memory limits are watched, not enforced"] = ["all"]
-        for name, row in self._tree.rows.items():
+        for name, row in self._tree.roster.rows.items():
             for warning in row.warnings:
                 lacks.setdefault(warning, []).append(name)
         for warning, names in lacks.items():
@@ -294,7 +294,7 @@ class Supervisor:
 
     def _documents(self) -> list[dict[str, Any]]:
         now = clock.now()
-        documents = self._tree.documents()
+        documents = self._tree.roster.documents(now)
         if self._podman is not None:
             documents.append(self._podman.document(now))
         return documents + (self._leashes.documents(now) if self._leashes is not None else [])
@@ -312,7 +312,7 @@ class Supervisor:
 
     def _named(self, request: dict[str, Any]) -> str:
         name = request.get("name")
-        known = {*self._tree.rows, *self._books}
+        known = {*self._tree.roster.rows, *self._books}
         if not isinstance(name, str) or name not in known:
             raise NotFound(f"there is no module {str(name)[:40]!r}", hint="`piccoloctl modules list` shows them")
         return name
