@@ -139,11 +139,7 @@ class Tree:
         parts = self._parts
         pipe = LogPipe(parts.loop, parts.book(spec.name), self._pipes.discard)
         self._pipes.add(pipe)
-        try:
-            return Life(parts.loop, parts.reaper, pipe, os.urandom(6).hex(), self._message, self._spawned, self._ended)
-        except OSError:
-            pipe.close()
-            raise
+        return Life(parts.loop, parts.reaper, pipe, os.urandom(6).hex(), self._message, self._spawned, self._ended)
 
     def _spawned(self, life: Life) -> None:
         self.roster.tell_peers()
