@@ -60,6 +60,7 @@ class Life:
         self.heard_at = 0.0
         self.cause = ""  # why we ended it; empty while we did not
         self.listens: set[Address] = set()  # the sockets that it asked for
+        self.ignored = 0  # messages that said nothing
 
     def spawn(self, spawner: Spawner, target: str, fork: bool, rights: Rights, path: list[str]) -> None:
         self._entry = {"t": "ENTRY", "target": target, "path": path, "rights": rights.to_wire()}

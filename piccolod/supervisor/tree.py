@@ -45,6 +45,7 @@ _NEVER_STARTED: Final = 71  # exit code of a module that waits no longer for STA
 _AGAIN_S: Final = 0.5  # where no process could be made
 _RESTART_S: Final = 2.0  # for a module to end in a planned restart
 _EXTEND_S: Final = 600.0
+_TELL_IGNORED: Final = 10
 _UNWANTED_S: Final = 10.0  # after READY: a socket that was not asked for again is closed
 
 
@@ -292,7 +293,9 @@ class Tree:
             if row is not None:
                 self._hear(row, life, message, fds)
         except Invalid as error:
-            self._parts.say("warning", "ignored a message", module=row.spec.name if row else "", reason=error.detail)
+            life.ignored += 1
+            if row is not None and life.ignored <= _TELL_IGNORED:  # a flood of garbage must not push all else out of the log
+                self._parts.say("warning", "ignored a message", module=row.spec.name, reason=error.detail)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -315,7 +318,8 @@ class Tree:
         elif kind in ("LISTEN", "DEPOSIT", "LOCK"):
             self._parts.requests.answer(life, row.spec, message, fds)
         elif kind == "UNLISTEN":
-            self._parts.sockets.unlisten(row.spec.name, message.get("proto"), message.get("address"), message.get("port", 0))
+            where = (message.get("proto"), message.get("address"), message.get("port", 0))
+            life.listens.discard(self._parts.sockets.unlisten(row.spec.name, *where))
         elif kind == "VERIFIED" and row.spec.name == _VERIFIER:
             self._verified(message)
         elif kind == "APPLIED":
