@@ -11,12 +11,13 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from piccolod import clock, podman_conf
 from piccolod.config import Config
-from piccolod.errors import Busy, NotFound
+from piccolod.errors import Busy, NotFound, PiccoloError
 from piccolod.kernel import MODULES, ModuleSpec, Spawn
 from piccolod.supervisor import restart, revision, rights
 from piccolod.supervisor.bus_sockets import BusSockets
@@ -41,7 +42,7 @@ from piccolod.supervisor.say import Say
 from piccolod.supervisor.sockets import Sockets
 from piccolod.supervisor.spawner import Spawner
 from piccolod.supervisor.third_guard import ThirdGuard
-from piccolod.supervisor.tree import NEEDED, Tree
+from piccolod.supervisor.tree import CONSENSUS, NEEDED, Tree
 from piccolod.supervisor.voice import Voice
 
 _STOP_S: Final = 4.0
@@ -82,7 +83,7 @@ class Supervisor:
         self._changed = False
         rights.no_core_dumps()
         rights.adopt_orphans(True)
-        self._run_dir.prepare(_owners(config, self._table))
+        keeper = self._run_dir.prepare(_owners(config, self._table))
         self._signals()
         # What is here now is neither written to by a collector of ours nor of the log writer, which shares it.
         gc.collect()
@@ -112,7 +113,7 @@ class Supervisor:
         )  # fmt: skip
         self._tree = Tree(parts, self._table, config, self._on_change, policy, pace)
         self._loop.on_stall = self._stalled
-        self._guard = ThirdGuard(self._loop, paths, self._run_dir.tick, self._say)
+        self._guard = ThirdGuard(self._loop, paths, keeper, self._run_dir.tick, self._page_renewed, self._say)
         self._control = Control(self._loop, paths, self._commands(), lambda: self._tree.roster.pid_of("api"))
         self._podman: PodmanService | None = None
         self._leashes: Leashes | None = None
@@ -206,6 +207,11 @@ class Supervisor:
             self.stop(apps=False)
         if signal.SIGHUP in numbers:
             self._say("info", "the configuration is read at start: restart piccolod to change it")
+
+    def _page_renewed(self) -> None:
+        """Consensus writes to the page that it has open; its next life has the new one, and the terms of this boot."""
+        with suppress(PiccoloError):  # it is not in the table, or all stops
+            self._tree.restart(CONSENSUS, "the deadline page was made anew")
 
     def _stalled(self, stalled_s: float) -> None:
         self._tree.forgive(stalled_s)

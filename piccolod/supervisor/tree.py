@@ -36,10 +36,11 @@ from piccolod.supervisor.row import Row, State
 from piccolod.supervisor.stopping import Stopping
 
 BROKER: Final = "broker"
+CONSENSUS: Final = "consensus"
 # Without these the node is of no use; others are named in its status.
-NEEDED: Final = frozenset({BROKER, "consensus", "persistence", "api"})
+NEEDED: Final = frozenset({BROKER, CONSENSUS, "persistence", "api"})
 _VERIFIER: Final = "persistence"
-_RAISED_PRIORITY: Final = frozenset({"consensus"})  # leadership.md, Guards
+_RAISED_PRIORITY: Final = frozenset({CONSENSUS})  # leadership.md, Guards
 
 _NEVER_STARTED: Final = 71  # exit code of a module that waits no longer for START
 _AGAIN_S: Final = 0.5  # where no process could be made
