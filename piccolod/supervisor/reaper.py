@@ -90,7 +90,11 @@ class Reaper:
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
             if on_end is not None:
-                on_end(ending)
+                try:
+                    on_end(ending)
+                except Exception:
+                    self._loop.after(0.0, self.reap)  # the others have ended all the same, and no signal tells of them again
+                    raise
             elif pid in self._announced:
                 self._announced[pid] = ending
 

@@ -85,18 +85,12 @@ class Spawner:
         """Makes the zygote."""
         if self._closed or not self._targets:
             return
-        ours, theirs = Link.pair()
-        log = self._log()
         try:
-            pid = execute(zygote.__file__, theirs.fileno(), log)
-        except OSError as error:
-            ours.close()
+            ours, pid = self._make_zygote()
+        except OSError as error:  # no descriptor or no process is left: once there is, it comes back
             self._say("error", "the zygote cannot be started, modules are executed", reason=str(error))
             self._loop.after(_AGAIN_S, self.start)
             return
-        finally:
-            theirs.close()
-            os.close(log)
         self._link, self.zygote_pid, self.warm = ours, pid, False
         self.zygote_restarts += 1
         self._heard_at = clock.now()
@@ -104,6 +98,19 @@ class Spawner:
         self._reaper.expect(pid, lambda ending: self._ended(pid, ending))
         ours.send({"t": "IMPORT", "path": sys.path, "targets": list(self._targets)})
         self._loop.after(_PING_S, lambda: self._ping(pid))
+
+    def _make_zygote(self) -> tuple[Link, int]:
+        ours, theirs = Link.pair()
+        with theirs:
+            try:
+                log = self._log()
+                try:
+                    return ours, execute(zygote.__file__, theirs.fileno(), log)
+                finally:
+                    os.close(log)
+            except OSError:
+                ours.close()
+                raise
 
     def spawn(self, order: Order) -> None:
         if self._link is None or not order.fork or (self.zygote_restarts > 0 and not self.warm):
