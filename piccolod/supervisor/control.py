@@ -32,8 +32,8 @@ from piccolod.supervisor.sockets import unix_listener
 Command = Callable[[dict[str, Any]], Any]
 
 _PEER: Final = struct.Struct("3i")
-_CLIENTS: Final = 32
-_CLIENTS_OF_ONE: Final = 16  # process: the other one that may ask finds room
+_CLIENTS: Final = 64
+_CLIENTS_OF_ONE: Final = 48  # process: the other one that may ask finds room
 _UNREAD_BYTES: Final = 4 << 20  # of all answers together
 _IDLE_S: Final = 60.0
 _UNREAD_S: Final = 10.0
@@ -70,7 +70,8 @@ class Control:
         number: Any = None
         try:
             request = _parsed(line)
-            number = request.get("id")
+            if isinstance(request.get("id"), int | str):
+                number = request["id"]
             command = self._commands.get(str(request.get("cmd")))
             if command is None:
                 raise NotFound(f"no command {str(request.get('cmd'))[:40]!r}", hint=", ".join(self._commands))

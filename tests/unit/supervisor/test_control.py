@@ -73,6 +73,12 @@ def test_bad_requests_are_answered_with_a_reason(node, line, code):
     assert node.ask("modules")
 
 
+@pytest.mark.parametrize("number", [[[]], {"a": 1}, None, 1.5])
+def test_what_is_no_number_for_a_request_is_not_given_back(node, number):
+    answer = node.ask_raw(json.dumps({"id": number, "cmd": "tree"}).encode() + b"\n")
+    assert answer["ok"] and answer["id"] is None
+
+
 def test_many_requests_on_one_connection_are_answered_in_order(node):
     with socket.socket(socket.AF_UNIX) as link:
         link.settimeout(5)
@@ -106,7 +112,7 @@ def test_clients_that_never_read_harm_nobody(node):
 
 
 def test_more_clients_than_allowed_are_cut_off_and_room_comes_back(node):
-    links = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+    links = [socket.socket(socket.AF_UNIX) for _ in range(80)]
     for link in links:
         link.connect(str(node.paths.supervisor_socket))
     for link in links:
