@@ -42,6 +42,8 @@ from piccolod.link import Link, LinkClosed, Message
 from piccolod.supervisor import entry, rights
 
 _WAKE_S: Final = 0.1
+_TIE_S: Final = 0.2
+_TIE_SPARE_S: Final = 1.0  # nobody waits for it, and the machine may be busy
 _CALM_MS: Final = 50  # the module that was just forked has the processor first
 _AGAIN_MS: Final = 1000
 
@@ -53,11 +55,11 @@ class Blank(NamedTuple):
     pidfd: int
     link: socket.socket
 
-    def is_tied(self) -> bool:
+    def is_tied(self, within_s: float) -> bool:
         """Whether it will end with the supervisor. To be asked once, when it has been handed over."""
         with suppress(OSError):
             self.link.send(b"?", socket.MSG_NOSIGNAL)
-            return self._answers()
+            return self._answers(within_s)
         return False
 
     def take(self, fds: list[int]) -> bool:
@@ -70,7 +72,7 @@ class Blank(NamedTuple):
     def goes_on(self) -> bool:
         """Whether it makes something of what it took."""
         with suppress(OSError):
-            return self._answers()
+            return self._answers(_WAKE_S)
         return False
 
     def close(self) -> None:
@@ -82,8 +84,8 @@ class Blank(NamedTuple):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         self.close()
 
-    def _answers(self) -> bool:
-        return bool(select.select([self.link], [], [], _WAKE_S)[0] and self.link.recv(1))
+    def _answers(self, within_s: float) -> bool:
+        return bool(select.select([self.link], [], [], within_s)[0] and self.link.recv(1))
 
 
 class Zygote:
@@ -111,7 +113,7 @@ class Zygote:
             else:
                 # Nobody waits for us now; where it cannot be had it is tried again, not at once.
                 with suppress(OSError):
-                    self._spare = self._blank()
+                    self._spare = self._blank(_TIE_SPARE_S)
                 again_ms = None if self._spare is not None else _AGAIN_MS
 
     def _serve(self, message: Message, fds: list[int]) -> None:
@@ -138,7 +140,7 @@ class Zygote:
             blank = None
         if blank is None:
             try:
-                blank = self._blank()
+                blank = self._blank(_TIE_S)
             except OSError as error:
                 return {"t": "REFUSED", "reason": f"the process could not be forked: {error.strerror}"}
             if blank is None or not blank.take(fds):
@@ -149,7 +151,7 @@ class Zygote:
         blank.close()
         return {"t": "FORKED", "pid": blank.pid}
 
-    def _blank(self) -> Blank | None:
+    def _blank(self, within_s: float) -> Blank | None:
         """Tied and announced. Raises OSError."""
         gc.freeze()  # what was imported is never written to by a collector, neither here nor in the children
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -170,7 +172,7 @@ class Zygote:
             theirs.close()
             os.close(told)
             os.close(tell)
-        if blank.is_tied() and self._link.send({"t": "BLANK", "pid": pid}):
+        if blank.is_tied(within_s) and self._link.send({"t": "BLANK", "pid": pid}):
             return blank
         blank.kill()
         return None

@@ -127,7 +127,7 @@ def test_the_supervisor_killed_while_all_is_frozen_leaves_containers_leashes_and
     container = container_of(node)
     assert node.process is not None
     supervisor = node.process.pid
-    until(lambda: _spares(node, supervisor), "a spare waits")
+    until(lambda: _spares(node, supervisor), "a spare waits", 20)
     tree = _descendants(supervisor)
     names = {name: module["pid"] for name, module in node.modules().items()}
     assert {names[name] for name in MODULE_NAMES} < tree
