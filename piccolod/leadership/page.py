@@ -1,8 +1,9 @@
 """The deadline page: what this node leads and until when, readable by any process without asking anyone.
 
-One small memory-mapped file in `run_dir`, created by the supervisor, written by consensus alone, never replaced. Two slots,
-each with its sequence number and checksum. A writer fills the *older* slot, records first and its header last; readers take
-the newest slot that is whole. So a writer that is frozen or killed between any two bytes leaves the other slot as it was.
+One small file in `run_dir`, created by the supervisor, written by consensus alone through a mapping, replaced only when
+something has taken it away (page_keeper.py). Two slots, each with its sequence number and checksum. A writer fills the
+*older* slot, records first and its header last; readers take the newest slot that is whole. So a writer that is frozen or
+killed between any two bytes leaves the other slot as it was.
 
 File: 64 bytes {magic, version, slots' size, capacity}; from 4096 on two slots {seq, crc, count, gen, sid, lease_id, soft_at,
 hard_at, boot_id} with `count` records {resource, token, epoch, closing}. All little-endian. Standard library only, as the
@@ -16,9 +17,10 @@ import mmap
 import os
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Mapping, NamedTuple  # noqa: UP035  (collections.abc would cost the leash an import)
+from typing import Callable, Final, Mapping, NamedTuple  # noqa: UP035  (collections.abc would cost the leash an import)
 
 from piccolod import clock
 
@@ -38,6 +40,8 @@ _SLOTS: Final = (4096, 4096 + _SLOT_BYTES)
 _FILE_BYTES: Final = 4096 + 2 * _SLOT_BYTES
 # Both slots look broken only while a writer laps the reader twice; each try takes well below a writer's shortest pause.
 _TRIES: Final = 3
+
+Read = Callable[[int, int], bytes]  # (at, count) of the file
 
 
 class Term(NamedTuple):
@@ -67,21 +71,45 @@ def create(path: Path) -> None:
     For the supervisor, before any reader or writer starts.
     """
     boot_id = clock.boot_id()
-    if not _is_page(path):
-        _create_file(path)
     reader = PageReader(path)
     page = reader.read()
     reader.close()
-    if page is None or page.boot_id != boot_id:
+    if not _is_page_at(path):
+        replace(path)
+    elif page is None or page.boot_id != boot_id:
         writer = PageWriter(path)
-        writer.write(Page(0, 0, 0, 0, boot_id, 0.0, 0.0, {}))
+        writer.write(_nothing(boot_id))
         writer.close()
 
 
-class PageReader:
-    """Reads the page. Never blocks, needs no living writer, and survives that the file is removed and made anew.
+def replace(path: Path) -> None:
+    """Puts a page without terms there at once, whatever is there. Raises OSError."""
+    draft = path.with_name(path.name + ".new")
+    fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        os.fchmod(fd, 0o644)  # whatever the umask: routers read it under a user of their own
+        # Every block is allocated now: a full tmpfs must not become a SIGBUS in a writer later.
+        os.posix_fallocate(fd, 0, _FILE_BYTES)
+        os.pwrite(fd, _FILE.pack(_MAGIC, VERSION, _SLOT_BYTES, CAPACITY), 0)
+        for at, part in _parts(_nothing(clock.boot_id())._replace(seq=1)):
+            os.pwrite(fd, part, _SLOTS[0] + at)
+    finally:
+        os.close(fd)
+    # No fsync, which could wait for a disk: after a power cut it is the page of another boot, whatever is left of it.
+    os.replace(draft, path)
 
-    For one thread; another one takes a reader of its own.
+
+def is_page(fd: int) -> bool:
+    return os.fstat(fd).st_size == _FILE_BYTES and os.pread(fd, _FILE.size, 0) == _FILE.pack(
+        _MAGIC, VERSION, _SLOT_BYTES, CAPACITY
+    )
+
+
+class PageReader:
+    """Reads the page. Never blocks, needs no living writer, and survives that the file is removed, cut short and made anew.
+
+    Not through a mapping, where the end of a file that was cut short is the end of the process. For one thread; another one
+    takes a reader of its own.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,26 +120,37 @@ class PageReader:
 
     def read(self) -> Page | None:
         """The newest whole state; `None` when the page is absent, torn or of another version."""
-        if self._map is None or os.fstat(self._fd).st_nlink == 0:
+        if self._fd < 0 or not self._is_there():
             self._open()
-        memory = self._map
-        if memory is None:
+        if self._fd < 0:
             return None
-        page = self._page
-        if page is not None:
-            seq = page.seq
-            if _SEQ.unpack_from(memory, _SLOTS[0])[0] <= seq and _SEQ.unpack_from(memory, _SLOTS[1])[0] <= seq:
-                return page
-        self._page = newest(memory)
+        try:
+            if self._page is None or self._page.seq != self._newest_seq():
+                self._page = newest(self._at)
+        except (OSError, struct.error):  # cut short between two reads
+            self.close()
         return self._page
 
     def close(self) -> None:
         if self._map is not None:
             self._map.close()
+        if self._fd >= 0:
             os.close(self._fd)
         self._map, self._fd, self._page = None, -1, None
 
     __del__ = close
+
+    def _is_there(self) -> bool:
+        found = os.fstat(self._fd)
+        return found.st_nlink > 0 and found.st_size == _FILE_BYTES
+
+    def _newest_seq(self) -> int:
+        first: int = _SEQ.unpack(os.pread(self._fd, _SEQ.size, _SLOTS[0]))[0]
+        second: int = _SEQ.unpack(os.pread(self._fd, _SEQ.size, _SLOTS[1]))[0]
+        return max(first, second)
+
+    def _at(self, at: int, count: int) -> bytes:
+        return os.pread(self._fd, count, at)
 
     def _open(self) -> None:
         self.close()
@@ -119,21 +158,27 @@ class PageReader:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return
-        if not _is_page_fd(fd):
+        if not is_page(fd):
             os.close(fd)
             return
-        self._fd, self._map = fd, mmap.mmap(fd, _FILE_BYTES, prot=mmap.PROT_READ)
+        self._fd = fd
+        # Never touched: a process that locks its memory keeps the page in it, and waits for no disk when it reads.
+        with suppress(OSError, ValueError):
+            self._map = mmap.mmap(fd, _FILE_BYTES, prot=mmap.PROT_READ)
 
 
 class PageWriter:
-    """The only writer of the page while it lives. Raises BlockingIOError when another one does."""
+    """The only writer of the page while it lives. Raises BlockingIOError when another one does.
+
+    When the file is cut short under it, its process dies of SIGBUS: started again, it finds the page that was made anew.
+    """
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             # A consensus that outlived its supervisor for a moment must not write beside the next one.
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_page_fd(self._fd):
+            if not is_page(self._fd):
                 raise OSError(f"{path} is not a deadline page of version {VERSION}")
             self._map = mmap.mmap(self._fd, _FILE_BYTES)
         except BaseException:
@@ -141,7 +186,7 @@ class PageWriter:
             raise
 
     def read(self) -> Page | None:
-        return newest(self._map)
+        return newest(self._at)
 
     def write(self, page: Page) -> Page:
         """Puts a whole new state on the page and returns it with its sequence number.
@@ -149,7 +194,7 @@ class PageWriter:
         Raises ValueError for what does not fit, and for a deadline that has passed and would move: a late
         acknowledgement never revives a session.
         """
-        current, slot = _older_slot(self._map)
+        current, slot = _older_slot(self._at)
         if current is not None and _revives(current, page, clock.now()):
             raise ValueError("the session's deadline has passed: it cannot move any more")
         page = page._replace(seq=(current.seq if current else 0) + 1, terms=MappingProxyType(dict(page.terms)))
@@ -161,27 +206,38 @@ class PageWriter:
         self._map.close()
         os.close(self._fd)
 
+    def _at(self, at: int, count: int) -> bytes:
+        return self._map[at : at + count]
+
+
+def _nothing(boot_id: str) -> Page:
+    return Page(0, 0, 0, 0, boot_id, 0.0, 0.0, {})
+
 
 def _revives(current: Page, page: Page, now: float) -> bool:
     same_session = current.sid == page.sid != 0 and current.boot_id == page.boot_id
     return same_session and current.hard_at <= now and page.hard_at > current.hard_at
 
 
-def newest(memory: mmap.mmap) -> Page | None:
+def newest(read: Read) -> Page | None:
     """The newest whole slot."""
     for _ in range(_TRIES):
-        order = sorted(_SLOTS, key=lambda slot: int(_SEQ.unpack_from(memory, slot)[0]), reverse=True)
-        for slot in order:
-            if (page := _decode(memory[slot : slot + _HEAD_BYTES], memory, slot)) is not None:
+        for slot in sorted(_SLOTS, key=lambda slot: _seq(read, slot), reverse=True):
+            if (page := _decode(read, slot)) is not None:
                 return page
     return None
 
 
-def _decode(head: bytes, memory: mmap.mmap, slot: int) -> Page | None:
+def _seq(read: Read, slot: int) -> int:
+    return int(_SEQ.unpack(read(slot, _SEQ.size))[0])
+
+
+def _decode(read: Read, slot: int) -> Page | None:
+    head = read(slot, _HEAD_BYTES)
     seq, crc, count, gen, sid, lease_id, soft_at, hard_at, boot_id = _HEAD.unpack_from(head)
     if seq == 0 or count > CAPACITY:
         return None
-    body = memory[slot + _HEAD_BYTES : slot + _HEAD_BYTES + count * _RECORD.size]
+    body = read(slot + _HEAD_BYTES, count * _RECORD.size)
     if crc != _checksum(head, body):
         return None
     terms = {
@@ -213,42 +269,21 @@ def _checksum(head: bytes, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(head[_CRC_AT + 4 :], zlib.crc32(head[:_CRC_AT])))
 
 
-def _older_slot(memory: mmap.mmap) -> tuple[Page | None, int]:
+def _older_slot(read: Read) -> tuple[Page | None, int]:
     """The newest whole state, and the slot that does not hold it."""
-    pages = [(_decode(memory[slot : slot + _HEAD_BYTES], memory, slot), slot) for slot in _SLOTS]
+    pages = [(_decode(read, slot), slot) for slot in _SLOTS]
     (first, first_slot), (second, second_slot) = pages
     if second is None or (first is not None and first.seq > second.seq):
         return first, second_slot
     return second, first_slot
 
 
-def _is_page(path: Path) -> bool:
+def _is_page_at(path: Path) -> bool:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
         return False
     try:
-        return _is_page_fd(fd)
+        return is_page(fd)
     finally:
         os.close(fd)
-
-
-def _is_page_fd(fd: int) -> bool:
-    # The size comes first: reading a mapping beyond the file's end is a SIGBUS.
-    return os.fstat(fd).st_size == _FILE_BYTES and os.pread(fd, _FILE.size, 0) == _FILE.pack(
-        _MAGIC, VERSION, _SLOT_BYTES, CAPACITY
-    )
-
-
-def _create_file(path: Path) -> None:
-    draft = path.with_name(path.name + ".new")
-    fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        os.fchmod(fd, 0o644)  # whatever the umask: routers read it under a user of their own
-        # Every block is allocated now: a full tmpfs must not become a SIGBUS in a writer later.
-        os.posix_fallocate(fd, 0, _FILE_BYTES)
-        os.pwrite(fd, _FILE.pack(_MAGIC, VERSION, _SLOT_BYTES, CAPACITY), 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(draft, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 from piccolod import clock
 from piccolod.link import Link, LinkClosed, Message
+from piccolod.supervisor.known_process import is_stopped
 from piccolod.supervisor.logs import LogPipe
 from piccolod.supervisor.loop import Loop, Timer
 from piccolod.supervisor.reaper import Ending, Reaper
@@ -21,6 +23,7 @@ from piccolod.supervisor.spawner import Order, Spawner
 
 _DUMP_S: Final = 0.3  # for faulthandler to write the stacks
 _OUTBOX: Final = 256
+_REST: Final = 512  # no queue of a pair holds more messages
 
 
 class Life:
@@ -43,7 +46,9 @@ class Life:
         self._on_message = on_message
         self._on_spawned = on_spawned
         self._on_end = on_end
-        self._link, self._theirs = Link.pair()
+        self._link: Link | None = None
+        self._entry: Message = {}
+        self._withdraw: Callable[[], None] = lambda: None
         self._outbox: deque[tuple[Message, tuple[int, ...]]] = deque()
         self._timer: Timer | None = None
         self._pidfd = -1
@@ -55,15 +60,25 @@ class Life:
         self.heard_at = 0.0
         self.cause = ""  # why we ended it; empty while we did not
         self.listens: set[Address] = set()  # the sockets that it asked for
+        self.ignored = 0  # messages that said nothing
 
     def spawn(self, spawner: Spawner, target: str, fork: bool, rights: Rights, path: list[str]) -> None:
-        self._link.send({"t": "ENTRY", "target": target, "path": path, "rights": rights.to_wire()})
+        self._entry = {"t": "ENTRY", "target": target, "path": path, "rights": rights.to_wire()}
+        order = Order(target, fork, self._pair, self._pipe.write_fd, self._spawned)
+        self._withdraw = lambda: spawner.withdraw(order)
+        spawner.spawn(order)
+
+    def _pair(self) -> socket.socket:
+        """The other end of a fresh one: whoever has that of an attempt before finds it closed."""
+        self._close_link()
+        self._link, theirs = Link.pair()
+        self._link.send(self._entry)
         self._loop.watch(self._link.fileno(), self._io)
-        spawner.spawn(Order(target, fork, self._theirs, self._pipe.write_fd, self._spawned))
+        return theirs
 
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """In order, and later if the module is slow. One that stops reading is ended."""
-        if self._link.sock.fileno() < 0:
+        if self._link is None:
             return
         if not self._outbox and self._send(message, fds):
             return
@@ -79,7 +94,7 @@ class Life:
         """For one that hangs: its stacks into the log, then its end. A stopped process cannot do the first."""
         if self.ended or self.cause:
             return
-        if _stopped(self.pid):
+        if is_stopped(self.pid):
             self.kill(cause)
             return
         self.cause = cause
@@ -112,13 +127,14 @@ class Life:
         elif self.pid and not self.ended:  # no descriptor was left for it; our child's pid is its own until we reap it
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
-        elif not self.pid:
-            self._close_link()  # on its way into being: it finds the pair closed and ends
+        elif not self.pid:  # on its way into being: nobody waits for it, it finds its pair closed and ends
+            self._close_link()
+            self._withdraw()
+            self._loop.after(0.0, lambda: self._ended(Ending(signal=number)))
 
     # --- what happens
 
     def _spawned(self, pid: int) -> None:
-        self._theirs.close()
         self._pipe.close_write()
         if pid == 0:
             self._ended(Ending(code=1))
@@ -127,8 +143,8 @@ class Life:
         if self._reaper.expect(pid, self._ended):
             with suppress(OSError):
                 self._pidfd = os.pidfd_open(pid)
-            if self.cause:  # it was unwanted before it was there
-                self._signal(signal.SIGKILL)
+            if self._link is None:
+                self._closed_its_pair()
         self._on_spawned(self)
 
     def _io(self, events: int) -> None:
@@ -140,11 +156,15 @@ class Life:
                 self._on_message(self, *got)
         except LinkClosed:
             self._close_link()
-            # Its end follows by SIGCHLD; a process that lives without its pair cannot be led and must not stay.
-            self._timer = self._timer or self._loop.after(_DUMP_S, lambda: self.kill("it closed its pair"))
+            if self.pid:  # else the end of an attempt, of which the spawner tells
+                self._closed_its_pair()
+
+    def _closed_its_pair(self) -> None:
+        """Its end follows by SIGCHLD; a process that lives without its pair cannot be led and must not stay."""
+        self._timer = self._timer or self._loop.after(_DUMP_S, lambda: self.kill("it closed its pair"))
 
     def _receive(self) -> tuple[Message, list[int]] | None:
-        if self._link.sock.fileno() < 0:
+        if self._link is None:
             return None
         try:
             return self._link.receive()
@@ -152,10 +172,10 @@ class Life:
             return {"t": ""}, []
 
     def _send(self, message: Message, fds: tuple[int, ...]) -> bool:
-        try:
-            return self._link.send(message, fds)
-        except LinkClosed:
-            return True  # nobody is there to miss it
+        if self._link is not None:
+            with suppress(LinkClosed):
+                return self._link.send(message, fds)
+        return True  # nobody is there to miss it
 
     def _flush(self) -> None:
         while self._outbox:
@@ -165,7 +185,8 @@ class Life:
             self._outbox.popleft()
             for fd in fds:
                 os.close(fd)
-        self._loop.modify(self._link.fileno(), select.EPOLLIN)
+        if self._link is not None:
+            self._loop.modify(self._link.fileno(), select.EPOLLIN)
 
     def _ended(self, ending: Ending) -> None:
         if self.ended:
@@ -175,7 +196,7 @@ class Life:
         if self._timer is not None:
             self._timer.cancel()
         self._close_link()
-        self._theirs.close()
+        self._pipe.close_write()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -183,25 +204,19 @@ class Life:
         self._on_end(self, ending)
 
     def _hear_the_rest(self) -> None:
-        """What it said before it ended counts: a deposit, a lock."""
+        """What it said before it ended counts: a deposit, a lock. Not what a child of it goes on saying."""
         with suppress(LinkClosed):
-            while (got := self._receive()) is not None:
+            for _ in range(_REST):
+                if (got := self._receive()) is None:
+                    return
                 self._on_message(self, *got)
 
     def _close_link(self) -> None:
-        if self._link.sock.fileno() >= 0:
+        if self._link is not None:
             self._loop.forget(self._link.fileno())
             self._link.close()
+            self._link = None
         for _, fds in self._outbox:
             for fd in fds:
                 os.close(fd)
         self._outbox.clear()
-
-
-def _stopped(pid: int) -> bool:
-    """SIGSTOP, or a debugger."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    except OSError:
-        return False

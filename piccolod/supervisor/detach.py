@@ -6,11 +6,16 @@ What a descendant leaves behind would become ours, as we adopt orphans: conmon a
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from piccolod.supervisor import rights
+from piccolod.supervisor.known_process import is_stopped
+
+_LOOK_MS: Final = 100
+_LOOKS: Final = 20
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], stderr: int, fds: Sequence[int] = ()) -> int:
@@ -25,7 +30,7 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], stderr: int, fds: Sequenc
             intermediate = os.fork()
             if intermediate == 0:
                 _intermediate(argv, env, stderr, fds, tell)
-            os.waitpid(intermediate, 0)
+            _wait(intermediate)
         finally:
             rights.adopt_orphans(True)
         os.set_blocking(told, False)
@@ -36,6 +41,21 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], stderr: int, fds: Sequenc
     finally:
         os.close(told)
         os.close(tell)
+
+
+def _wait(intermediate: int) -> None:
+    """For its end, which takes a millisecond. One that is frozen is killed: the supervisor must not wait for it."""
+    pidfd = os.pidfd_open(intermediate)
+    try:
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        for _ in range(_LOOKS):
+            if ended.poll(_LOOK_MS) or is_stopped(intermediate):
+                break
+        os.kill(intermediate, signal.SIGKILL)
+        os.waitpid(intermediate, 0)
+    finally:
+        os.close(pidfd)
 
 
 def _intermediate(argv: Sequence[str], env: Mapping[str, str], stderr: int, fds: Sequence[int], tell: int) -> NoReturn:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from piccolod.supervisor import rights
 from piccolod.supervisor.loop import Loop
 from piccolod.supervisor.reaper import Ending, Reaper
 
@@ -46,6 +47,7 @@ class Disk:
         # The larger queue is a privilege; the ordinary one holds 200 KiB.
         with suppress(OSError):
             ours.setsockopt(socket.SOL_SOCKET, 32, _QUEUE_BYTES)  # SO_SNDBUFFORCE
+        supervisor = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
@@ -53,7 +55,7 @@ class Disk:
             self._loop.after(_AGAIN_S, self.start)
             return
         if pid == 0:
-            _become(theirs)
+            _become(theirs, supervisor)
         theirs.close()
         self._socket, self.pid = ours, pid
         self._reaper.expect(pid, self._ended)
@@ -90,8 +92,9 @@ class Disk:
         self._loop.after(_AGAIN_S, self.start)
 
 
-def _become(frames: socket.socket) -> NoReturn:
+def _become(frames: socket.socket, supervisor: int) -> NoReturn:
     try:
+        rights.wake_with(supervisor)  # else one that is frozen would outlive it
         fd = frames.detach()
         if fd != 3:
             os.dup2(fd, 3, inheritable=False)

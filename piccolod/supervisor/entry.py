@@ -29,12 +29,14 @@ def enter(fd: int, supervisor: int) -> NoReturn:
     """Becomes the module at the other end of the pair. Ends with it."""
     code = 1
     try:
+        if not rights.die_with(supervisor):
+            os._exit(0)
         faulthandler.enable()  # SIGABRT, the supervisor's word for "you hang", leaves the stacks in the log
         link = Link(socket.socket(fileno=fd))
         order = _order(link)
         sys.path[:] = order["path"]
         missing = rights.take(rights.Rights.from_wire(order["rights"]))
-        if not rights.die_with(supervisor):
+        if not rights.die_with(supervisor):  # once more: the change of user has undone it
             os._exit(0)
         if missing:
             link.send({"t": "RIGHTS", "missing": missing})

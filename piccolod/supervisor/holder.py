@@ -31,7 +31,10 @@ class Holders:
         if clock.now() - seen_at < _REMEMBER_S or (key not in self._searches and len(self._searches) >= _MOST):
             found(holder)
         elif key in self._searches:
-            self._searches[key].append(found)
+            if len(self._searches[key]) < _MOST:
+                self._searches[key].append(found)
+            else:
+                found("")
         else:
             self._searches[key] = [found]
             self._go_on(key, search(proto, port))

@@ -55,7 +55,12 @@ class KnownProcess(NamedTuple):
         return -1
 
     def stopped(self) -> bool:
-        return _state(self.pid) in (b"T", b"t")
+        return is_stopped(self.pid)
+
+
+def is_stopped(pid: int) -> bool:
+    """SIGSTOP, or a debugger."""
+    return _state(pid) in (b"T", b"t")
 
 
 def pid_file(paths: Paths) -> Path:

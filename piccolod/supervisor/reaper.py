@@ -1,14 +1,13 @@
 """Who of our children has ended: every child is reaped here and nowhere else, strangers too.
 
-The supervisor adopts orphans, so children appear that it never made (what a module left behind). A module forked by the
-zygote may also end before the zygote has reported its pid; its end is kept until then.
+The supervisor adopts orphans, so children appear that it never made (what a module left behind). What the zygote makes is
+announced before it may become a module: from then on it can be ended by its pid, and its end is kept until it is expected.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Final
 
 from piccolod.supervisor.loop import Loop
 
-_REMEMBERED: Final = 64
+_ANNOUNCED: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +41,35 @@ class Reaper:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._expected: dict[int, OnEnd] = {}
-        self._strangers: OrderedDict[int, Ending] = OrderedDict()
-        self.remember: Callable[[], bool] = lambda: False  # whether a stranger may be one whose pid is still to be reported
+        self._announced: dict[int, Ending | None] = {}
+        self.ask: Callable[[], None] = lambda: None  # hears announcements that are on their way
+
+    def announce(self, pid: int) -> None:
+        """A child that will be expected, or not. Whoever is no child of ours is ignored."""
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        self._announced.pop(pid, None)
+        self._announced[pid] = None
+        while len(self._announced) > _ANNOUNCED:
+            del self._announced[next(iter(self._announced))]
+
+    def is_announced(self, pid: int) -> bool:
+        return pid in self._announced
+
+    def end_announced(self, pid: int) -> None:
+        """Nobody wants it any more: it is killed, wherever it is on its way to become a module."""
+        if pid in self._announced and self._announced.pop(pid) is None:
+            os.kill(pid, signal.SIGKILL)  # ours, and not reaped: its number is nobody else's
+
+    def end_all_announced(self) -> None:
+        for pid in list(self._announced):
+            self.end_announced(pid)
 
     def expect(self, pid: int, on_end: OnEnd) -> bool:
         """Calls `on_end` when `pid` has ended. False: it has already, and the call comes in the next turn."""
-        ending = self._strangers.pop(pid, None)
+        ending = self._announced.pop(pid, None)
         if ending is None:
             self._expected[pid] = on_end
             return True
@@ -58,6 +80,8 @@ class Reaper:
         """On SIGCHLD."""
         while (found := self._peek()) is not None:
             pid, ending = found
+            if pid not in self._expected and pid not in self._announced:
+                self.ask()  # what it was announced with was sent before it could end
             on_end = self._expected.pop(pid, None)
             if on_end is not None:
                 # While it is not reaped its number is nobody else's: what it left in its process group ends with it.
@@ -66,15 +90,13 @@ class Reaper:
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
             if on_end is not None:
-                on_end(ending)
-            elif self.remember():
-                self._strangers[pid] = ending
-                while len(self._strangers) > _REMEMBERED:
-                    self._strangers.popitem(last=False)
-
-    def forget_strangers(self) -> None:
-        """Once no fork is under way: a number of theirs may be given out again."""
-        self._strangers.clear()
+                try:
+                    on_end(ending)
+                except Exception:
+                    self._loop.after(0.0, self.reap)  # the others have ended all the same, and no signal tells of them again
+                    raise
+            elif pid in self._announced:
+                self._announced[pid] = ending
 
     def _peek(self) -> tuple[int, Ending] | None:
         try:

@@ -87,12 +87,16 @@ def take(rights: Rights) -> list[str]:
 
 
 def die_with(parent: int) -> bool:
-    """SIGKILL for this process when `parent` ends. False: it has ended already, or is not the parent.
+    """SIGKILL for this process, frozen or not, when `parent` ends. False: it has ended already, or is not the parent.
 
-    After every change of user, which would undo it.
+    Again after every change of user or capabilities, which would undo it.
     """
-    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    return os.getppid() == parent
+    return _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL)) == 0 and os.getppid() == parent
+
+
+def wake_with(parent: int) -> bool:
+    """SIGCONT for this process when `parent` ends, so that one that was frozen sees the end and can act on it."""
+    return _prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT)) == 0 and os.getppid() == parent
 
 
 def adopt_orphans(yes: bool) -> None:

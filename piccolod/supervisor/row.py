@@ -65,6 +65,11 @@ class Row:
     def ready(self) -> bool:
         return self.state is State.READY
 
+    def cancel_retry(self) -> None:
+        if self.retry is not None:
+            self.retry.cancel()
+        self.retry = None
+
     def document(self, now: float) -> dict[str, Any]:
         """As `modules` shows it."""
         life = self.life

@@ -1,4 +1,4 @@
-"""The two folders of a node: made with the right owners, and locked for the life of one supervisor."""
+"""The two folders of a node: made, given the right owners at each start, and locked for the life of one supervisor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final
 
 from piccolod import clock
 from piccolod.errors import Busy, Failed
-from piccolod.leadership import page
+from piccolod.leadership.page_keeper import PageKeeper
 from piccolod.paths import Paths
 
 GROUP: Final = "piccolo"
@@ -31,23 +31,31 @@ class RunDir:
         """Raises Busy beside another supervisor, naming it; Failed when the folders cannot be made."""
         self._paths = paths
         try:
-            _make(paths.state, 0o711)
-            _make(paths.run, 0o710, group_id())
+            # Theirs are only set when they are made: a person may have chosen a folder that was there.
+            if not paths.state.is_dir():
+                _keep(paths.state, 0o711)
+            if not paths.run.is_dir():
+                _keep(paths.run, 0o710, group_id())
             self._fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise Failed(f"cannot make the folders of this node: {error}", hint="run as root, or choose others") from error
         self._lock()
 
-    def prepare(self, owners: Mapping[Path, str]) -> None:
-        """Everything that must be there before a module starts. `owners`: folders that belong to a user of their own."""
+    def prepare(self, owners: Mapping[Path, str]) -> PageKeeper:
+        """The folders and the page that must be there before a module starts. `owners`: folders with a user of their own.
+
+        Raises Failed when something else is in the place of one.
+        """
         paths = self._paths
-        _make(paths.bus, 0o710, group_id())
-        _make(paths.leash, 0o700)
-        _make(paths.log, 0o700)
-        for folder, user in owners.items():
-            _make(folder, 0o700)
-            _give(folder, user)
-        page.create(paths.page)
+        try:
+            _keep(paths.bus, 0o710, group_id())
+            _keep(paths.leash, 0o700)
+            _keep(paths.log, 0o700)
+            for folder, user in owners.items():
+                _keep(folder, 0o700, user=user)
+            return PageKeeper(paths.page)
+        except OSError as error:
+            raise Failed(f"cannot prepare a folder of this node: {error}", hint="move away what is in its place") from error
 
     def tick(self) -> None:
         """Shows that the supervisor acts: a node that cannot act must not lead."""
@@ -95,23 +103,35 @@ def group_id() -> int:
         return -1
 
 
-def _make(folder: Path, mode: int, gid: int = -1) -> None:
-    if not folder.is_dir():
-        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-        os.chmod(folder, mode)
-    if gid >= 0:
-        os.chown(folder, -1, gid)
+def _keep(folder: Path, mode: int, gid: int = -1, user: str = "root") -> None:
+    """Makes the folder, or takes the one that is there and gives it this mode and owner. A link in its place is an error.
+
+    Where the host has no such user it is root's. What is in it goes along when the owner changes.
+    """
+    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.geteuid() == 0:
+            uid, own_gid = _ids(user)
+            if os.fstat(fd).st_uid != uid:
+                _give_contents(fd, uid, own_gid)
+            os.fchown(fd, uid, own_gid if gid < 0 else gid)
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
-def _give(folder: Path, user: str) -> None:
-    """To `user`, or to root where the host has no such user; what is in it goes along when the owner changes."""
+def _ids(user: str) -> tuple[int, int]:
     try:
         entry = pwd.getpwnam(user)
-        uid, gid = entry.pw_uid, entry.pw_gid
     except KeyError:
-        uid, gid = 0, 0
-    if os.geteuid() != 0 or folder.stat().st_uid == uid:
-        return
-    for path in (*folder.rglob("*"), folder):
-        with suppress(FileNotFoundError):
-            os.chown(path, uid, gid, follow_symlinks=False)
+        return 0, 0
+    return entry.pw_uid, entry.pw_gid
+
+
+def _give_contents(folder: int, uid: int, gid: int) -> None:
+    """By descriptors: no link that somebody puts there meanwhile leads out of the folder."""
+    for _, folders, files, fd in os.fwalk(".", dir_fd=folder):
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):
+                os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)

@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import os
 import re
+import resource
 import socket
 import stat
 from contextlib import suppress
@@ -16,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from piccolod.errors import Failed, Invalid, PiccoloError
+from piccolod.errors import Failed, Invalid, TooMany
 
 _BACKLOG: Final = 4096
-_MOST: Final = 4096  # sockets in all
+_MOST_OF_ONE: Final = 2048  # sockets of one family
+_OF_DESCRIPTORS: Final = 4  # and never more than this part of what the process may have open
 _UNIX_BYTES: Final = 107
 
 
@@ -63,18 +65,16 @@ class Sockets:
         if kept is not None and kept.family != family:
             raise Failed(f"{where} is held by {kept.family}", hint="choose another port")
         if kept is None:
-            if len(self._kept) >= _MOST:
-                raise Failed(f"{_MOST} sockets are open already", hint="close some listeners")
+            self._check_room(family)
             kept = self._kept[where] = _Kept(self._bind(where), family)
         kept.wanted_by.add(module)
         return kept.socket.fileno(), where
 
-    def unlisten(self, module: str, proto: object, address: object, port: object) -> None:
-        try:
-            where = self._checked(proto, address, port)
-        except PiccoloError:
-            return
+    def unlisten(self, module: str, proto: object, address: object, port: object) -> Address:
+        """Returns what it was. Raises Invalid for what is no address."""
+        where = self._checked(proto, address, port)
         self._unwant(where, module)
+        return where
 
     def wanted(self, module: str) -> set[Address]:
         return {where for where, kept in self._kept.items() if module in kept.wanted_by}
@@ -104,6 +104,11 @@ class Sockets:
         if where.proto == "unix":
             with suppress(OSError):
                 os.unlink(where.host)
+
+    def _check_room(self, family: str) -> None:
+        most = min(_MOST_OF_ONE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _OF_DESCRIPTORS)
+        if sum(kept.family == family for kept in self._kept.values()) >= most:
+            raise TooMany(f"{family} listens on {most} sockets already, which is the most", hint="close some listeners")
 
     # --- binding
 

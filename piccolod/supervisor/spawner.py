@@ -1,6 +1,7 @@
 """Makes processes: forked by the zygote where that is possible, else executed. Never waits.
 
-A zygote that does not answer is killed and made anew; whatever it was asked for is executed instead.
+A zygote that does not answer is killed and made anew; whatever it was asked for is executed instead. Each attempt has a
+pair of its own: whatever still comes out of an attempt that was given up speaks to nobody, and two never serve one pair.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Final
 from piccolod import clock
 from piccolod.link import Link, LinkClosed, Message
 from piccolod.supervisor import entry, zygote
+from piccolod.supervisor.known_process import is_stopped
 from piccolod.supervisor.loop import Loop, Timer
 from piccolod.supervisor.reaper import Ending, Reaper
 
@@ -33,11 +35,11 @@ _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "TMPDIR
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A process that is wanted. `pair` and `log` stay the caller's until `done`, which closes nothing."""
+    """A process that is wanted. `log` stays the caller's until `done`, which closes nothing."""
 
     target: str
     fork: bool
-    pair: socket.socket
+    pair: Callable[[], socket.socket]  # for one attempt: the far end of a fresh pair; the one before it is closed. OSError
     log: int
     done: Callable[[int], None]  # its pid; 0: it could not be made
 
@@ -46,6 +48,7 @@ class Order:
 class _Asked:
     order: Order
     give_up: Timer
+    wanted: bool = True
 
 
 class Spawner:
@@ -67,7 +70,7 @@ class Spawner:
         self._pinged = 0
         self._heard_at = 0.0
         self._closed = False
-        reaper.remember = lambda: bool(self._asked)
+        reaper.ask = lambda: self._readable(0)
 
     @property
     def _cold_s(self) -> float:
@@ -82,18 +85,12 @@ class Spawner:
         """Makes the zygote."""
         if self._closed or not self._targets:
             return
-        ours, theirs = Link.pair()
-        log = self._log()
         try:
-            pid = execute(zygote.__file__, theirs.fileno(), log)
-        except OSError as error:
-            ours.close()
+            ours, pid = self._make_zygote()
+        except OSError as error:  # no descriptor or no process is left: once there is, it comes back
             self._say("error", "the zygote cannot be started, modules are executed", reason=str(error))
             self._loop.after(_AGAIN_S, self.start)
             return
-        finally:
-            theirs.close()
-            os.close(log)
         self._link, self.zygote_pid, self.warm = ours, pid, False
         self.zygote_restarts += 1
         self._heard_at = clock.now()
@@ -101,6 +98,19 @@ class Spawner:
         self._reaper.expect(pid, lambda ending: self._ended(pid, ending))
         ours.send({"t": "IMPORT", "path": sys.path, "targets": list(self._targets)})
         self._loop.after(_PING_S, lambda: self._ping(pid))
+
+    def _make_zygote(self) -> tuple[Link, int]:
+        ours, theirs = Link.pair()
+        with theirs:
+            try:
+                log = self._log()
+                try:
+                    return ours, execute(zygote.__file__, theirs.fileno(), log)
+                finally:
+                    os.close(log)
+            except OSError:
+                ours.close()
+                raise
 
     def spawn(self, order: Order) -> None:
         if self._link is None or not order.fork or (self.zygote_restarts > 0 and not self.warm):
@@ -111,14 +121,21 @@ class Spawner:
         number = self._ids
         message = {"t": "FORK", "id": number, "target": order.target}
         try:
-            sent = self._link.send(message, (order.pair.fileno(), order.log))
-        except LinkClosed:
+            with order.pair() as pair:
+                sent = self._link.send(message, (pair.fileno(), order.log))
+        except (LinkClosed, OSError):
             sent = False
         if not sent:
             self._execute(order)
             return
         answer_s = _WARM_ANSWER_S if self.warm else self._cold_s
         self._asked[number] = _Asked(order, self._loop.after(answer_s, lambda: self._late(number)))
+
+    def withdraw(self, order: Order) -> None:
+        """It is not wanted any more: `done` is not called, and a process that is made for it all the same is ended."""
+        for asked in self._asked.values():
+            if asked.order is order:
+                asked.wanted = False
 
     def close(self) -> None:
         self._closed = True
@@ -138,22 +155,29 @@ class Spawner:
         if message["t"] == "PONG":
             self.warm = bool(message.get("warm"))
             return
+        if message["t"] == "BLANK":
+            self._reaper.announce(int(message["pid"]))
+            return
         asked = self._asked.pop(int(message.get("id", 0)), None)
         if asked is None:
             return
         asked.give_up.cancel()
-        if message["t"] == "FORKED":
-            asked.order.done(int(message["pid"]))
+        pid = int(message.get("pid", 0))
+        if not asked.wanted:
+            self._reaper.end_announced(pid)
+        elif self._reaper.is_announced(pid):
+            asked.order.done(pid)
         else:
             self._say("warning", "executed instead of forked", target=asked.order.target, reason=message.get("reason"))
             self._execute(asked.order)
-        if not self._asked:
-            self._reaper.forget_strangers()
 
     def _ping(self, pid: int) -> None:
         if self._link is None or pid != self.zygote_pid:
             return
         silent_s = clock.now() - self._heard_at
+        if silent_s > _PING_S / 2 and is_stopped(pid):
+            self._drop("the zygote is stopped")
+            return
         if (self.warm and silent_s > 2 * _PING_S + _WARM_ANSWER_S) or silent_s > self._cold_s + _PING_S:
             self._drop("the zygote does not answer")
             return
@@ -171,7 +195,7 @@ class Spawner:
             self._drop(f"the zygote has ended: {ending}")
 
     def _drop(self, reason: str) -> None:
-        """A fork that was not released yet ends by itself; one that was, but not reported, meets a second life on its pair."""
+        """What it has made and not reported ends: at once, or by the end of its pair where it was not even announced."""
         if self._link is None:
             return
         self._loop.forget(self._link.fileno())
@@ -179,6 +203,7 @@ class Spawner:
         self._link, self.warm = None, False
         with suppress(ProcessLookupError):
             os.kill(self.zygote_pid, signal.SIGKILL)
+        self._reaper.end_all_announced()
         asked, self._asked = list(self._asked.values()), {}
         for each in asked:
             each.give_up.cancel()
@@ -186,14 +211,16 @@ class Spawner:
             return
         self._say("warning", "making a new zygote", reason=reason)
         for each in asked:
-            self._execute(each.order)
+            if each.wanted:
+                self._execute(each.order)
         self._loop.after(0.0 if self.zygote_restarts == 0 else _AGAIN_S, self.start)
 
     # --- without the zygote
 
     def _execute(self, order: Order) -> None:
         try:
-            pid = execute(entry.__file__, order.pair.fileno(), order.log)
+            with order.pair() as pair:
+                pid = execute(entry.__file__, pair.fileno(), order.log)
         except OSError as error:
             self._say("error", "a process cannot be made", target=order.target, reason=str(error))
             self._loop.after(0.0, lambda: order.done(0))

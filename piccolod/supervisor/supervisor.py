@@ -11,12 +11,13 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from piccolod import clock, podman_conf
 from piccolod.config import Config
-from piccolod.errors import Busy, NotFound
+from piccolod.errors import Busy, NotFound, PiccoloError
 from piccolod.kernel import MODULES, ModuleSpec, Spawn
 from piccolod.supervisor import restart, revision, rights
 from piccolod.supervisor.bus_sockets import BusSockets
@@ -41,7 +42,7 @@ from piccolod.supervisor.say import Say
 from piccolod.supervisor.sockets import Sockets
 from piccolod.supervisor.spawner import Spawner
 from piccolod.supervisor.third_guard import ThirdGuard
-from piccolod.supervisor.tree import NEEDED, Tree
+from piccolod.supervisor.tree import CONSENSUS, NEEDED, Tree
 from piccolod.supervisor.voice import Voice
 
 _STOP_S: Final = 4.0
@@ -82,7 +83,7 @@ class Supervisor:
         self._changed = False
         rights.no_core_dumps()
         rights.adopt_orphans(True)
-        self._run_dir.prepare(_owners(config, self._table))
+        keeper = self._run_dir.prepare(_owners(config, self._table))
         self._signals()
         # What is here now is neither written to by a collector of ours nor of the log writer, which shares it.
         gc.collect()
@@ -112,8 +113,8 @@ class Supervisor:
         )  # fmt: skip
         self._tree = Tree(parts, self._table, config, self._on_change, policy, pace)
         self._loop.on_stall = self._stalled
-        self._guard = ThirdGuard(self._loop, paths, self._run_dir.tick, self._say)
-        self._control = Control(self._loop, paths, self._commands(), lambda: self._tree.pid_of("api"))
+        self._guard = ThirdGuard(self._loop, paths, keeper, self._run_dir.tick, self._page_renewed, self._say)
+        self._control = Control(self._loop, paths, self._commands(), lambda: self._tree.roster.pid_of("api"))
         self._podman: PodmanService | None = None
         self._leashes: Leashes | None = None
         if externals:
@@ -207,6 +208,11 @@ class Supervisor:
         if signal.SIGHUP in numbers:
             self._say("info", "the configuration is read at start: restart piccolod to change it")
 
+    def _page_renewed(self) -> None:
+        """Consensus writes to the page that it has open; its next life has the new one, and the terms of this boot."""
+        with suppress(PiccoloError):  # it is not in the table, or all stops
+            self._tree.restart(CONSENSUS, "the deadline page was made anew")
+
     def _stalled(self, stalled_s: float) -> None:
         self._tree.forgive(stalled_s)
         if stalled_s > 1.0:
@@ -226,12 +232,12 @@ class Supervisor:
         self._changed = False
         if self._stopping:
             return
-        lacking = [name for name, row in self._tree.rows.items() if row.state not in (State.READY, State.DISABLED)]
+        lacking = [name for name, row in self._tree.roster.rows.items() if row.state not in (State.READY, State.DISABLED)]
         for name, state, reason in self._externals():
             self._tell_external(name, state, reason)
             if state is not State.READY:
                 lacking.append(name)
-        if not self._was_ready and self._tree.ready(NEEDED):
+        if not self._was_ready and self._tree.roster.all_ready(NEEDED):
             self._was_ready = True
             self._notify.ready()
             self._say("info", "piccolod is ready", ms=round((clock.now() - self._began_at) * 1000))
@@ -255,7 +261,7 @@ class Supervisor:
         lacks: dict[str, list[str]] = {}
         if not self._cgroups.limits_memory:
             lacks["no cgroup is delegated to piccolod: memory limits are watched, not enforced"] = ["all"]
-        for name, row in self._tree.rows.items():
+        for name, row in self._tree.roster.rows.items():
             for warning in row.warnings:
                 lacks.setdefault(warning, []).append(name)
         for warning, names in lacks.items():
@@ -294,7 +300,7 @@ class Supervisor:
 
     def _documents(self) -> list[dict[str, Any]]:
         now = clock.now()
-        documents = self._tree.documents()
+        documents = self._tree.roster.documents(now)
         if self._podman is not None:
             documents.append(self._podman.document(now))
         return documents + (self._leashes.documents(now) if self._leashes is not None else [])
@@ -312,7 +318,7 @@ class Supervisor:
 
     def _named(self, request: dict[str, Any]) -> str:
         name = request.get("name")
-        known = {*self._tree.rows, *self._books}
+        known = {*self._tree.roster.rows, *self._books}
         if not isinstance(name, str) or name not in known:
             raise NotFound(f"there is no module {str(name)[:40]!r}", hint="`piccoloctl modules list` shows them")
         return name

@@ -1,4 +1,7 @@
-"""The supervisor as the third guard: kills led containers whose term is over, beside the two leashes and apps."""
+"""The supervisor as the third guard: kills led containers whose term is over, beside the two leashes and apps.
+
+As it looks often, it is also the one that makes a lost deadline page anew.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,32 @@ from piccolod import clock
 from piccolod.leadership import leash_table
 from piccolod.leadership.guard import next_look_s, overdue
 from piccolod.leadership.leash_table import TableReader
-from piccolod.leadership.page import PageReader
+from piccolod.leadership.page import Page, PageReader
+from piccolod.leadership.page_keeper import PageKeeper
 from piccolod.paths import Paths
 from piccolod.supervisor.loop import Loop
 
 # Between two looks while no deadline runs: a term can still leave the page, and a container can be armed.
 _CALM_S: Final = 0.25
+_RENEW_S: Final = 1.0  # something may take it away again and again
 
 
 class ThirdGuard:
-    def __init__(self, loop: Loop, paths: Paths, tick: Callable[[], None], say: Callable[..., None]) -> None:
-        """`tick` shows others that this process acts."""
+    def __init__(
+        self,
+        loop: Loop,
+        paths: Paths,
+        keeper: PageKeeper,
+        tick: Callable[[], None],
+        on_renewed: Callable[[], None],
+        say: Callable[..., None],
+    ) -> None:
+        """`tick` shows others that this process acts. `on_renewed`: there is an empty page, for consensus to fill."""
         self._loop = loop
+        self._keeper = keeper
+        self._renewed_at = float("-inf")
+        self._unread = 0  # looks in a row that found nothing whole on the page
+        self._on_renewed = on_renewed
         self._boot_id = clock.boot_id()
         self._reader = PageReader(paths.page)
         self._table = TableReader(paths.leash)
@@ -49,4 +66,19 @@ class ThirdGuard:
                     self._told.add(entry.file)
                     self._say("warning", "killed a container: its term is over", container=entry.container, epoch=entry.epoch)
         self._told &= entries.keys()
+        self._keep_page(page, now)
         return next_look_s(page, now) if entries and page is not None and math.isfinite(page.hard_at) else _CALM_S
+
+    def _keep_page(self, page: Page | None, now: float) -> None:
+        self._unread = 0 if page is not None else self._unread + 1
+        # A writer that laps us again and again looks the same, once.
+        lost = self._keeper.lost() or ("nothing on it is whole" if self._unread > 1 else "")
+        if lost and now - self._renewed_at >= _RENEW_S:
+            self._renewed_at, self._unread = now, 0
+            self._say("error", "the deadline page was lost, making it anew", reason=lost)
+            try:
+                self._keeper.renew()
+            except OSError as error:
+                self._say("error", "the deadline page cannot be made", reason=str(error))
+            else:
+                self._on_renewed()

@@ -7,12 +7,17 @@ It holds no thread, socket of the bus, loop or secret. Its pair with the supervi
     IMPORT {path, targets}               what to import, in order, whenever there is nothing else to do
     FORK {id, target} + pair, log        -> FORKED {id, pid}, or REFUSED {id, reason}: then the supervisor executes it
     PING {id}                            -> PONG {id, warm}
+                                            BLANK {pid}: a process that may become a module from now on
 
 Forking is the longest part of a restart, so one blank process waits in advance for what it shall become.
 
 Order of a fork, measured: the intermediate ends, the zygote waits for it (only that proves that the grandchild has been
-handed to the supervisor), then the grandchild may become a module, and only then its pid is reported. End of file on a
-pipe would prove nothing, because the kernel closes files before it hands children over.
+handed to the supervisor), then the grandchild ties its life to the supervisor's, then its pid is announced, and only then
+it may become a module. End of file on a pipe would prove nothing, because the kernel closes files before it hands children
+over; a parent-death signal set any earlier would be the end of the intermediate's child, not of the supervisor's.
+
+The supervisor may give up at any instant of this: a pair is given to the zygote once, so that whoever got it and was not
+reported in time finds its other end closed, and whoever is frozen is ended by the pid that was announced.
 """
 
 from __future__ import annotations
@@ -37,6 +42,8 @@ from piccolod.link import Link, LinkClosed, Message
 from piccolod.supervisor import entry, rights
 
 _WAKE_S: Final = 0.1
+_TIE_S: Final = 0.2
+_TIE_SPARE_S: Final = 1.0  # nobody waits for it, and the machine may be busy
 _CALM_MS: Final = 50  # the module that was just forked has the processor first
 _AGAIN_MS: Final = 1000
 
@@ -48,17 +55,37 @@ class Blank(NamedTuple):
     pidfd: int
     link: socket.socket
 
-    def become(self, fds: list[int]) -> bool:
-        """False: it is dead or frozen; then it is killed."""
-        with self.link, suppress(OSError):
+    def is_tied(self, within_s: float) -> bool:
+        """Whether it will end with the supervisor. To be asked once, when it has been handed over."""
+        with suppress(OSError):
+            self.link.send(b"?", socket.MSG_NOSIGNAL)
+            return self._answers(within_s)
+        return False
+
+    def take(self, fds: list[int]) -> bool:
+        """False: it is dead and has got nothing."""
+        with suppress(OSError):
             socket.send_fds(self.link, [b"!"], fds, socket.MSG_NOSIGNAL)
-            if select.select([self.link], [], [], _WAKE_S)[0] and self.link.recv(1):
-                os.close(self.pidfd)
-                return True
+            return True
+        return False
+
+    def goes_on(self) -> bool:
+        """Whether it makes something of what it took."""
+        with suppress(OSError):
+            return self._answers(_WAKE_S)
+        return False
+
+    def close(self) -> None:
+        self.link.close()
+        os.close(self.pidfd)
+
+    def kill(self) -> None:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        os.close(self.pidfd)
-        return False
+        self.close()
+
+    def _answers(self, within_s: float) -> bool:
+        return bool(select.select([self.link], [], [], within_s)[0] and self.link.recv(1))
 
 
 class Zygote:
@@ -86,7 +113,7 @@ class Zygote:
             else:
                 # Nobody waits for us now; where it cannot be had it is tried again, not at once.
                 with suppress(OSError):
-                    self._spare = self._blank()
+                    self._spare = self._blank(_TIE_SPARE_S)
                 again_ms = None if self._spare is not None else _AGAIN_MS
 
     def _serve(self, message: Message, fds: list[int]) -> None:
@@ -107,29 +134,37 @@ class Zygote:
             return {"t": "REFUSED", "reason": reason}
         if (tasks := len(os.listdir("/proc/self/task"))) != 1:
             return {"t": "REFUSED", "reason": f"importing has started {tasks - 1} thread(s): it cannot be forked"}
-        spare, self._spare = self._spare, None
-        if spare is not None and spare.become(fds):
-            return {"t": "FORKED", "pid": spare.pid}
-        try:
-            blank = self._blank()
-        except OSError as error:
-            return {"t": "REFUSED", "reason": f"the process could not be forked: {error.strerror}"}
-        if blank is not None and blank.become(fds):
-            return {"t": "FORKED", "pid": blank.pid}
-        return {"t": "REFUSED", "reason": "the process could not be forked"}
+        blank, self._spare = self._spare, None
+        if blank is not None and not blank.take(fds):
+            blank.kill()
+            blank = None
+        if blank is None:
+            try:
+                blank = self._blank(_TIE_S)
+            except OSError as error:
+                return {"t": "REFUSED", "reason": f"the process could not be forked: {error.strerror}"}
+            if blank is None or not blank.take(fds):
+                return {"t": "REFUSED", "reason": "the process could not be forked"}
+        if not blank.goes_on():  # it may have read from the pair: that is no other process's any more
+            blank.kill()
+            return {"t": "REFUSED", "reason": "the process that waited for this has frozen"}
+        blank.close()
+        return {"t": "FORKED", "pid": blank.pid}
 
-    def _blank(self) -> Blank | None:
+    def _blank(self, within_s: float) -> Blank | None:
+        """Tied and announced. Raises OSError."""
         gc.freeze()  # what was imported is never written to by a collector, neither here nor in the children
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         told, tell = os.pipe()
         try:
+            zygote = os.getpid()
             intermediate = os.fork()
             if intermediate == 0:
-                self._intermediate(theirs, tell)
+                self._intermediate(zygote, theirs, tell)
             os.waitpid(intermediate, 0)
             os.set_blocking(told, False)
             pid = int(os.read(told, 16))
-            return Blank(pid, os.pidfd_open(pid), ours)
+            blank = Blank(pid, os.pidfd_open(pid), ours)
         except (OSError, ValueError):
             ours.close()
             return None
@@ -137,9 +172,15 @@ class Zygote:
             theirs.close()
             os.close(told)
             os.close(tell)
+        if blank.is_tied(within_s) and self._link.send({"t": "BLANK", "pid": pid}):
+            return blank
+        blank.kill()
+        return None
 
-    def _intermediate(self, link: socket.socket, tell: int) -> NoReturn:
+    def _intermediate(self, zygote: int, link: socket.socket, tell: int) -> NoReturn:
         try:
+            if not rights.die_with(zygote):  # its child does not inherit this
+                os._exit(1)
             pid = os.fork()
             if pid == 0:
                 self._become(link.detach())
@@ -155,6 +196,9 @@ class Zygote:
         os.dup2(fd, 3, inheritable=False)
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         link = socket.socket(fileno=3)
+        if not link.recv(1) or not rights.die_with(self._supervisor):
+            os._exit(0)
+        link.send(b"!")
         _, fds, _, _ = socket.recv_fds(link, 1, 2, socket.MSG_CMSG_CLOEXEC)
         if len(fds) != 2:
             os._exit(0)

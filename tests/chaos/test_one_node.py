@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +106,44 @@ def test_the_zygote_killed_or_frozen_is_replaced_and_modules_still_restart(node:
         until(lambda zygote=zygote: _zygote(node) not in (0, zygote), "another zygote", 10)
 
 
+@pytest.mark.parametrize("lose", [Path.unlink, lambda page: os.truncate(page, 0)], ids=["removed", "emptied"])
+def test_a_lost_deadline_page_stops_the_app_until_there_is_another_and_ends_no_process_but_consensus(
+    node: Node, lose: Callable[[Path], None]
+) -> None:
+    container = int(node.podman("inspect", "--format", "{{.State.Pid}}", "piccolo-hello"))
+    port = node.public_port("hello")
+    assert node.process is not None
+    supervisor, instance = node.process.pid, node.instance("consensus")
+    others = {name: module["pid"] for name, module in node.modules().items() if name != "consensus"}
+    lose(node.run / "page")
+    until(lambda: not _alive(container), "the container is ended: nobody can see its term", 2)
+    until(lambda: node.is_replaced("consensus", instance), "consensus writes to another page", 5)
+    until(lambda: _serves(node, port), "the app serving again", 10)
+    assert node.process.pid == supervisor and _alive(supervisor)
+    assert {name: module["pid"] for name, module in node.modules().items() if name != "consensus"} == others
+
+
+def test_the_supervisor_killed_while_all_is_frozen_leaves_containers_leashes_and_podman_alone(node: Node) -> None:
+    container = container_of(node)
+    assert node.process is not None
+    supervisor = node.process.pid
+    until(lambda: _spares(node, supervisor), "a spare waits", 20)
+    tree = _descendants(supervisor)
+    names = {name: module["pid"] for name, module in node.modules().items()}
+    assert {names[name] for name in MODULE_NAMES} < tree
+    for pid in tree:
+        os.kill(pid, signal.SIGSTOP)
+    node.kill()
+    until(lambda: not [pid for pid in tree if _alive(pid)], "nobody of the tree", 0.5)
+    for name in ("leash.0", "leash.1", "podman"):
+        assert _alive(names[name]), name
+    assert "piccolo-hello" in node.podman("ps", "--format", "{{.Names}}")
+    node.start()
+    node.unlock()
+    node.wait_app("hello")
+    assert container_of(node) == container
+
+
 def test_the_supervisor_killed_takes_every_module_with_it_and_the_next_one_adopts_the_app(node: Node) -> None:
     container = container_of(node)
     port = node.public_port("hello")
@@ -145,6 +184,18 @@ def _alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
     except FileNotFoundError:
         return False
+
+
+def _descendants(pid: int) -> set[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        children = [int(child) for child in file.read().split()]
+    return set(children).union(*(_descendants(child) for child in children))
+
+
+def _spares(node: Node, supervisor: int) -> set[int]:
+    """What waits to become a module."""
+    known = {module["pid"] for module in node.modules().values()}
+    return _descendants(supervisor) - known - {_zygote(node), int(node.supervisor("tree")["log_writer"]["pid"])}
 
 
 def _zygote(node: Node) -> int:

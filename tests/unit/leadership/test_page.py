@@ -108,7 +108,7 @@ def test_a_write_torn_at_any_byte_leaves_the_old_state_or_the_new_one(paths: Pat
     old = page_writer.write(a_page({f"app:a{i}": Term(i, 1) for i in range(3)}))
     new = a_page({f"app:a{i}": Term(100 + i, 2, closing=True) for i in range(4)})._replace(seq=old.seq + 1)
     stream = [(at + i, part[i : i + 1]) for at, part in page_module._parts(new) for i in range(len(part))]
-    current, slot = page_module._older_slot(page_writer._map)
+    current, slot = page_module._older_slot(page_writer._at)
     assert current == old
     blank = page_writer._map[slot : slot + page_module._SLOT_BYTES]
     seen_new = 0

@@ -99,6 +99,8 @@ def main(link: Link) -> None:
     if "crash" in words:
         print("the last word of", sample.name, file=sys.stderr)
         os._exit(3)
+    if "verbose" in words:
+        os.write(2, (b"x" * 99 + b"\n") * 2000)
     if "slow" in words:
         sample.tell(t="EXTEND", seconds=3.0, reason="reads a lot")
         until = time.monotonic() + 1.5

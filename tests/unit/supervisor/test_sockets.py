@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import stat
@@ -13,7 +14,7 @@ import time
 
 import pytest
 
-from piccolod.errors import Failed, Invalid
+from piccolod.errors import Failed, Invalid, TooMany
 from piccolod.kernel import MODULES
 from piccolod.supervisor.holder import Holders, search
 from piccolod.supervisor.loop import Loop
@@ -62,6 +63,22 @@ def test_a_socket_is_closed_when_the_last_of_the_family_gives_it_up(sockets):
     sockets.unlisten("router.1", "tcp", "127.0.0.1", port)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_family_that_asks_for_too_many_is_refused_with_the_number_and_the_others_still_get_theirs(sockets):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    try:
+        for number in range(100):
+            sockets.listen("router.0", "tcp", f"127.0.1.{number}", 0)
+        with pytest.raises(TooMany, match="router listens on 100 sockets already"):
+            sockets.listen("router.1", "tcp", "127.0.2.1", 0)
+        sockets.listen("router.1", "tcp", "127.0.1.1", 0)  # one that the family has
+        sockets.listen("api", "tcp", "127.0.2.1", 0)
+        sockets.unlisten("router.0", "tcp", "127.0.1.0", 0)
+        sockets.listen("router.0", "tcp", "127.0.2.2", 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_taken_port_names_the_program_that_holds_it(sockets):

@@ -315,6 +315,21 @@ def test_no_process_survives_the_supervisor_by_half_a_second(make_node):
     wait_for(lambda: all(gone(pid) for pid in everyone), f"nobody of {everyone} is left", timeout_s=0.5)
 
 
+def test_no_process_survives_the_supervisor_by_half_a_second_though_all_were_frozen(make_node):
+    node = make_node([row("broker"), row("m"), row("x", spawn="exec")]).start()
+    tree = wait_for(lambda: (found := node.tree())["zygote"]["warm"] and found, "the zygote is warm")
+    assert node.process is not None
+    known = {each["pid"] for each in tree["modules"]} | {tree["zygote"]["pid"], tree["log_writer"]["pid"]}
+    everyone = set(wait_for(lambda: set(children(node.process.pid)) - known and children(node.process.pid), "a spare waits"))
+    assert known < everyone
+    node.seen |= everyone
+    for pid in everyone:
+        os.kill(pid, signal.SIGSTOP)
+    node.process.kill()
+    node.process.wait()
+    wait_for(lambda: all(gone(pid) for pid in everyone), f"nobody of {everyone} is left", timeout_s=0.5)
+
+
 def test_a_supervisor_starts_at_once_after_another_was_killed(make_node):
     node = make_node(THREE).start()
     assert node.process is not None

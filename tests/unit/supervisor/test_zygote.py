@@ -135,3 +135,37 @@ def test_a_spare_ends_with_its_zygote_and_with_the_supervisor(make_node):
     node.process.kill()
     node.process.wait()
     wait_for(lambda: gone(second), "the second has ended", timeout_s=0.5)
+
+
+@pytest.mark.parametrize("frozen", ["zygote", "both"])
+def test_who_was_released_and_never_reported_does_not_live_beside_its_successor(make_node, frozen):
+    node = make_node([row("broker"), row("m", target="tests.unit.supervisor.freezing_sample:main")])
+    node.env["TMPDIR"] = str(node.folder)
+    node.start()
+    warm(node)
+    spare = spare_of(node)
+    (node.folder / "freeze").write_text(frozen)
+    found = node.wait_replaced("m", node.kill("m"), timeout_s=2.0)
+    assert int((node.folder / "released").read_text()) == spare, "the freeze came in the instant that is meant"
+    assert found["pid"] != spare
+    wait_for(lambda: gone(spare), "the one that nobody knew of has ended", timeout_s=1.0)
+    assert found["restarts"] == 1, "neither of the two took the other's messages"
+    assert [word for _, name, word in node.notes() if name == "m"] == ["start", "ready"] * 2
+
+
+def test_a_zygote_frozen_in_a_cold_start_is_replaced_within_seconds(make_node):
+    node = make_node([row("m", target="tests.unit.supervisor.slow_import_sample:main")]).start(ready=False)
+    zygote = node.tree()["zygote"]["pid"]
+    os.kill(zygote, signal.SIGSTOP)
+    node.wait_ready(timeout_s=6.0)  # a second until it is seen, a second for the import
+    assert gone(zygote)
+
+
+def test_a_stop_while_the_zygote_is_frozen_in_a_cold_start_waits_for_nobody(make_node):
+    node = make_node([row("m", target="tests.unit.supervisor.slow_import_sample:main")]).start(ready=False)
+    zygote = node.tree()["zygote"]["pid"]
+    os.kill(zygote, signal.SIGSTOP)
+    began = time.monotonic()
+    assert node.stop(signal.SIGTERM) == 0
+    assert time.monotonic() - began < 1.0
+    wait_for(lambda: gone(zygote), "the zygote has ended too", timeout_s=0.5)
