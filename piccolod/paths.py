@@ -95,6 +95,11 @@ class Paths:
         return self.run / "routes"
 
     @property
+    def guesses(self) -> Path:
+        """Who guessed the password how often in this boot."""
+        return self.run / "guesses"
+
+    @property
     def app_files(self) -> Path:
         """Rendered app_config and secret files of running apps: memory only, never under `state`."""
         return self.run / "app-files"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ from piccolod.protocol.persistence import (
 from services.persistence import history
 from services.persistence.committer import Committer
 from services.persistence.documents import DocumentCommands
+from services.persistence.guesses import Guesses
 from services.persistence.secret import SecretKey
 from services.persistence.store import Folded, Store
 from services.persistence.vault import Condition, Vault
@@ -58,7 +60,8 @@ class Service:
         paths = module.paths
         self._page = PageReader(paths.page)
         self._gate = Gate(self._page)
-        self._vault = Vault(paths.control_db, paths.keyset, self._committer, self._changed, module.log)
+        guesses = Guesses(paths.guesses / "counts.json")
+        self._vault = Vault(paths.control_db, paths.keyset, self._committer, self._changed, module.log, guesses=guesses)
         self._deposit_left = module.deposited(DEPOSIT) is not None
         self._documents = DocumentCommands(self._vault, module.log)
         self._announced = 0
@@ -70,6 +73,8 @@ class Service:
     async def start(self) -> None:
         module = self._module
         module.paths.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # then wrong guesses are counted until the next restart
+            module.paths.guesses.mkdir(mode=0o700, exist_ok=True)
         module.serve(GetCryptoStatus, self._crypto_status)
         module.serve(Setup, self._setup)
         module.serve(Unlock, self._unlock)
