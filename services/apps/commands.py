@@ -17,11 +17,9 @@ from piccolod.errors import (
     Invalid,
     Locked,
     NotFound,
-    NotLeader,
     NotSupported,
     PiccoloError,
     Problem,
-    TermOver,
     Unavailable,
 )
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -416,15 +414,10 @@ class Commands:
             raise Locked("the control store is locked", hint="`piccoloctl unlock`")
 
     async def _writable(self) -> None:
+        """An early word; the store itself refuses for certain, and knows why the kernel is not led."""
         await self._readable()
-        self._leading()
-
-    def _leading(self) -> None:
-        """An early word; the store itself refuses for certain."""
-        try:
-            self._node.gate.check(RESOURCE_KERNEL)
-        except TermOver as error:
-            raise NotLeader(f"this node does not lead the kernel: {error.reason}", hint="ask the leader") from None
+        if not self._node.gate.holds(RESOURCE_KERNEL):
+            await self._node.documents.check_writable()
 
 
 def _consented(manifest: Manifest, consent: bool, action: str) -> None:

@@ -7,10 +7,12 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
+from piccolod import clock
 from piccolod.errors import Invalid, PiccoloError
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
 from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.roles import Reason
 from piccolod.module import Caller, Module
 from piccolod.protocol.base import Level, Nothing, Request
 from piccolod.protocol.consensus import Campaign, Closing, Withdraw
@@ -36,8 +38,10 @@ from piccolod.protocol.persistence import (
 )
 from services.persistence import history
 from services.persistence.committer import Committer
+from services.persistence.disk import WELL, refused
 from services.persistence.documents import DocumentCommands
 from services.persistence.guesses import Guesses
+from services.persistence.kernel_term import Step, steps
 from services.persistence.secret import SecretKey
 from services.persistence.store import Folded, Store
 from services.persistence.vault import Condition, Vault
@@ -65,7 +69,8 @@ class Service:
         self._deposit_left = module.deposited(DEPOSIT) is not None
         self._documents = DocumentCommands(self._vault, module.log)
         self._announced = 0
-        self._trouble: PiccoloError | None = None
+        self._disk = WELL
+        self._ending = Reason.LOCKED  # why the term that was closed last ends
         self._nudge = asyncio.Event()
         self._aligning = asyncio.Lock()
         self._said: LockStateChanged | None = None
@@ -251,6 +256,7 @@ class Service:
             if self._vault.commits is not None:
                 await self._vault.commits.recover()
             elif self._vault.condition is Condition.UNAVAILABLE:
+                self._disk_refused(self._vault.reason)
                 await self._open()
             self._nudge.clear()
             try:
@@ -260,20 +266,25 @@ class Service:
                 continue
 
     async def _align(self) -> bool:
-        """Makes the term of `kernel` follow the lock: led while unlocked, given up while not. False when it could not."""
+        """Makes the term of `kernel` follow: led while the store takes writes, given up while not. False when it could not."""
         async with self._aligning:
+            unlocked = self._vault.store is not None
+            if not unlocked and self._vault.condition is Condition.UNAVAILABLE and not self._disk.persists:
+                return True  # it may be back in a moment, and the very term with it
             page = self._page.read()
-            term = page.terms.get(RESOURCE_KERNEL) if page else None
+            held = page.terms.get(RESOURCE_KERNEL) if page else None
+            able = unlocked and not self._disk.persists
+            if not able:
+                self._ending = Reason.UNHEALTHY if self._disk.persists else Reason.LOCKED
             try:
-                if self._vault.store is not None:
-                    if term is not None and term.closing:
-                        await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=term.token, reason="locked"))
-                    if not self._gate.holds(RESOURCE_KERNEL):
+                for step in steps(able=able, held=held, holds=self._gate.holds(RESOURCE_KERNEL)):
+                    # Closed: nothing writes any more, for each write looks at the gate once more before its commit.
+                    if step is Step.CAMPAIGN:
                         await self._ask(Campaign(resource=RESOURCE_KERNEL))
-                elif term is not None and self._vault.condition is not Condition.UNAVAILABLE:
-                    # Nothing writes any more: the committer was drained before the condition changed.
-                    await self._ask(Closing(resource=RESOURCE_KERNEL, token=term.token))
-                    await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=term.token, reason="locked"))
+                    elif held is not None and step is Step.CLOSE:
+                        await self._ask(Closing(resource=RESOURCE_KERNEL, token=held.token))
+                    elif held is not None:
+                        await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=held.token, reason=self._ending))
             except PiccoloError as error:
                 self._module.log.debug("could not align the term of the kernel", reason=error.detail)
                 return False
@@ -326,16 +337,33 @@ class Service:
         self._announced = event.rev
 
     def _on_trouble(self, error: PiccoloError | None) -> None:
-        self._trouble = error
         if error is None:
-            self._module.log.info("the control store takes writes again")
+            self._disk_is_well()
         else:
-            self._module.log.error("a write of the control store failed", code=error.code, reason=error.detail)
+            if not self._disk.failures:
+                self._module.log.error("a write of the control store failed", code=error.code, reason=error.detail)
+            self._disk_refused(error.detail)
+
+    def _disk_refused(self, reason: str) -> None:
+        gave_up = self._disk.persists
+        self._disk = refused(self._disk, reason, clock.now())
+        if self._disk.persists and not gave_up:
+            self._module.log.error("gives the kernel away: the disk takes no writes", reason=reason)
+            self._nudge.set()
         self._judge_health()
+
+    def _disk_is_well(self) -> None:
+        if self._disk.failures:
+            self._module.log.info("the control store takes writes again", failures=self._disk.failures)
+            self._disk = WELL
+            self._nudge.set()
+            self._judge_health()
 
     def _changed(self) -> None:
         vault = self._vault
         store = vault.store
+        if vault.condition is not Condition.UNAVAILABLE:
+            self._disk_is_well()  # the store was just read, or nobody writes it
         self._judge_health()
         if vault.condition is Condition.UNAVAILABLE:
             return
@@ -353,9 +381,10 @@ class Service:
     def _judge_health(self) -> None:
         """Locked and not set up are conditions, not faults: readiness says them with their reason."""
         vault = self._vault
+        given_away = "; this node does not lead the kernel until the disk takes writes" if self._disk.persists else ""
         if vault.condition in (Condition.CORRUPT, Condition.UNAVAILABLE) or vault.damage or vault.keyset_damage:
-            self._module.health(Level.ERROR, vault.reason or vault.damage or vault.keyset_damage)
-        elif self._trouble is not None:
-            self._module.health(Level.ERROR, self._trouble.detail)
+            self._module.health(Level.ERROR, (vault.reason or vault.damage or vault.keyset_damage) + given_away)
+        elif self._disk.failures:
+            self._module.health(Level.ERROR, self._disk.reason + given_away)
         else:
             self._module.health(Level.OK, vault.reason)
