@@ -43,6 +43,7 @@ from piccolod.protocol.apps import (
     PlanApp,
     Quiesce,
     Quiesced,
+    Resume,
     ShowApp,
     UninstallApp,
     UpdateApp,
@@ -99,6 +100,7 @@ class Commands:
         serve(UpdateApp, self.update)
         serve(UninstallApp, self.uninstall)
         serve(Quiesce, self.quiesce)
+        serve(Resume, self.resume)
         serve(GetAppLogs, self.logs)
         serve(ListImages, self.images)
         serve(AddImage, self.add_image)
@@ -300,7 +302,8 @@ class Commands:
 
     async def quiesce(self, request: Quiesce, caller: Caller) -> Quiesced:
         """Answers when every led app is at rest, or says which is not by the deadline."""
-        self._node.quiet.begin(clock.now(), locked=self._node.locked)
+        # A module that has just started takes the store for locked; what it hears first is then no unlock.
+        self._node.silence.begin(locked=self._node.locked and self._node.known.is_set())
         asyncio.get_running_loop().call_later(PATIENCE_S, self._wake_all)
         self._wake_all()
         led = {name: app for name, app in self._apps.items() if app.stored.desired.current.manifest.is_led}
@@ -308,9 +311,12 @@ class Commands:
             async with asyncio.timeout(max(0.1, caller.deadline_at - clock.now() - _ANSWER_MARGIN_S)):
                 await asyncio.gather(*(app.at_rest.wait() for app in led.values()))
         rested = {name for name, app in led.items() if app.at_rest.is_set()}
-        for name in sorted(rested):
-            await asyncio.to_thread(self._node.files.remove, name)
         return Quiesced(still_running=tuple(sorted(led.keys() - rested)))
+
+    async def resume(self, request: Resume, caller: Caller) -> Nothing:
+        self._node.silence.call_off()
+        self._wake_all()
+        return Nothing()
 
     def _wake_all(self) -> None:
         for app in self._apps.values():
