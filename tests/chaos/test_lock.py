@@ -45,11 +45,6 @@ def lives(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def leashed(node: Node) -> list[Path]:
-    """The containers that are guarded: those that run, or may."""
-    return [path for path in (node.run / "leash").iterdir() if path.suffix == ".json"]
-
-
 def check_locked_and_silent(node: Node, pid: int) -> None:
     assert node.get("/crypto/status")["locked"]
     until(lambda: not lives(pid), "the app stopped", 15)
