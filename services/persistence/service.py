@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from piccolod import clock
-from piccolod.errors import Invalid, PiccoloError
+from piccolod.errors import Conflict, Invalid, PiccoloError
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -36,14 +36,15 @@ from piccolod.protocol.persistence import (
     Unlock,
     VerifyPassword,
 )
-from services.persistence import history
+from services.persistence import cluster_ca, history
 from services.persistence.committer import Committer
 from services.persistence.disk import WELL, refused
 from services.persistence.documents import DocumentCommands
 from services.persistence.guesses import Guesses
 from services.persistence.kernel_term import Step, steps
 from services.persistence.secret import SecretKey
-from services.persistence.store import Folded, Store
+from services.persistence.state import ABSENT, put
+from services.persistence.store import Folded, Store, Write
 from services.persistence.vault import Condition, Vault
 
 DEPOSIT: Final = "sdek"
@@ -165,6 +166,7 @@ class Service:
         self._announce_rev()
         for pause_s in LEAD_PAUSES_S:
             if await self._align():
+                await self._ensure_ca()
                 return
             await asyncio.sleep(pause_s)
         self._module.log.warning("does not lead the kernel yet; it is tried again each second")
@@ -253,6 +255,7 @@ class Service:
         await self._vault.opened.wait()
         while True:
             await self._align()
+            await self._ensure_ca()
             if self._vault.commits is not None:
                 await self._vault.commits.recover()
             elif self._vault.condition is Condition.UNAVAILABLE:
@@ -289,6 +292,25 @@ class Service:
                 self._module.log.debug("could not align the term of the kernel", reason=error.detail)
                 return False
             return True
+
+    async def _ensure_ca(self) -> None:
+        """Makes the cluster's certificate authority where there is none: at the setup, and for a store of before."""
+        store, commits = self._vault.store, self._vault.commits
+        if store is None or commits is None or self._vault.damage or not self._gate.holds(RESOURCE_KERNEL):
+            return
+        if store.state.get(cluster_ca.COLLECTION, cluster_ca.ID) is not None:
+            return
+        made = cluster_ca.create(store.meta.cluster)
+        op = put(cluster_ca.COLLECTION, cluster_ca.ID, cluster_ca.document(made))
+        absent = {(cluster_ca.COLLECTION, cluster_ca.ID): ABSENT}
+        try:
+            await commits.commit(Write([op], absent, self._module.name, "", clock.wall_ms()))
+        except Conflict:
+            return  # two of us at once: the setup and the upkeep
+        except PiccoloError as error:
+            self._module.log.warning("could not make the cluster's certificate authority yet", reason=error.detail)
+        else:
+            self._module.log.info("made the cluster's certificate authority", fingerprint=made.fingerprint)
 
     async def _ask(self, request: Request[Any]) -> None:
         await self._module.call(request, timeout_s=CALL_S)
