@@ -108,7 +108,10 @@ def _loops() -> Iterator[str]:
 
 def serves(node: Node, image: str = "") -> bool:
     """The one version that the store names is the one that runs, and it answers."""
-    app = node.app(APP)
+    reply = node.api("GET", f"/apps/{APP}")
+    if reply.status != 200:
+        return False
+    app = reply.json
     if app["state"] != "running" or (image and app["image"] != image):
         return False
     runs = node.podman("inspect", "--format", "{{.State.Status}} {{.ImageName}}", CONTAINER).split()
