@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from piccolod.leadership import leash_table
-from tests.node import DEMO_IMAGE, Node, Reply, until
+from tests.node import DEMO_IMAGE, Failed, Node, Reply, until
 
 SEED = int(os.environ.get("PICCOLO_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 NEW_IMAGE = DEMO_IMAGE.replace(":1", ":2")
@@ -136,7 +136,11 @@ def check_whole(node: Node, acknowledged: bool, new: str, old: str) -> None:
 
 def check_gone(node: Node, acknowledged: bool, *, purged: bool) -> None:
     """Or else it is there whole, and a second try removes it."""
-    until(lambda: not known(node) or serves(node), "the app gone, or whole", 20, 0.1)
+    try:
+        until(lambda: not known(node) or serves(node), "the app gone, or whole", 20, 0.1)
+    except Failed as error:
+        app, podman = node.app(APP), node.modules()["podman"]
+        raise Failed(f"{error}; it is {app['state']}: {app['reason']}; podman is {podman['state']}") from None
     if known(node):
         assert not acknowledged, "an uninstall that was acknowledged did not happen"
         assert marker(node).read_text() == "precious"
