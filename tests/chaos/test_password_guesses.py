@@ -36,7 +36,8 @@ def test_killing_persistence_gives_no_fresh_guesses(node: Node) -> None:
     kill_persistence(node)
     until(lambda: guess(node, "one more").status == 401, "the first penalty over, of one second", 5, 0.2)
     kill_persistence(node)
+    until(lambda: guess(node, "and another").status == 401, "the second penalty over, of two seconds", 10, 0.2)
     refused = guess(node, PASSWORD)
     assert refused.status == 429, "a right one is refused during the penalty, whoever restarts what"
-    until(lambda: guess(node, PASSWORD).status == 200, "the owner let in once it is over", 10, 0.3)
+    until(lambda: guess(node, PASSWORD).status == 200, "the owner let in once it is over", 15, 0.3)
     assert "wrong number" not in "".join(path.read_text() for path in (node.run / "guesses").iterdir())
