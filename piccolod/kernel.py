@@ -140,6 +140,7 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "persistence.volume_key": frozenset({"volumes"}),
     "persistence.forget_volume_key": frozenset({"volumes"}),
     "apps.quiesce": frozenset({"api"}),
+    "apps.resume": frozenset({"api"}),
     "consensus.campaign": frozenset({"persistence", "apps"}),
     "consensus.closing": frozenset({"persistence", "apps"}),
     "consensus.withdraw": frozenset({"persistence", "apps"}),

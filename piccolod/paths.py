@@ -96,6 +96,16 @@ class Paths:
         return self.run / "routes"
 
     @property
+    def guesses(self) -> Path:
+        """Who guessed the password how often in this boot."""
+        return self.run / "guesses"
+
+    @property
+    def silence(self) -> Path:
+        """That apps are stopped for a lock."""
+        return self.run / "silence.json"
+
+    @property
     def app_files(self) -> Path:
         """Rendered app_config and secret files of running apps: memory only, never under `state`."""
         return self.run / "app-files"

@@ -183,6 +183,13 @@ class Quiesce(Request[Quiesced], frozen=True, kw_only=True):
     reply: ClassVar[type] = Quiesced
 
 
+class Resume(Request[Nothing], frozen=True, kw_only=True):
+    """The lock that `Quiesce` came before has failed: led apps come back at once. No-op when the lock came all the same."""
+
+    command: ClassVar[str] = "apps.resume"
+    reply: ClassVar[type] = Nothing
+
+
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int
     stream: str  # stdout | stderr

@@ -96,7 +96,7 @@ class App:
     @property
     def held(self) -> bool:
         """Whether the silence around a lock keeps it from running."""
-        return self.stored.desired.current.manifest.is_led and self._node.quiet.holds(clock.now())
+        return self.stored.desired.current.manifest.is_led and self._node.silence.holds()
 
     def want(self, stored: Stored) -> None:
         """Another document; an older one than is known here changes nothing."""
@@ -188,7 +188,8 @@ class App:
         self._repeats, self._last_steps = 0, ()
         self._polls += 1
         self.settled.set()
-        if held:
+        if held and not self.at_rest.is_set():
+            await asyncio.to_thread(self._node.files.remove, self.stored.desired.name)
             self.at_rest.set()
         wait_s = _TIMER_S if not made.wake_at else max(0.02, min(_TIMER_S, made.wake_at - clock.now()))
         return max(min(wait_s, self._image_wait_s(made)), min(_POLL_S * 1.2**self._polls, _POLL_MOST_S))

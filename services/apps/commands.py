@@ -17,11 +17,9 @@ from piccolod.errors import (
     Invalid,
     Locked,
     NotFound,
-    NotLeader,
     NotSupported,
     PiccoloError,
     Problem,
-    TermOver,
     Unavailable,
 )
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -45,6 +43,7 @@ from piccolod.protocol.apps import (
     PlanApp,
     Quiesce,
     Quiesced,
+    Resume,
     ShowApp,
     UninstallApp,
     UpdateApp,
@@ -101,6 +100,7 @@ class Commands:
         serve(UpdateApp, self.update)
         serve(UninstallApp, self.uninstall)
         serve(Quiesce, self.quiesce)
+        serve(Resume, self.resume)
         serve(GetAppLogs, self.logs)
         serve(ListImages, self.images)
         serve(AddImage, self.add_image)
@@ -302,7 +302,8 @@ class Commands:
 
     async def quiesce(self, request: Quiesce, caller: Caller) -> Quiesced:
         """Answers when every led app is at rest, or says which is not by the deadline."""
-        self._node.quiet.begin(clock.now(), locked=self._node.locked)
+        # A module that has just started takes the store for locked; what it hears first is then no unlock.
+        self._node.silence.begin(locked=self._node.locked and self._node.known.is_set())
         asyncio.get_running_loop().call_later(PATIENCE_S, self._wake_all)
         self._wake_all()
         led = {name: app for name, app in self._apps.items() if app.stored.desired.current.manifest.is_led}
@@ -310,9 +311,12 @@ class Commands:
             async with asyncio.timeout(max(0.1, caller.deadline_at - clock.now() - _ANSWER_MARGIN_S)):
                 await asyncio.gather(*(app.at_rest.wait() for app in led.values()))
         rested = {name for name, app in led.items() if app.at_rest.is_set()}
-        for name in sorted(rested):
-            await asyncio.to_thread(self._node.files.remove, name)
         return Quiesced(still_running=tuple(sorted(led.keys() - rested)))
+
+    async def resume(self, request: Resume, caller: Caller) -> Nothing:
+        self._node.silence.call_off()
+        self._wake_all()
+        return Nothing()
 
     def _wake_all(self) -> None:
         for app in self._apps.values():
@@ -416,15 +420,10 @@ class Commands:
             raise Locked("the control store is locked", hint="`piccoloctl unlock`")
 
     async def _writable(self) -> None:
+        """An early word; the store itself refuses for certain, and knows why the kernel is not led."""
         await self._readable()
-        self._leading()
-
-    def _leading(self) -> None:
-        """An early word; the store itself refuses for certain."""
-        try:
-            self._node.gate.check(RESOURCE_KERNEL)
-        except TermOver as error:
-            raise NotLeader(f"this node does not lead the kernel: {error.reason}", hint="ask the leader") from None
+        if not self._node.gate.holds(RESOURCE_KERNEL):
+            await self._node.documents.check_writable()
 
 
 def _consented(manifest: Manifest, consent: bool, action: str) -> None:

@@ -101,6 +101,10 @@ class Documents:
                 return
             raise
 
+    async def check_writable(self) -> None:
+        """A write of nothing. Raises what a real one would: NotLeader, or the reason why nobody leads the store."""
+        await self._commit((), (), "apps", "")
+
     async def _commit(self, writes: tuple[Write, ...], expect: tuple[Expect, ...], author: str, idem: str) -> Committed:
         request = Commit(writes=writes, expect=expect, author=author)
         return await self._module.call(request, timeout_s=_COMMIT_S, idem=idem)

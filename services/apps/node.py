@@ -20,8 +20,8 @@ from services.apps.host import Host
 from services.apps.images import Images
 from services.apps.plan import TermIs
 from services.apps.podman import Podman
-from services.apps.quiet import Quiet
 from services.apps.routes import Routes
+from services.apps.silence import Silence
 
 
 @dataclass(slots=True)
@@ -35,20 +35,20 @@ class Node:
     pages: PageReader
     gate: Gate
     leashes: LeashClient
+    silence: Silence
     host: Host = field(default_factory=Host)
     boot_id: str = field(default_factory=clock.boot_id)
     cluster: str = ""
     locked: bool = True  # until persistence says otherwise
     known: asyncio.Event = field(default_factory=asyncio.Event)  # persistence has said so, and the documents were read
     ends: bool = False  # piccolod stops, and the apps with it
-    quiet: Quiet = field(default_factory=Quiet)
 
     def look_at_host(self) -> None:
         self.host = host_probe.probe(self.module.paths.podman_socket)
 
     def lock_is(self, locked: bool) -> None:
         self.locked = locked
-        self.quiet.lock_is(locked, clock.now())
+        self.silence.lock_is(locked)
 
     @property
     def name(self) -> str:

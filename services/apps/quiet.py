@@ -4,24 +4,42 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 # A lock follows at once, or its caller died: then the apps come back by themselves.
 PATIENCE_S: Final = 30.0
 
 
-class Quiet:
-    def __init__(self) -> None:
-        self._until_at = 0.0
-        self._locked = False
+class Quiet(msgspec.Struct, frozen=True):
+    """`locked`: the lock that was wished for has come; only an unlock ends it. Until then it ends by itself."""
 
-    def begin(self, now: float, *, locked: bool) -> None:
-        self._until_at, self._locked = now + PATIENCE_S, locked
-
-    def lock_is(self, locked: bool, now: float) -> None:
-        """What is heard of the lock: an unlock ends the silence, but only one that comes after a lock."""
-        if locked:
-            self._locked = self.holds(now)
-        elif self._locked:
-            self._until_at, self._locked = 0.0, False
+    until_at: float = 0.0
+    locked: bool = False
 
     def holds(self, now: float) -> bool:
-        return self._locked or now < self._until_at
+        return self.locked or now < self.until_at
+
+
+NONE: Final = Quiet()
+
+
+def begun(quiet: Quiet, now: float, *, locked: bool) -> Quiet:
+    """`locked`: the store is known to be locked already."""
+    return Quiet(now + PATIENCE_S, locked or quiet.locked)
+
+
+def after_news(quiet: Quiet, now: float, *, locked: bool) -> Quiet:
+    """What is heard of the lock: an unlock ends the silence, but only one that comes after a lock."""
+    if locked:
+        return Quiet(quiet.until_at, quiet.holds(now))
+    return NONE if quiet.locked else quiet
+
+
+def called_off(quiet: Quiet) -> Quiet:
+    """The lock failed. One that has come all the same counts."""
+    return quiet if quiet.locked else NONE
+
+
+def resumed(quiet: Quiet, now: float) -> Quiet:
+    """As a former life left it: it lasts no longer than one that begins now."""
+    return Quiet(min(quiet.until_at, now + PATIENCE_S), quiet.locked)

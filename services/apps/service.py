@@ -35,7 +35,9 @@ from services.apps.images import Images
 from services.apps.node import Node
 from services.apps.plan import State
 from services.apps.podman import Podman
+from services.apps.quiet import PATIENCE_S
 from services.apps.routes import ANSWER_S, Routes
+from services.apps.silence import Silence
 
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.3
@@ -58,6 +60,7 @@ class Service:
             pages=pages,
             gate=Gate(pages),
             leashes=LeashClient(paths),
+            silence=Silence(paths.silence),
         )
         self._strange: dict[str, str] = {}
         self._podman_trouble = ""
@@ -86,6 +89,8 @@ class Service:
         module.spawn(self._keep_fresh(), name="refresh")
         module.spawn(self._keep_order(), name="order")
         module.spawn(self._guard(), name="guard")
+        if self._node.silence.holds():
+            asyncio.get_running_loop().call_later(PATIENCE_S, self._wake_all)
         self._refresh.set()
 
     async def stop(self) -> None:
@@ -223,7 +228,9 @@ class Service:
     # --- hints
 
     def _on_lock(self, event: LockStateChanged) -> None:
-        self._node.lock_is(event.locked)
+        """An unlock counts once the documents were read: nobody may hear that an app is not there because it was not yet."""
+        if event.locked:
+            self._node.lock_is(True)
         self._refresh.set()
         self._wake_all()
 

@@ -28,7 +28,7 @@ class Registry:
         return due
 
     def leadership(self, record: TermRecord, hard_at: float, now: float) -> Leadership:
-        leads = record.held
+        leads = _leads(record)
         return Leadership(
             resource=record.resource,
             role=self._role(record),
@@ -50,7 +50,7 @@ class Registry:
         )  # fmt: skip
 
     def _event(self, record: TermRecord) -> LeadershipRoleChanged:
-        leads = record.held
+        leads = _leads(record)
         return LeadershipRoleChanged(
             resource=record.resource,
             role=self._role(record),
@@ -62,7 +62,7 @@ class Registry:
         )
 
     def _role(self, record: TermRecord) -> Role:
-        return Role.LEADER if record.held and record.node == self._node else Role.FOLLOWER
+        return Role.LEADER if _leads(record) and record.node == self._node else Role.FOLLOWER
 
     def _candidate(self, record: TermRecord) -> Candidate:
         if record.state is TermState.OPEN:
@@ -70,6 +70,12 @@ class Registry:
         if record.state is TermState.CLOSING:
             return Candidate(node=record.node, eligible=False, reason="its term is being closed")
         return Candidate(node=self._node, eligible=False, reason=f"does not campaign: {record.reason}")
+
+
+def _leads(record: TermRecord) -> bool:
+    """An app is led until it has stopped. A closing `kernel` takes no write any more, and may stay so for as long as the
+    disk does not take the end of its term."""
+    return record.state is TermState.OPEN or (record.held and record.resource != RESOURCE_KERNEL)
 
 
 def listed(records: Iterable[TermRecord]) -> list[TermRecord]:
@@ -84,6 +90,8 @@ def explanation(leadership: Leadership, closing: bool) -> str:
     if leadership.epoch == 0:
         return f"Nobody has led {leadership.resource} yet."
     since = datetime.fromtimestamp(leadership.since_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if closing and leadership.role != Role.LEADER:
+        return f"Nobody leads {leadership.resource}: epoch {leadership.epoch}, begun at {since}, is being closed."
     if leadership.role != Role.LEADER:
         return f"Nobody leads {leadership.resource}: epoch {leadership.epoch} ended at {since} ({leadership.reason})."
     begun = f"{leadership.node} leads {leadership.resource} in epoch {leadership.epoch} since {since} ({leadership.reason})"

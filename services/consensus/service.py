@@ -115,8 +115,10 @@ class Service:
 
     async def _closing(self, request: Closing, caller: Caller) -> Nothing:
         _check_right(request.resource, caller)
-        await self._leaser.close(request.resource, request.token)
-        self._announce()
+        try:
+            await self._leaser.close(request.resource, request.token)
+        finally:
+            self._announce()  # the page has it, also when the disk refused
         return Nothing()
 
     async def _withdraw(self, request: Withdraw, caller: Caller) -> Nothing:

@@ -81,8 +81,8 @@ class StaticLeaser:
     # --- everything below runs in the one thread
 
     def _open(self) -> None:
-        self._store = store = open_store(self._file)
         page = self._page.read()
+        self._store = store = open_store(self._file, page.gen if page is not None else 0)
         on_page = page.terms if page is not None and page.boot_id == self._boot_id else {}
         boot_id, sid = store.session()
         records = store.terms()

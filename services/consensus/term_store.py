@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ import msgspec
 from piccolod import clock
 from piccolod.errors import StoreCorrupt, StoreFull, StoreUnavailable
 from piccolod.leadership.records import ChangeRecord, TermRecord
+from services.consensus.gen import GenFile
 
 # Each change is some 100 bytes: months of a busy home in well below 2 MiB.
 HISTORY_LENGTH: Final = 10_000
@@ -35,20 +36,24 @@ CREATE INDEX IF NOT EXISTS history_of ON history (resource, id);
 """
 
 
-def open_store(file: Path) -> TermStore:
-    """The store of terms. A damaged one is set aside, never deleted, and a new one begins under the next `gen`.
+def open_store(file: Path, least_gen: int) -> TermStore:
+    """The store of terms. A damaged one is set aside, never deleted, and a new one begins under a gen of its own.
 
-    As after a restored etcd: a pair (gen, epoch) of the new one is above every pair of the old one.
+    As after a restored etcd: a pair (gen, epoch) of the new one is above every pair of the old one. `least_gen`: what is
+    known from elsewhere of the gens that were.
     """
+    gens = GenFile(file.with_name("gen"))
     try:
-        return TermStore(file, gen=1 + len(set_aside(file)))
+        store = TermStore(file, lambda: gens.next(least_gen))
     except StoreCorrupt:
         aside = file.with_name(f"{file.name}{_ASIDE}{clock.wall_ms()}")
         for suffix in ("-wal", "-shm", ""):  # the main file last: until then this runs again after a crash
             part = file.with_name(file.name + suffix)
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
-        return TermStore(file, gen=1 + len(set_aside(file)))
+        store = TermStore(file, lambda: gens.next(least_gen))
+    gens.lift(store.gen)
+    return store
 
 
 def set_aside(file: Path) -> list[Path]:
@@ -59,7 +64,8 @@ def set_aside(file: Path) -> list[Path]:
 class TermStore:
     """Raises StoreCorrupt, here or later, for a file that is no sound store of terms."""
 
-    def __init__(self, file: Path, gen: int) -> None:
+    def __init__(self, file: Path, new_gen: Callable[[], int]) -> None:
+        """`new_gen` is asked when there is no store yet; it is on the disk before the store is."""
         self._file = file
         with self._named_errors():
             self._db = sqlite3.connect(file, isolation_level=None, timeout=1.0)
@@ -67,7 +73,7 @@ class TermStore:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-                self._create(gen)
+                self._create(new_gen())
             elif self._db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("quick_check failed")
             self.terms()

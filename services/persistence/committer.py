@@ -80,7 +80,7 @@ class Committer:
         self._waiting: deque[_Waiting] = deque()
         self._flushing: asyncio.Task[None] | None = None
         self._closed: PiccoloError | None = None
-        self._troubled = False
+        self._trouble: PiccoloError | None = None  # what the disk said last, until it takes something again
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
     async def commit(self, write: Write) -> Outcome:
@@ -102,11 +102,19 @@ class Committer:
             self._flushing = self._spawn(self._flush_all())
 
     async def recover(self) -> None:
-        """Finds out what a failed write left on the disk, if that is open. Safe to call at any time."""
+        """Asks a disk that refused a write again: what is on it, and whether it takes one now. Safe to call at any time."""
         if self._store.in_doubt and self._closed is None:
             self._begin()
             if self._flushing is not None:
                 await asyncio.wait([self._flushing])
+        if self._trouble is None or self._store.in_doubt or self._closed is not None:
+            return
+        try:
+            await self.in_thread(self._store.probe)
+        except PiccoloError as error:
+            self._disk_says(error)
+        else:
+            self._disk_says(None)
 
     async def close(self, reason: PiccoloError | None = None) -> None:
         """Refuses what comes from now on, ends what is under way, and lets go of the disk. Idempotent."""
@@ -146,7 +154,7 @@ class Committer:
     async def _flush(self, taken: list[_Waiting]) -> None:
         try:
             if self._store.in_doubt and not await self._settle():
-                raise StoreUnavailable(f"{self._store.db}: an earlier write failed and the disk has not recovered")
+                raise self._refusal()
             token = self._gate.check(RESOURCE_KERNEL)
             batch = Batch(self._store, token.gen, token.epoch)
             outcomes = [(waiting, _decided(batch, waiting.write)) for waiting in taken]
@@ -154,7 +162,7 @@ class Committer:
                 await self._write(batch, token)
             self._gate.still(RESOURCE_KERNEL, token)
         except TermOver as over:
-            self._refuse(taken, not_leader(over))
+            self._refuse(taken, not_leader(over) if self._trouble is None else self._refusal())
         except PiccoloError as error:
             self._refuse(taken, error)
         except BaseException as error:
@@ -174,27 +182,27 @@ class Committer:
         try:
             await self.in_thread(lambda: self._store.append(batch, lambda: self._gate_of_thread.still(RESOURCE_KERNEL, token)))
         except (StoreFull, StoreUnavailable) as error:
-            self._trouble(error)
+            self._disk_says(error)
             if not await self._settle() or self._store.chain.rev < batch.items[-1].header.rev:
                 raise
+            self._disk_says(None)
             return
         except PiccoloError as error:
-            self._trouble(error)
+            self._disk_says(error)
             raise
         self._on_commit(self._store.fold(batch))
-        self._trouble(None)
+        self._disk_says(None)
 
     async def _settle(self) -> bool:
         """False while the disk does not recover."""
         try:
             found = await self.in_thread(self._store.settle)
         except PiccoloError as error:
-            self._trouble(error)
+            self._disk_says(error)
             return False
         if found:
             self._log.warning("a write whose sync had failed is durable after all", rev=found[-1].header.rev)
             self._on_commit(self._store.fold_found(found))
-        self._trouble(None)
         return True
 
     async def _snapshot_when_due(self) -> None:
@@ -207,10 +215,19 @@ class Committer:
         except PiccoloError as error:
             self._log.warning("could not keep a snapshot", rev=snapshot.rev, reason=error.detail)
 
-    def _trouble(self, error: PiccoloError | None) -> None:
-        if error is not None or self._troubled:
-            self._troubled = error is not None
+    def _disk_says(self, error: PiccoloError | None) -> None:
+        """`None`: it took a write."""
+        if error is not None or self._trouble is not None:
+            self._trouble = error
             self._on_trouble(error)
+
+    def _refusal(self) -> PiccoloError:
+        """The disk's own reason, also when the kernel was given away for it: who asks for a leader would be misled."""
+        last = self._trouble
+        hint = "it is tried again by itself, each second"
+        if isinstance(last, StoreFull):
+            return StoreFull(last.detail, hint=f"{last.hint}; {hint}")
+        return StoreUnavailable(last.detail if last else f"{self._store.db}: an earlier write failed", hint=hint)
 
     @staticmethod
     def _refuse(taken: Sequence[_Waiting] | deque[_Waiting], error: PiccoloError) -> None:

@@ -10,6 +10,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from piccolod.errors import TooMany
 
 FORGET_S: Final = 900.0
@@ -36,6 +38,13 @@ class _Count:
     charged: int = 0
     last_at: float = 0.0
     shut_until: float = 0.0
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """What is charged, as of now: for the next life of the process. Each count is (charged, last at, shut until)."""
+
+    all: tuple[int, float, float]
+    sources: tuple[tuple[str, tuple[int, float, float]], ...]
 
 
 class Limiter:
@@ -70,6 +79,25 @@ class Limiter:
         if count is not None:
             _give_back(count, self._per_source)
             _give_back(self._all, self._all_sources)
+
+    def counts(self) -> Counts:
+        sources = tuple((source, _plain(count)) for source, count in self._sources.items())
+        return Counts(_plain(self._all), sources)
+
+    def resume(self, counts: Counts, now: float) -> None:
+        """Goes on where a former life ended. No penalty is longer than its rule could make it now."""
+        self._all = _sane(counts.all, self._all_sources, now)
+        for source, count in counts.sources[-SOURCES_KEPT:]:
+            self._sources[source] = _sane(count, self._per_source, now)
+
+
+def _plain(count: _Count) -> tuple[int, float, float]:
+    return count.charged, count.last_at, count.shut_until
+
+
+def _sane(said: tuple[int, float, float], rule: Rule, now: float) -> _Count:
+    charged, last_at, shut_until = said
+    return _Count(max(0, charged), min(last_at, now), min(shut_until, now + rule.most_s))
 
 
 def _charge(count: _Count, rule: Rule, now: float) -> None:

@@ -11,6 +11,7 @@ looking at a damaged file leaves it as it was found. Neither class is safe for u
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import sqlite3
@@ -22,7 +23,7 @@ from typing import Final
 import msgspec
 
 from piccolod.errors import PiccoloError, StoreCorrupt, StoreFull, StoreUnavailable
-from services.persistence.entry import Sealed
+from services.persistence.entry import ENTRY_LIMIT_BYTES, Sealed
 
 SNAPSHOT_EVERY: Final = 1000
 SNAPSHOTS_KEPT: Final = 3
@@ -30,6 +31,8 @@ FORMAT: Final = 1
 BUSY_S: Final = 5.0
 RESERVED_BYTES: Final = 4 * 1024 * 1024  # 1000 pages, where SQLite moves the write-ahead log into the file
 RESERVED_ROOM_BYTES: Final = 16 * RESERVED_BYTES
+
+_PROBE_BYTES: Final = 64 * 1024
 
 _BLOBS: Final = ("header", "nonce", "sealed", "digest")
 _SEALED: Final = "rev INTEGER PRIMARY KEY, " + ", ".join(f"{name} BLOB NOT NULL" for name in _BLOBS)
@@ -227,6 +230,21 @@ class LogFile(LogReader):
             busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreUnavailable(f"{self.path}: another reader holds the log")
+
+    def probe(self) -> None:
+        """A transaction that changes nothing, and room for the largest entry. Raises what a commit would raise."""
+        self.replace_meta(self.meta())
+        file = self.path.with_name(f"{self.path.name}.probe")
+        try:
+            with open(file, "wb", buffering=0) as probe:
+                file.unlink()
+                for _ in range(0, ENTRY_LIMIT_BYTES, _PROBE_BYTES):
+                    probe.write(bytes(_PROBE_BYTES))
+                os.fsync(probe.fileno())
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFull(f"{self.path}: the disk is full", hint="free space; nothing was written") from error
+            raise StoreUnavailable(f"{self.path}: {error.strerror}") from error
 
     def reserve(self) -> None:
         """Gives an empty write-ahead log the blocks that it will need until it is begun anew. Best effort.

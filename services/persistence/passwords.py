@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from piccolod import clock
 from piccolod.errors import Invalid, NotFound, PiccoloError, TooMany
 from services.persistence import keyset as keysets
 from services.persistence import tuning
+from services.persistence.guesses import Guesses
 from services.persistence.keyset import Kdf, Keyset
-from services.persistence.limiter import Limiter
 from services.persistence.secret import SecretKey
 
 T = TypeVar("T")
@@ -29,10 +28,10 @@ RETRY_S: Final = 1.0
 class Passwords:
     """`keyset` is None before the setup. Every change is on the disk before it is believed."""
 
-    def __init__(self, path: Path, keyset: Keyset | None, limiter: Limiter | None = None) -> None:
+    def __init__(self, path: Path, keyset: Keyset | None, guesses: Guesses | None = None) -> None:
         self._path = path
         self.keyset = keyset
-        self._limiter = limiter or Limiter()
+        self._guesses = guesses or Guesses()
         self.waiting = 0  # guesses that are being made or wait to be
         self._changing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="argon2")
@@ -101,7 +100,7 @@ class Passwords:
     async def _guess(self, source: str, open_keyset: Callable[[], SecretKey]) -> SecretKey:
         if self.waiting >= WAITING:
             raise TooMany("too many passwords are being checked", hint="try again in a moment", retry_after_s=RETRY_S)
-        self._limiter.admit(source, clock.now())
+        self._guesses.admit(source)
         self.waiting += 1
         guess = self._thread.submit(open_keyset)
         loop = asyncio.get_running_loop()
@@ -111,9 +110,9 @@ class Passwords:
             sdek = await asyncio.shield(asyncio.wrap_future(guess))
         except (Invalid, NotFound):
             # A typo in the words says nothing about them.
-            self._limiter.excuse(source)
+            self._guesses.excuse(source)
             raise
-        self._limiter.right(source)
+        self._guesses.right(source)
         return sdek
 
     def _guessed(self) -> None:

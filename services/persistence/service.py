@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from piccolod.errors import Invalid, PiccoloError
+from piccolod import clock
+from piccolod.errors import Conflict, Invalid, PiccoloError
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
 from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.roles import Reason
 from piccolod.module import Caller, Module
 from piccolod.protocol.base import Level, Nothing, Request
 from piccolod.protocol.consensus import Campaign, Closing, Withdraw
@@ -33,11 +36,15 @@ from piccolod.protocol.persistence import (
     Unlock,
     VerifyPassword,
 )
-from services.persistence import history
+from services.persistence import cluster_ca, history
 from services.persistence.committer import Committer
+from services.persistence.disk import WELL, refused
 from services.persistence.documents import DocumentCommands
+from services.persistence.guesses import Guesses
+from services.persistence.kernel_term import Step, steps
 from services.persistence.secret import SecretKey
-from services.persistence.store import Folded, Store
+from services.persistence.state import ABSENT, put
+from services.persistence.store import Folded, Store, Write
 from services.persistence.vault import Condition, Vault
 
 DEPOSIT: Final = "sdek"
@@ -58,11 +65,13 @@ class Service:
         paths = module.paths
         self._page = PageReader(paths.page)
         self._gate = Gate(self._page)
-        self._vault = Vault(paths.control_db, paths.keyset, self._committer, self._changed, module.log)
+        guesses = Guesses(paths.guesses / "counts.json")
+        self._vault = Vault(paths.control_db, paths.keyset, self._committer, self._changed, module.log, guesses=guesses)
         self._deposit_left = module.deposited(DEPOSIT) is not None
         self._documents = DocumentCommands(self._vault, module.log)
         self._announced = 0
-        self._trouble: PiccoloError | None = None
+        self._disk = WELL
+        self._ending = Reason.LOCKED  # why the term that was closed last ends
         self._nudge = asyncio.Event()
         self._aligning = asyncio.Lock()
         self._said: LockStateChanged | None = None
@@ -70,6 +79,8 @@ class Service:
     async def start(self) -> None:
         module = self._module
         module.paths.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # then wrong guesses are counted until the next restart
+            module.paths.guesses.mkdir(mode=0o700, exist_ok=True)
         module.serve(GetCryptoStatus, self._crypto_status)
         module.serve(Setup, self._setup)
         module.serve(Unlock, self._unlock)
@@ -155,6 +166,7 @@ class Service:
         self._announce_rev()
         for pause_s in LEAD_PAUSES_S:
             if await self._align():
+                await self._ensure_ca()
                 return
             await asyncio.sleep(pause_s)
         self._module.log.warning("does not lead the kernel yet; it is tried again each second")
@@ -243,9 +255,11 @@ class Service:
         await self._vault.opened.wait()
         while True:
             await self._align()
+            await self._ensure_ca()
             if self._vault.commits is not None:
                 await self._vault.commits.recover()
             elif self._vault.condition is Condition.UNAVAILABLE:
+                self._disk_refused(self._vault.reason)
                 await self._open()
             self._nudge.clear()
             try:
@@ -255,24 +269,48 @@ class Service:
                 continue
 
     async def _align(self) -> bool:
-        """Makes the term of `kernel` follow the lock: led while unlocked, given up while not. False when it could not."""
+        """Makes the term of `kernel` follow: led while the store takes writes, given up while not. False when it could not."""
         async with self._aligning:
+            unlocked = self._vault.store is not None
+            if not unlocked and self._vault.condition is Condition.UNAVAILABLE and not self._disk.persists:
+                return True  # it may be back in a moment, and the very term with it
             page = self._page.read()
-            term = page.terms.get(RESOURCE_KERNEL) if page else None
+            held = page.terms.get(RESOURCE_KERNEL) if page else None
+            able = unlocked and not self._disk.persists
+            if not able:
+                self._ending = Reason.UNHEALTHY if self._disk.persists else Reason.LOCKED
             try:
-                if self._vault.store is not None:
-                    if term is not None and term.closing:
-                        await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=term.token, reason="locked"))
-                    if not self._gate.holds(RESOURCE_KERNEL):
+                for step in steps(able=able, held=held, holds=self._gate.holds(RESOURCE_KERNEL)):
+                    # Closed: nothing writes any more, for each write looks at the gate once more before its commit.
+                    if step is Step.CAMPAIGN:
                         await self._ask(Campaign(resource=RESOURCE_KERNEL))
-                elif term is not None and self._vault.condition is not Condition.UNAVAILABLE:
-                    # Nothing writes any more: the committer was drained before the condition changed.
-                    await self._ask(Closing(resource=RESOURCE_KERNEL, token=term.token))
-                    await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=term.token, reason="locked"))
+                    elif held is not None and step is Step.CLOSE:
+                        await self._ask(Closing(resource=RESOURCE_KERNEL, token=held.token))
+                    elif held is not None:
+                        await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=held.token, reason=self._ending))
             except PiccoloError as error:
                 self._module.log.debug("could not align the term of the kernel", reason=error.detail)
                 return False
             return True
+
+    async def _ensure_ca(self) -> None:
+        """Makes the cluster's certificate authority where there is none: at the setup, and for a store of before."""
+        store, commits = self._vault.store, self._vault.commits
+        if store is None or commits is None or self._vault.damage or not self._gate.holds(RESOURCE_KERNEL):
+            return
+        if store.state.get(cluster_ca.COLLECTION, cluster_ca.ID) is not None:
+            return
+        made = cluster_ca.create(store.meta.cluster)
+        op = put(cluster_ca.COLLECTION, cluster_ca.ID, cluster_ca.document(made))
+        absent = {(cluster_ca.COLLECTION, cluster_ca.ID): ABSENT}
+        try:
+            await commits.commit(Write([op], absent, self._module.name, "", clock.wall_ms()))
+        except Conflict:
+            return  # two of us at once: the setup and the upkeep
+        except PiccoloError as error:
+            self._module.log.warning("could not make the cluster's certificate authority yet", reason=error.detail)
+        else:
+            self._module.log.info("made the cluster's certificate authority", fingerprint=made.fingerprint)
 
     async def _ask(self, request: Request[Any]) -> None:
         await self._module.call(request, timeout_s=CALL_S)
@@ -321,16 +359,33 @@ class Service:
         self._announced = event.rev
 
     def _on_trouble(self, error: PiccoloError | None) -> None:
-        self._trouble = error
         if error is None:
-            self._module.log.info("the control store takes writes again")
+            self._disk_is_well()
         else:
-            self._module.log.error("a write of the control store failed", code=error.code, reason=error.detail)
+            if not self._disk.failures:
+                self._module.log.error("a write of the control store failed", code=error.code, reason=error.detail)
+            self._disk_refused(error.detail)
+
+    def _disk_refused(self, reason: str) -> None:
+        gave_up = self._disk.persists
+        self._disk = refused(self._disk, reason, clock.now())
+        if self._disk.persists and not gave_up:
+            self._module.log.error("gives the kernel away: the disk takes no writes", reason=reason)
+            self._nudge.set()
         self._judge_health()
+
+    def _disk_is_well(self) -> None:
+        if self._disk.failures:
+            self._module.log.info("the control store takes writes again", failures=self._disk.failures)
+            self._disk = WELL
+            self._nudge.set()
+            self._judge_health()
 
     def _changed(self) -> None:
         vault = self._vault
         store = vault.store
+        if vault.condition is not Condition.UNAVAILABLE:
+            self._disk_is_well()  # the store was just read, or nobody writes it
         self._judge_health()
         if vault.condition is Condition.UNAVAILABLE:
             return
@@ -348,9 +403,10 @@ class Service:
     def _judge_health(self) -> None:
         """Locked and not set up are conditions, not faults: readiness says them with their reason."""
         vault = self._vault
+        given_away = "; this node does not lead the kernel until the disk takes writes" if self._disk.persists else ""
         if vault.condition in (Condition.CORRUPT, Condition.UNAVAILABLE) or vault.damage or vault.keyset_damage:
-            self._module.health(Level.ERROR, vault.reason or vault.damage or vault.keyset_damage)
-        elif self._trouble is not None:
-            self._module.health(Level.ERROR, self._trouble.detail)
+            self._module.health(Level.ERROR, (vault.reason or vault.damage or vault.keyset_damage) + given_away)
+        elif self._disk.failures:
+            self._module.health(Level.ERROR, self._disk.reason + given_away)
         else:
             self._module.health(Level.OK, vault.reason)

@@ -138,6 +138,12 @@ class Store:
         self._write_mark()
         return folded
 
+    def probe(self) -> None:
+        """Whether the disk takes one whole entry now. Raises StoreFull, StoreUnavailable, StoreCorrupt."""
+        if self._log is None:
+            raise StoreUnavailable(f"{self.db}: the log is not open")
+        self._log.probe()
+
     def wants_snapshot(self) -> bool:
         return self.state.rev - self.snapshot_rev >= SNAPSHOT_EVERY
 

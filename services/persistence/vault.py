@@ -23,6 +23,7 @@ from piccolod.errors import Exists, Locked, PiccoloError, StoreCorrupt, StoreUna
 from piccolod.protocol.persistence import StoreReport
 from services.persistence import keyset as keysets
 from services.persistence.committer import Committer
+from services.persistence.guesses import Guesses
 from services.persistence.head import HeadFile
 from services.persistence.keyset import Kdf
 from services.persistence.log import REPAIR_HINT, LogReader
@@ -53,6 +54,7 @@ class Vault:
         on_change: Callable[[], None],
         log: Any,
         kdf: Kdf | None = None,
+        guesses: Guesses | None = None,
     ) -> None:
         """`kdf`: the parameters of Argon2id for a new keyset; None measures this host."""
         self._db = db
@@ -68,7 +70,7 @@ class Vault:
         self.damage = ""
         self.keyset_damage = ""
         self.opened = asyncio.Event()
-        self.passwords = Passwords(keyset, None)
+        self.passwords = Passwords(keyset, None, guesses)
         self.cluster = ""
         self.locked_rev = 0
         self.store: Store | None = None

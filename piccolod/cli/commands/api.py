@@ -21,11 +21,21 @@ from piccolod.errors import Invalid
 @click.option("--type", "kind", default="application/json", show_default=True, help="The media type of the body.")
 @click.pass_obj
 def api(session: Session, method: str, path: str, data: str | None, kind: str) -> int:
-    """Call METHOD on PATH, as `api GET /apps`. PATH is below /api/v1 unless it starts with /api or /metrics."""
+    """Call METHOD on PATH, as `api GET /apps`. PATH is below /api/v1 unless it starts with /api or /metrics.
+
+    A POST whose answer is lost is not sent again: whether it was carried out is for you to find out.
+    """
     where = path if path.startswith("/") else f"/{path}"
     body = None if data is None else _body(data)
-    every = frozenset(range(300, 600))
-    answer = session.client().request(method.upper(), where, body, content_type=kind if body is not None else "", accept=every)
+    answer = session.client().request(
+        method,
+        where,
+        body,
+        content_type=kind if body is not None else "",
+        accept=frozenset(range(300, 600)),
+        # Which of the API's POSTs keep the idempotency key is not known here, and some must not be done twice.
+        repeat=method != "POST",
+    )
     _print(session, answer.body)
     if answer.status < 300:
         return 0

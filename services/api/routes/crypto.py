@@ -10,8 +10,8 @@ import msgspec
 from litestar import Response
 from litestar.params import JSONBody
 
-from piccolod.errors import Exists, Failed, Forbidden, PiccoloError
-from piccolod.protocol.apps import Quiesce
+from piccolod.errors import DeadlineExceeded, Exists, Failed, Forbidden, PiccoloError
+from piccolod.protocol.apps import Quiesce, Resume
 from piccolod.protocol.persistence import (
     ChangePassword,
     CryptoStatus,
@@ -95,7 +95,11 @@ async def lock(request: Req) -> LockView:
     """Stops led apps, detaches volumes and drops the keys. What still runs is named; the keys are dropped all the same."""
     core = core_of(request)
     left, warning = await _quiesce(core)
-    locked = await core.order(Lock(), timeout_s=_LOCK_S)
+    try:
+        locked = await core.order(Lock(), timeout_s=_LOCK_S)
+    except PiccoloError as error:
+        await _resume(core, error)
+        raise
     return LockView(**msgspec.structs.asdict(locked), still_running=left, warning=warning)
 
 
@@ -155,6 +159,15 @@ async def _quiesce(core: Core) -> tuple[tuple[str, ...], str]:
         return (), f"apps may still run, they could not be asked to stop: {error.detail}"
     except TimeoutError:
         return (), f"apps may still run: they did not answer within {_QUIESCE_S:g} s"
+
+
+async def _resume(core: Core, error: PiccoloError) -> None:
+    """Brings the apps back after a lock that has failed for certain. One that may still come is waited for by apps itself."""
+    if isinstance(error, DeadlineExceeded) or not core.config.module("apps").enabled:
+        return
+    with suppress(PiccoloError):
+        if not (await core.ask(GetCryptoStatus())).locked:
+            await core.order(Resume())
 
 
 def _check_setup_place(core: Core, request: Req, code: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from piccolod.errors import NotFound, PeerRestarted, Unavailable
+from piccolod.errors import DeadlineExceeded, NotFound, PeerRestarted, PiccoloError, StoreUnavailable, Unavailable
 from piccolod.protocol import router
 from piccolod.protocol.apps import (
     AddImage,
@@ -21,12 +21,13 @@ from piccolod.protocol.apps import (
     ListApps,
     Quiesce,
     Quiesced,
+    Resume,
     UninstallApp,
     UpdateApp,
 )
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import ControlStoreCommit, HealthChanged, ModuleStateChanged
-from piccolod.protocol.persistence import GetRevision, Lock, Revision
+from piccolod.protocol.persistence import CryptoStatus, GetCryptoStatus, GetRevision, Lock, Revision
 from piccolod.protocol.router import GetRoutes, RouteState, RouteStates, RouteTest
 from services.api import uploads
 from services.api.routes.traffic import merged
@@ -94,6 +95,23 @@ def test_a_lock_stops_the_apps_first_and_names_what_still_runs(node: Node) -> No
     assert (answer["still_running"], answer["warning"]) == (["stubborn"], "")
     order = [type(request) for request, _, _ in node.modules.calls if isinstance(request, Quiesce | Lock)]
     assert order == [Quiesce, Lock]
+
+
+@pytest.mark.parametrize(
+    ("error", "locked", "resumed"),
+    [(StoreUnavailable("x"), False, True), (PeerRestarted("x"), True, False), (DeadlineExceeded("x"), False, False)],
+)
+def test_a_lock_that_failed_for_certain_brings_the_apps_back(
+    node: Node, error: PiccoloError, locked: bool, resumed: bool
+) -> None:
+    node.modules.replies[Quiesce] = Quiesced(still_running=())
+    node.modules.fail_kinds[Lock] = error
+    node.modules.replies[GetCryptoStatus] = CryptoStatus(
+        initialized=True, locked=locked, has_recovery=False, keyset_version=1, cluster_id="c", reason=""
+    )
+    with node.unix() as client:
+        assert client.post("/crypto/lock").status_code == error.status
+    assert [type(request) for request, _, _ in node.modules.calls if isinstance(request, Resume)] == [Resume] * resumed
 
 
 def test_a_lock_is_done_though_apps_do_not_answer(node: Node, monkeypatch: Any) -> None:

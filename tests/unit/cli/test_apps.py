@@ -290,12 +290,23 @@ def test_an_app_whose_port_is_not_bound_is_1_and_names_it(
         (("unlock", "--password-stdin"), "/crypto/unlock"),
         (("lock",), "/crypto/lock"),
         (("keys", "recovery", "new", "--password-stdin"), "/crypto/recovery"),
+        (("api", "POST", "/modules/api/restart"), "/modules/api/restart"),
+        (("api", "post", "/auth/tokens", "-d", "{}"), "/auth/tokens"),
     ],
 )
 def test_what_keeps_no_key_is_not_repeated_by_itself(ctl: Ctl, double: ApiDouble, args: tuple[str, ...], path: str) -> None:
     double.on("POST", path, Reply(raw=b""))
     assert ctl(*args, stdin="secret\n").code != 0
     assert len(double.bodies("POST", path)) == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_a_bare_request_that_may_come_twice_is_sent_once_more(ctl: Ctl, double: ApiDouble, method: str) -> None:
+    double.on(method, "/settings", Reply(raw=b""), {"title": "home"})
+    done = ctl("api", method.lower(), "/settings")
+    assert (done.code, done.out) == (0, '{"title": "home"}\n')
+    assert len({each.headers.get("idempotency-key") for each in double.bodies(method, "/settings")}) == 1
+    assert len(double.bodies(method, "/settings")) == 2
 
 
 def test_a_lock_names_what_still_runs(ctl: Ctl, double: ApiDouble) -> None:

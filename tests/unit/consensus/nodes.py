@@ -40,6 +40,11 @@ class Node:
         assert page is not None
         return dict(page.terms)
 
+    def gen(self) -> int:
+        page = PageReader(self.page).read()
+        assert page is not None
+        return page.gen
+
     def reboot(self, monkeypatch: pytest.MonkeyPatch, boot_id: str) -> None:
         monkeypatch.setattr(clock, "boot_id", lambda: boot_id.ljust(36, "0"))
         create(self.page)

@@ -121,7 +121,7 @@ class Witness:
             part = self.node.file.with_name(self.node.file.name + suffix)
             if part.exists():
                 shutil.copyfile(part, copy.with_name(copy.name + suffix))
-        store = TermStore(copy, gen=1)
+        store = TermStore(copy, lambda: 1)
         terms = store.terms()
         store.close()
         return terms

@@ -206,7 +206,7 @@ def test_a_damaged_store_is_set_aside_and_led_terms_go_on_under_a_higher_gen(nod
         return (await leaser.campaign("app:a", Reason.BOOTSTRAP)).token
 
     token = node.run(begin)
-    terms = node.terms()
+    terms, gen = node.terms(), node.gen()
     for file in node.file.parent.glob("terms.db-*"):
         file.unlink()
     content = node.file.read_bytes()
@@ -225,7 +225,7 @@ def test_a_damaged_store_is_set_aside_and_led_terms_go_on_under_a_higher_gen(nod
     async def after(leaser: StaticLeaser) -> None:
         assert node.terms()["app:a"] == terms["app:a"]
         record = await leaser.campaign("app:b", Reason.BOOTSTRAP)
-        assert (record.gen, record.epoch) == (2, 1) and record.token > token
+        assert record.gen > gen and record.epoch == 1 and record.token > token
 
     node.run(after)
     (aside,) = set_aside(node.file)

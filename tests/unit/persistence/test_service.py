@@ -44,6 +44,8 @@ from .house import House, member, until
 
 PASSWORD = "correct horse battery"
 
+MADE = 1  # the rev of the cluster's certificate authority, which the setup makes
+
 
 @pytest.fixture
 def house() -> Iterator[House]:
@@ -118,7 +120,7 @@ async def test_a_fresh_node_says_that_it_has_no_password_and_the_setup_unlocks_a
             await set_up(api)
         (kernel,) = (await api.call(GetLeadership(resource="kernel"))).leaderships
         assert kernel.role == "leader"
-        assert await commit(api, write("a", {"v": 1}, generation=0)) == 1
+        assert await commit(api, write("a", {"v": 1}, generation=0)) == 2
         await until(lambda: any(not event.locked for event in events), "the unlock is announced")
 
 
@@ -128,33 +130,34 @@ async def test_documents_are_written_read_listed_and_announced(house: House) -> 
         await set_up(api)
         commits: list[ControlStoreCommit] = []
         api.on(ControlStoreCommit, commits.append)
-        assert await commit(api, write("b", {"v": 1})) == 1
-        assert await commit(api, write("a", {"v": 2})) == 2
-        assert await commit(api, write("a", {"v": 2})) == 2, "an unchanged document is no rev"
-        assert await commit(api, Commit(writes=(), author="admin")) == 2
+        assert await commit(api, write("b", {"v": 1})) == 2
+        assert await commit(api, write("a", {"v": 2})) == 3
+        assert await commit(api, write("a", {"v": 2})) == 3, "an unchanged document is no rev"
+        assert await commit(api, Commit(writes=(), author="admin")) == 3
         document = await api.call(Read(collection="settings", id="a"))
-        assert (document.generation, document.body) == (2, {"v": 2})
+        assert (document.generation, document.body) == (3, {"v": 2})
         listed = await api.call(List(collection="settings"))
-        assert (listed.rev, [d.id for d in listed.documents]) == (2, ["a", "b"])
+        assert (listed.rev, [d.id for d in listed.documents]) == (3, ["a", "b"])
         with pytest.raises(errors.Conflict):
-            await commit(api, write("a", {"v": 3}, generation=1))
-        assert await commit(api, write("a", None, generation=2)) == 3
+            await commit(api, write("a", {"v": 3}, generation=2))
+        assert await commit(api, write("a", None, generation=3)) == 4
         with pytest.raises(errors.NotFound):
             await api.call(Read(collection="settings", id="a"))
-        await until(lambda: commits and commits[-1].rev == 3, "rev 3 is announced")
+        await until(lambda: commits and commits[-1].rev == 4, "rev 4 is announced")
         assert ("settings",) in [event.collections for event in commits]
         revision = await api.call(GetRevision())
-        assert (revision.rev, revision.verified, revision.locked) == (3, 3, False)
+        assert (revision.rev, revision.verified, revision.locked) == (4, 4, False)
         log = await api.call(GetLog())
         assert [(e.rev, e.author, e.changed) for e in log.entries] == [
-            (1, "admin", ("put settings/b",)),
-            (2, "admin", ("put settings/a",)),
-            (3, "admin", ("delete settings/a",)),
+            (1, "persistence", ("put pki/ca",)),
+            (2, "admin", ("put settings/b",)),
+            (3, "admin", ("put settings/a",)),
+            (4, "admin", ("delete settings/a",)),
         ]
-        assert log.entries[2].digest == revision.digest
-        assert log.entries[2].parent == log.entries[1].digest
+        assert log.entries[3].digest == revision.digest
+        assert log.entries[3].parent == log.entries[2].digest
         assert [e.rev for e in (await api.call(GetLog(after=1, limit=1))).entries] == [2]
-        await until(lambda: [m["rev"] for m in house.told if m["t"] == "VERIFIED"][-1:] == [3], "the supervisor is told rev 3")
+        await until(lambda: [m["rev"] for m in house.told if m["t"] == "VERIFIED"][-1:] == [4], "the supervisor is told rev 4")
 
 
 @in_loop
@@ -170,11 +173,14 @@ async def test_who_may_not_read_or_write_a_collection_is_refused_and_nothing_is_
             Commit(writes=(), expect=(Expect(collection="secrets", id="a", generation=0),), author="admin"),
             Read(collection="secrets", id="a"),
             List(collection="volume_keys"),
+            Read(collection="pki", id="ca"),
+            List(collection="pki"),
+            Commit(writes=(Write(collection="pki", id="ca", body=None),), author="admin"),
             GetVolumeKey(app="a", volume="v", create=True),
         ):
             with pytest.raises(errors.Forbidden):
                 await api.call(request)  # type: ignore[arg-type]
-        assert (await api.call(GetRevision())).rev == 0
+        assert (await api.call(GetRevision())).rev == MADE
 
 
 @in_loop
@@ -193,7 +199,7 @@ async def test_a_kill_does_not_lock_the_node_and_loses_nothing(house: House) -> 
             again = await api.call(write(f"k{life}", {"life": life}), idem=f"idem-{life}")
             assert (again.rev, again.repeated) == (last, True)
         assert [event for event in events if event.locked] == [], "nobody was told of a lock that never was"
-        assert (await api.call(GetRevision())).rev == last == 5
+        assert (await api.call(GetRevision())).rev == last == MADE + 5
 
 
 @in_loop
@@ -247,10 +253,10 @@ async def test_a_lock_refuses_everything_forgets_the_key_and_starts_clean(house:
         await replaced(house, api, kill=False)
         status = await api.call(GetCryptoStatus())
         assert status.locked
-        assert (await api.call(GetRevision())).rev == 1
-        assert [e.changed for e in (await api.call(GetLog())).entries] == [()], "while locked only headers are shown"
+        assert (await api.call(GetRevision())).rev == MADE + 1
+        assert [e.changed for e in (await api.call(GetLog())).entries] == [(), ()], "while locked only headers are shown"
         assert not (await unlock(api)).locked
-        assert await commit(api, write("a", {"v": 2})) == 2
+        assert await commit(api, write("a", {"v": 2})) == MADE + 2
 
 
 @in_loop
@@ -261,11 +267,11 @@ async def test_an_unlock_right_after_a_lock_is_answered_and_keeps_the_process(ho
         with pytest.raises(errors.WrongPassword):
             await unlock(api, "a wrong password")
         assert not (await unlock(api)).locked
-        assert await commit(api, write("a", {"v": 1})) == 1
+        assert await commit(api, write("a", {"v": 1})) == MADE + 1
         assert list(house.deposits) == ["sdek"]
         await asyncio.sleep(1.0)  # longer than a lock gives a process that holds no key any more
         assert house.children["persistence"].poll() is None
-        assert await commit(api, write("a", {"v": 2})) == 2
+        assert await commit(api, write("a", {"v": 2})) == MADE + 2
 
 
 @in_loop
@@ -281,7 +287,7 @@ async def test_wrong_passwords_are_refused_and_then_right_ones_too_for_a_while(h
         assert caught.value.retry_after_s is not None
         assert 0 < caught.value.retry_after_s <= 1.0
         await api.call(VerifyPassword(password=PASSWORD, source="another"), timeout_s=20)
-        assert await commit(api, write("a", {"v": 1})) == 1, "guesses stop nobody's work"
+        assert await commit(api, write("a", {"v": 1})) == MADE + 1, "guesses stop nobody's work"
 
 
 @in_loop
@@ -338,12 +344,12 @@ async def test_a_damaged_log_is_named_and_repaired_and_nothing_is_deleted(house:
         report = await api.call(Check())
         assert (report.ok, report.file) == (False, str(db))
         report = await api.call(Repair())
-        assert (report.ok, report.good_rev, report.lost_revs) == (True, 20, 0)
+        assert (report.ok, report.good_rev, report.lost_revs) == (True, 20 + MADE, 0)
         (aside,) = db.parent.glob("control.db.corrupt-*Z")
         assert (str(aside), aside.read_bytes()) == (report.set_aside, b"\x00" * 16 + whole[16:])
         assert not (await unlock(api)).locked
         assert (await api.call(Read(collection="settings", id="k19"))).body == {"v": 19}
-        assert await commit(api, write("k20", {"v": 20})) == 21
+        assert await commit(api, write("k20", {"v": 20})) == MADE + 21
         await until(lambda: health[-1].level == "OK", "health is well again")
 
 
@@ -361,12 +367,12 @@ async def test_damage_under_a_running_store_stops_writes_not_reads_and_repair_lo
             await commit(api, write("new", {"v": 1}))
         assert (await api.call(Read(collection="settings", id="k19"))).body == {"v": 19}
         report = await api.call(Repair())
-        assert (report.ok, report.lost_revs, report.head_rev) == (True, 0, 20)
+        assert (report.ok, report.lost_revs, report.head_rev) == (True, 0, MADE + 20)
         listed = await api.call(List(collection="settings"))
         assert {d.id: d.body["v"] for d in listed.documents} == {f"k{n}": n for n in range(20)}
-        assert await commit(api, write("new", {"v": 1})) == 21
+        assert await commit(api, write("new", {"v": 1})) == MADE + 21
         await replaced(house, api)
-        assert (await api.call(GetRevision())).rev == 21
+        assert (await api.call(GetRevision())).rev == MADE + 21
 
 
 @in_loop
@@ -420,4 +426,4 @@ async def test_a_node_without_its_deposit_is_locked_and_leads_nothing(house: Hou
             assert asyncio.get_running_loop().time() < give_up_at, "a locked node gives the kernel up"
             await asyncio.sleep(0.02)
         assert not (await unlock(api)).locked
-        assert await commit(api, write("a", {"v": 1})) == 1
+        assert await commit(api, write("a", {"v": 1})) == MADE + 1

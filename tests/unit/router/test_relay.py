@@ -16,6 +16,7 @@ import time
 import pytest
 
 from piccolod import clock
+from services.router import legs
 from services.router import relay as relay_module
 from services.router.route import Mode, Protocol
 
@@ -147,7 +148,7 @@ async def test_when_many_are_slow_the_rest_still_flows_in_small_sips() -> None:
 @on_loop
 async def test_a_flow_with_more_to_read_goes_on_after_each_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "_SLICE_S", -1.0)
-    monkeypatch.setattr(relay_module, "BUFFER_BYTES", 4096)  # so that the other side never fills and speaks up
+    monkeypatch.setattr(legs, "BUFFER_BYTES", 4096)  # so that the other side never fills and speaks up
     data = random.Random(2).randbytes(1_000_000)
     heard = 0
 
