@@ -55,7 +55,7 @@ class KnownProcess(NamedTuple):
         return -1
 
     def stopped(self) -> bool:
-        return _state(self.pid) in (b"T", b"t")
+        return state_of(self.pid) in (b"T", b"t")
 
 
 def pid_file(paths: Paths) -> Path:
@@ -69,10 +69,11 @@ def kill(pidfd: int, number: signal.Signals) -> None:
 
 
 def _is_zombie(pid: int) -> bool:
-    return _state(pid) in (b"Z", b"X")
+    return state_of(pid) in (b"Z", b"X")
 
 
-def _state(pid: int) -> bytes:
+def state_of(pid: int) -> bytes:
+    """As ps shows it, T for one that is stopped; empty when there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[0]
