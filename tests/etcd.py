@@ -168,6 +168,15 @@ class Cluster:
             until(lambda member=member: '"true"' in member.health(),
                   f"{member.settings.name} is up; log: {member.log.read_text()[-800:]}", 15, 0.1)  # fmt: skip
 
+    def revive(self) -> None:
+        """Every member runs and answers, whatever was done to it."""
+        for member in self.members:
+            if member.process is None:
+                member.start()
+            else:
+                member.thaw()
+        self.wait_up()
+
     def leader(self) -> Member:
         """The one that leads now."""
 

@@ -56,7 +56,8 @@ class Client:
 
     async def find(self, wanted: Range, within_s: float) -> tuple[Found, int]:
         """What is there, and the revision at which it was looked at."""
-        answered = await self._call(RANGE, wanted.request(), within_s, again=True, proves=not wanted.serializable)
+        current = not wanted.serializable  # else also from a member that sees no leader
+        answered = await self._call(RANGE, wanted.request(), within_s, again=True, proves=current, leader=current)
         return Found.of(answered.message), wanted.revision or answered.header.revision
 
     async def list(self, prefix: str, within_s: float) -> tuple[list[KeyValue], int]:
@@ -85,13 +86,15 @@ class Client:
         channel = self.channel(endpoint)
         give_up_at = clock.now() + within_s
         if not await channel.ready(within_s):
-            raise StoreUnavailable(f"etcd at {endpoint} cannot be reached", hint="see `piccoloctl modules list` on its node")
+            raise StoreUnavailable(self._unreachable(endpoint), hint="see `piccoloctl modules list` on its node")
         try:
             return await channel.ask(method, request, max(0.001, give_up_at - clock.now()), leader=False)
         except grpc.aio.AioRpcError as error:
             raise judge(error.code(), error.details() or "", endpoint).error from None
 
-    async def _call(self, method: Method, request: Any, within_s: float, again: bool, proves: bool) -> Answered:
+    async def _call(
+        self, method: Method, request: Any, within_s: float, again: bool, proves: bool, leader: bool = True
+    ) -> Answered:
         give_up_at = clock.now() + within_s
         why = StoreUnavailable("etcd was not asked: no time was left", hint="see `piccoloctl cluster list`")
         tried: set[str] = set()
@@ -105,11 +108,11 @@ class Client:
             channel = self.channel(endpoint)
             if not await channel.ready(min(left_s, self.rpc_s)):
                 self.failed(endpoint)
-                why = StoreUnavailable(f"etcd at {endpoint} cannot be reached", hint="see `piccoloctl cluster list`")
+                why = StoreUnavailable(self._unreachable(endpoint), hint="see `piccoloctl cluster list`")
                 continue
             mark, sent_at = self.lineage.mark(), clock.now()
             try:
-                answer = await channel.ask(method, request, max(0.001, min(give_up_at - sent_at, self.rpc_s)))
+                answer = await channel.ask(method, request, max(0.001, min(give_up_at - sent_at, self.rpc_s)), leader)
             except grpc.aio.AioRpcError as error:
                 failure = judge(error.code(), error.details() or "", endpoint)
                 if failure.verdict is Verdict.REFUSED:
@@ -125,6 +128,10 @@ class Client:
             self.worked(endpoint)
             return Answered(answer, header, sent_at)
         raise why
+
+    def _unreachable(self, endpoint: str) -> str:
+        """grpc does not tell which of the two it is."""
+        return f"etcd at {endpoint} cannot be reached{'' if self._tls is None else ', or one of us refuses the other'}"
 
     # --- endpoints
 
