@@ -168,6 +168,15 @@ class Cluster:
             until(lambda member=member: '"true"' in member.health(),
                   f"{member.settings.name} is up; log: {member.log.read_text()[-800:]}", 15, 0.1)  # fmt: skip
 
+    @staticmethod
+    def wait_serving(member: Member) -> None:
+        """It answers, whether there is a leader or not."""
+        until(lambda: '"health"' in member.health(), f"{member.settings.name} answers", 15, 0.05)
+
+    @staticmethod
+    def settings(member: Member, cluster: dict[str, str]) -> Settings:
+        return dataclasses.replace(member.settings, cluster=cluster)
+
     def revive(self) -> None:
         """Every member runs and answers, whatever was done to it."""
         for member in self.members:

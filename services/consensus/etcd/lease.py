@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from msgspec import Struct
@@ -18,6 +18,8 @@ from services.consensus.etcd.client import Client
 from services.consensus.etcd.failures import LeaseLost
 from services.consensus.etcd.header import Header
 from services.consensus.etcd.stubs import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, rpc
+
+_PAUSE_S: Final = 0.01
 
 
 class Lease(Struct, frozen=True):
@@ -68,7 +70,10 @@ class KeepAlive:
                     why = f"{self._endpoint}: {_text(error)}"
                     self._drop()
                     self._client.failed(self._endpoint)
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(_PAUSE_S)
+                except asyncio.CancelledError:
+                    self._drop()  # the answer that is on its way must not be taken for that of the next renewal
+                    raise
             raise StoreUnavailable(f"the lease was not renewed: {why}", hint="see `piccoloctl cluster list`")
 
     def close(self) -> None:
