@@ -116,12 +116,12 @@ class Member:
         )  # fmt: skip
         return done.stdout
 
-    def ctl(self, *words: str, check: bool = True) -> str:
+    def ctl(self, *words: str, check: bool = True, stdin: str = "") -> str:
         """etcdctl against this member alone."""
         tls = [f"--cacert={self.settings.ca}", f"--cert={self.settings.cert}", f"--key={self.settings.key}"]
         done = subprocess.run(
             [ETCDCTL, f"--endpoints={self.settings.client_url}", *(tls if self.settings.ca else []), *words],
-            env={"PATH": os.environ["PATH"], "ETCDCTL_API": "3"}, capture_output=True, text=True, timeout=20, check=False,
+            env={"PATH": os.environ["PATH"], "ETCDCTL_API": "3"}, input=stdin, capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr + self.log.read_text()[-1500:]
         return done.stdout

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from google.protobuf.unknown_fields import UnknownFieldSet
 from msgspec import Struct
 
 from services.consensus.etcd.client import Client
-from services.consensus.etcd.stubs import MEMBER_ADD, MEMBER_LIST, MEMBER_PROMOTE, MEMBER_REMOVE, rpc
+from services.consensus.etcd.stubs import MEMBER_ADD, MEMBER_LIST, MEMBER_PROMOTE, MEMBER_REMOVE, newer_fields, rpc
 
 # Fields of etcd 3.4, which these messages do not name: Member.isLearner, and MemberAddRequest.isLearner set to true.
 _IS_LEARNER: Final = 5
@@ -29,7 +28,7 @@ class Member(Struct, frozen=True):
 
     @classmethod
     def of(cls, wire: Any) -> Member:
-        learner = any(field.field_number == _IS_LEARNER and field.data for field in UnknownFieldSet(wire))
+        learner = bool(newer_fields(wire).get(_IS_LEARNER))
         return cls(wire.ID, wire.name, tuple(wire.peerURLs), tuple(wire.clientURLs), learner)
 
 

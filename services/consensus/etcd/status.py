@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
-from google.protobuf.unknown_fields import UnknownFieldSet
 from msgspec import Struct
 
 from piccolod.errors import Failed, StoreUnavailable
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.failures import judge
 from services.consensus.etcd.header import Header
-from services.consensus.etcd.stubs import ALARM, COMPACT, DEFRAGMENT, MOVE_LEADER, SNAPSHOT, STATUS, rpc
+from services.consensus.etcd.stubs import ALARM, COMPACT, DEFRAGMENT, MOVE_LEADER, SNAPSHOT, STATUS, newer_fields, rpc
 
 _NAMES: Final = {1: "NOSPACE", 2: "CORRUPT"}
 # Fields of StatusResponse that came after these messages were generated (3.4).
@@ -49,7 +48,7 @@ class Alarm(Struct, frozen=True):
 async def status(client: Client, endpoint: str) -> Status:
     """Also of a member that sees no leader."""
     answer = await client.ask(endpoint, STATUS, rpc.StatusRequest(), client.rpc_s)
-    newer = _newer_fields(answer)
+    newer = newer_fields(answer)
     return Status(
         Header.of(answer), answer.version, answer.dbSize, newer.get(_BYTES_IN_USE, answer.dbSize), answer.leader,
         bool(newer.get(_IS_LEARNER, 0)),
@@ -108,7 +107,3 @@ async def save(client: Client, endpoint: str, file: Path, within_s: float) -> in
         os.close(fd)
         draft.unlink(missing_ok=True)
     return size
-
-
-def _newer_fields(message: Any) -> dict[int, int]:
-    return {field.field_number: field.data for field in UnknownFieldSet(message) if isinstance(field.data, int)}

@@ -1,8 +1,8 @@
 """etcd's messages and methods: the generated `etcdrpc` of the package etcd3, and nothing else of that package.
 
 Its generated code is of 2016: a current protobuf takes it in its pure Python implementation alone, which is chosen by an
-environment variable before the first import of protobuf, for the whole process. The messages are those of etcd 3.2;
-what later versions added travels as unknown fields (members.py).
+environment variable before the first import of protobuf, for the whole process: no other file imports it. The messages
+are those of etcd 3.2; what later versions added travels as unknown fields.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _IMPLEMENTATION: Final = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
 def _generated() -> tuple[Any, Any]:
     """`kv_pb2` and `rpc_pb2`. Raises Bug when protobuf is here already, in an implementation that cannot take them."""
     os.environ[_IMPLEMENTATION] = "python"
-    from google.protobuf.internal import api_implementation
+    from google.protobuf.internal import api_implementation  # reads it, once
 
+    del os.environ[_IMPLEMENTATION]  # no business of programs that we start
     if api_implementation.Type() != "python":
         raise Bug(f"protobuf was imported before {_IMPLEMENTATION} could be set for this process")
     if "etcd3" not in sys.modules:
@@ -40,6 +41,13 @@ def _generated() -> tuple[Any, Any]:
 
 
 kv, rpc = _generated()
+
+
+def newer_fields(message: Any) -> dict[int, int]:
+    """The numbers that this message does not know, by field."""
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
+    return {field.field_number: field.data for field in UnknownFieldSet(message) if isinstance(field.data, int)}
 
 
 @dataclass(frozen=True, slots=True)
