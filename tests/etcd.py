@@ -97,7 +97,11 @@ class Member:
         self.process.send_signal(number)
 
     def freeze(self) -> None:
+        """Each of its threads has stopped when this returns."""
         self.signal(signal.SIGSTOP)
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        until(lambda: all(_stopped(each) for each in tasks.iterdir()), "it has stopped", 5, 0.002)
 
     def thaw(self) -> None:
         self.signal(signal.SIGCONT)
@@ -211,6 +215,10 @@ class Cluster:
         for member in self.members:
             member.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _stopped(task: Path) -> bool:
+    return (task / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
 
 
 def _files(authority: Authority, name: str) -> dict[str, str]:

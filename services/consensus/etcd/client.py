@@ -49,7 +49,10 @@ class Client:
     # --- what etcd is asked
 
     async def transact(self, transaction: Transaction, within_s: float | None = None) -> Result:
-        """Raises TransactionUnknown when it may have happened or may happen yet; any other error means that it did not."""
+        """Raises TransactionUnknown when it may have happened or may happen yet; any other error means that it did not.
+
+        `within_s` None: `rpc_s`. Longer is waited longer for its one answer.
+        """
         within_s = self.rpc_s if within_s is None else within_s
         answered = await self._call(TXN, transaction.to_wire(), within_s, again=False, proves=True)
         return Result.of(answered.message, answered.sent_at)
@@ -111,8 +114,9 @@ class Client:
                 why = StoreUnavailable(self._unreachable(endpoint), hint="see `piccoloctl cluster list`")
                 continue
             mark, sent_at = self.lineage.mark(), clock.now()
+            left_s = max(0.001, give_up_at - sent_at)
             try:
-                answer = await channel.ask(method, request, max(0.001, min(give_up_at - sent_at, self.rpc_s)), leader)
+                answer = await channel.ask(method, request, min(left_s, self.rpc_s) if again else left_s, leader)
             except grpc.aio.AioRpcError as error:
                 failure = judge(error.code(), error.details() or "", endpoint)
                 if failure.verdict is Verdict.REFUSED:

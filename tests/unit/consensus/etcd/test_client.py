@@ -277,6 +277,20 @@ def test_a_write_that_could_not_be_sent_surely_did_not_happen(etcd, prefix):
     asyncio.run(test())
 
 
+def test_a_write_that_is_given_more_time_waits_for_its_one_answer(etcd, prefix):
+    async def test(client: Client) -> None:
+        await client.transact(put(f"{prefix}a"))
+        follower.freeze()
+        write = asyncio.create_task(client.transact(put(f"{prefix}b"), 5))
+        await asyncio.sleep(2 * RPC_S)
+        assert not write.done()
+        follower.thaw()
+        assert (await write).succeeded
+
+    follower = next(each for each in etcd.members if each is not etcd.leader())
+    run(test, etcd, etcd.members.index(follower))
+
+
 def test_what_a_caller_gives_up_leaves_the_client_sound(etcd, prefix):
     async def test(client: Client) -> None:
         tasks = [asyncio.create_task(client.transact(put(f"{prefix}{n}"))) for n in range(32)]

@@ -122,9 +122,11 @@ def test_a_revision_comes_whole_with_all_of_its_events(etcd, prefix):
 
 def test_a_watch_from_the_past_tells_it_from_there_on(etcd, prefix):
     async def test(client: Client) -> None:
-        revisions = [
-            (await client.transact(Transaction((), (Put(f"{prefix}{n % 7}", b"%d" % n),)))).revision for n in range(1500)
-        ]
+        revisions: list[int] = []
+        for batch in range(0, 1500, 50):
+            puts = (Transaction((), (Put(f"{prefix}{n % 7}", b"%d" % n),)) for n in range(batch, batch + 50))
+            made = await asyncio.gather(*(client.transact(each, 5) for each in puts))
+            revisions += sorted(each.revision for each in made)
         follower = Follower(Watch(client, prefix, revisions[99], 5))
         await follower.until_revision(revisions[-1])
         await follower.stop()
