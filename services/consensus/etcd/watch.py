@@ -2,7 +2,8 @@
 
 A watch is a hint: whoever follows one also polls. It is resumed on the next endpoint, from the last revision that was
 delivered, when its stream ends, and when no event has come for `silence_s`: our own heartbeats pass through it. A stream
-that merely lives proves nothing, for 3.4 answers a progress request also while events are held back; so none is sent.
+that merely lives proves nothing, for 3.4 answers a progress request also while events are held back; so none is sent. Nor are
+fragments asked for: without them one message holds whole revisions.
 """
 
 from __future__ import annotations
