@@ -11,11 +11,11 @@ say() { [ -n "$quiet" ] || echo "deps: $*"; }
 fail() { echo "deps: $*" >&2; exit 1; }
 
 apt_run="podman runc conmon netavark aardvark-dns catatonit nftables iptables busybox-static gocryptfs fuse3
-    btrfs-progs e2fsprogs iproute2 util-linux mount procps curl ca-certificates"
+    btrfs-progs e2fsprogs iproute2 util-linux mount procps curl ca-certificates etcd-server etcd-client"
 apt_test="haproxy wrk iperf3"
 apt_bench="nats-server supervisor runit"
 dnf_run="podman runc conmon netavark aardvark-dns catatonit nftables iptables-nft busybox gocryptfs fuse3
-    btrfs-progs e2fsprogs iproute util-linux procps-ng curl ca-certificates"
+    btrfs-progs e2fsprogs iproute util-linux procps-ng curl ca-certificates etcd"
 dnf_test="haproxy iperf3"
 dnf_bench="supervisor"
 
@@ -53,6 +53,13 @@ without_starting_services() {
         chmod 755 "$policy"
     fi
     "$@"
+}
+
+# An etcd of the host's own would take the ports of ours after the next boot. One that was here before is left alone.
+no_service_at_boot() {
+    case " $1 " in
+    *" etcd-server "* | *" etcd "*) ! command -v systemctl >/dev/null 2>&1 || systemctl disable --quiet etcd.service || true ;;
+    esac
 }
 
 apt_install() {
@@ -97,6 +104,7 @@ if [ -n "$missing" ]; then
         # shellcheck disable=SC2086
         dnf install -y --setopt=install_weak_deps=False $missing
     fi
+    no_service_at_boot "$missing"
     say "installed: ${missing% }"
 else
     say "every system package is here"

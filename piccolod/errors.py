@@ -19,7 +19,9 @@
     ├─ Failed               500  the operation was tried and failed
     ├─ NoLeader             503
     ├─ StoreUnavailable     503
+    │  └─ OutcomeUnknown    503  a write was sent and its end is not known: it may have happened, or happen yet
     ├─ StoreCorrupt         503
+    │  └─ StoreRestored     503  etcd is not the one that this node knew, or is older than what it showed
     ├─ Unavailable          503  a part that is needed does not answer (podman, a module)
     │  └─ PeerRestarted     503  the module died with the call in flight: unknown outcome
     ├─ DeadlineExceeded     504
@@ -165,8 +167,16 @@ class StoreUnavailable(PiccoloError):
     code, status, exit_code = "store_unavailable", 503, 6
 
 
+class OutcomeUnknown(StoreUnavailable):
+    code = "outcome_unknown"
+
+
 class StoreCorrupt(PiccoloError):
     code, status, exit_code = "store_corrupt", 503, 6
+
+
+class StoreRestored(StoreCorrupt):
+    code = "store_restored"
 
 
 class Unavailable(PiccoloError):

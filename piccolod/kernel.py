@@ -59,6 +59,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         user="piccolo-broker",
         memory_max="256MiB",
     ),
+    # forked like the others: grpc, which does not live through a fork, is imported after it and beside an etcd alone
     ModuleSpec(
         name="consensus",
         target="services.consensus.__main__:main",

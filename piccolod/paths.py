@@ -66,6 +66,11 @@ class Paths:
         return self.run / "ledger.json"
 
     @property
+    def etcd_health(self) -> Path:
+        """etcd's metrics listener. It wants a port in every name, also in that of a file."""
+        return self.run / "etcd-health:0"
+
+    @property
     def podman_socket(self) -> Path:
         return self.run / "podman.sock"
 
@@ -143,6 +148,20 @@ class Paths:
     @property
     def podman_networks(self) -> Path:
         return self.state / "networks"
+
+    @property
+    def cluster(self) -> Path:
+        """What `cluster init` and `cluster join` decided; absent on a node alone."""
+        return self.state / "cluster"
+
+    @property
+    def etcd_conf(self) -> Path:
+        """Only where a member of etcd lives."""
+        return self.cluster / "etcd.json"
+
+    @property
+    def etcd_data(self) -> Path:
+        return self.state / "etcd"
 
     @property
     def journal(self) -> Path:

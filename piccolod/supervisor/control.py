@@ -7,6 +7,7 @@ of the supervisor's time: a flood delays its own answers and nothing else.
 {"cmd": "restart", "name": "api"}                       {"id": null, "ok": true, "result": null}
 {"cmd": "logs", "name": "api", "tail": 100}             {"ok": true, "result": ["line", ...]}
 {"cmd": "why", "name": "api"}                           {"ok": true, "result": [death, ...]}, newest first
+{"cmd": "etcd", "do": "reload"}                         also "stop" and "alarms", see etcd.py
 {"cmd": "tree"}  {"cmd": "stop", "apps": false}         errors: {"ok": false, "error": {code, detail, hint, ...}}
 """
 

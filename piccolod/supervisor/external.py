@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +22,7 @@ from piccolod.config import Config
 from piccolod.supervisor import detach, restart
 from piccolod.supervisor.known_process import KnownProcess, kill, pid_file
 from piccolod.supervisor.loop import Loop, Timer
+from piccolod.supervisor.ping import Ping
 from piccolod.supervisor.row import State, rss_bytes
 from piccolod.supervisor.spawner import environment
 
@@ -67,7 +66,7 @@ class PodmanService:
         self._restarts = 0
         self._misses = 0
         self._cause = ""
-        self._ping: _Ping | None = None
+        self._ping: Ping | None = None
         self._look_timer: Timer | None = None
         self._closed = False
         self._ended: Callable[[], None] = lambda: None
@@ -216,12 +215,12 @@ class PodmanService:
         if self._process is not None and self._process.stopped():
             self._kill("hung: the process is stopped")
             return
-        self._ping = _Ping(self._loop, self._paths.podman_socket, self._looked)
+        self._ping = Ping(self._loop, self._paths.podman_socket, _PING, _ANSWER_S, self._looked)
 
-    def _looked(self, alive: bool) -> None:
+    def _looked(self, status: bytes) -> None:
         self._ping = None
         now = clock.now()
-        if alive:
+        if status == b"200":
             self._misses = 0
             if self.state is not State.READY:
                 self._ready_at = now
@@ -263,47 +262,6 @@ class PodmanService:
         if (self.state, self.reason) != (state, reason):
             self.state, self.reason = state, reason
             self._on_change()
-
-
-class _Ping:
-    """One question to the service, with a deadline; never blocks."""
-
-    def __init__(self, loop: Loop, path: Path, answered: Callable[[bool], None]) -> None:
-        self._loop = loop
-        self._answered = answered
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
-        self._timer: Timer | None = None
-        try:
-            self._socket.connect(str(path))
-            self._socket.send(_PING)
-        except OSError:  # nobody listens, or nobody accepts
-            self._timer = loop.after(0.0, lambda: self._end(False))
-            return
-        loop.watch(self._socket.fileno(), self._readable, select.EPOLLIN)
-        self._timer = loop.after(_ANSWER_S, lambda: self._end(False))
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._socket.fileno() >= 0:
-            self._loop.forget(self._socket.fileno())
-            self._socket.close()
-
-    def _readable(self, _events: int) -> None:
-        try:
-            answer = self._socket.recv(4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            answer = b""
-        self._end(answer.partition(b"\r\n")[0].split(b" ")[1:2] == [b"200"])
-
-    def _end(self, alive: bool) -> None:
-        if self._socket.fileno() >= 0 or self._timer is not None:
-            self.close()
-            self._timer = None
-            self._answered(alive)
 
 
 def _log(file: Path) -> int:

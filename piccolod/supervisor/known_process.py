@@ -60,7 +60,7 @@ class KnownProcess(NamedTuple):
 
 def is_stopped(pid: int) -> bool:
     """SIGSTOP, or a debugger."""
-    return _state(pid) in (b"T", b"t")
+    return state_of(pid) in (b"T", b"t")
 
 
 def pid_file(paths: Paths) -> Path:
@@ -74,10 +74,11 @@ def kill(pidfd: int, number: signal.Signals) -> None:
 
 
 def _is_zombie(pid: int) -> bool:
-    return _state(pid) in (b"Z", b"X")
+    return state_of(pid) in (b"Z", b"X")
 
 
-def _state(pid: int) -> bytes:
+def state_of(pid: int) -> bytes:
+    """As ps shows it, T for one that is stopped; empty when there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[0]

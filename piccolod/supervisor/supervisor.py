@@ -25,6 +25,9 @@ from piccolod.supervisor.cgroup import Cgroups
 from piccolod.supervisor.control import Command, Control
 from piccolod.supervisor.deposit import Deposits
 from piccolod.supervisor.disk import Disk
+from piccolod.supervisor.etcd import NAME as ETCD
+from piccolod.supervisor.etcd import STOP_S as STOP_ETCD_S
+from piccolod.supervisor.etcd import Etcd
 from piccolod.supervisor.external import NAME as PODMAN
 from piccolod.supervisor.external import PodmanService
 from piccolod.supervisor.holder import Holders
@@ -114,6 +117,7 @@ class Supervisor:
         self._tree = Tree(parts, self._table, config, self._on_change, policy, pace)
         self._loop.on_stall = self._stalled
         self._guard = ThirdGuard(self._loop, paths, keeper, self._run_dir.tick, self._page_renewed, self._say)
+        self._etcd = Etcd(self._loop, self._reaper, paths, self._book, self._say, self._on_change)
         self._control = Control(self._loop, paths, self._commands(), lambda: self._tree.roster.pid_of("api"))
         self._podman: PodmanService | None = None
         self._leashes: Leashes | None = None
@@ -133,6 +137,7 @@ class Supervisor:
             self._leashes.start()
         if self._podman is not None:
             self._podman.start()
+        self._etcd.start()
         self._tree.start()
         self._guard.look()
         if self._notify.watchdog_s:
@@ -152,11 +157,14 @@ class Supervisor:
             return
         self._stopping, self._stopping_at = True, now
         self._say("info", "stopping", apps=apps)
-        self._notify.stopping(_STOP_S + (_STOP_APPS_S if apps else 0.0) + _STOP_PODMAN_S + 2)
+        self._notify.stopping(_STOP_S + (_STOP_APPS_S if apps else 0.0) + _STOP_PODMAN_S + STOP_ETCD_S + 2)
         self._tree.stop(_STOP_S, _STOP_APPS_S if apps else 0.0, lambda: self._modules_ended(apps))
 
     def _modules_ended(self, apps: bool) -> None:
         self._spawner.close()
+        self._etcd.end(lambda: self._etcd_ended(apps))
+
+    def _etcd_ended(self, apps: bool) -> None:
         if self._leashes is not None:
             self._leashes.end() if apps else self._leashes.leave()
         if self._podman is None:
@@ -237,6 +245,8 @@ class Supervisor:
             self._tell_external(name, state, reason)
             if state is not State.READY:
                 lacking.append(name)
+        if not self._etcd.here:
+            self._voice.take_back_health(ETCD)
         if not self._was_ready and self._tree.roster.all_ready(NEEDED):
             self._was_ready = True
             self._notify.ready()
@@ -246,13 +256,14 @@ class Supervisor:
 
     def _externals(self) -> list[tuple[str, State, str]]:
         found = [] if self._podman is None else [(PODMAN, self._podman.state, self._podman.reason)]
+        found += [self._etcd.told()] if self._etcd.here else []
         return found + ([] if self._leashes is None else self._leashes.states())
 
     def _tell_external(self, name: str, state: State, reason: str) -> None:
         body = {"module": name, "state": state.value, "pid": 0, "instance": "", "restarts": 0, "reason": reason}
         self._voice.module(body)
         if state is State.READY:
-            self._voice.health(name, "OK", "")
+            self._voice.health(name, "ERROR" if reason else "OK", reason)
         elif state not in (State.WAITING, State.STARTING):
             self._voice.health(name, "ERROR", reason or state.value)
 
@@ -296,6 +307,7 @@ class Supervisor:
             "why": lambda request: [death._asdict() for death in reversed(self._ledger.of(self._named(request)))],
             "tree": lambda _request: self._tree_document(),
             "stop": self._stop,
+            "etcd": self._etcd.command,
         }
 
     def _documents(self) -> list[dict[str, Any]]:
@@ -303,11 +315,15 @@ class Supervisor:
         documents = self._tree.roster.documents(now)
         if self._podman is not None:
             documents.append(self._podman.document(now))
+        if self._etcd.here:
+            documents.append(self._etcd.document(now))
         return documents + (self._leashes.documents(now) if self._leashes is not None else [])
 
     def _restart(self, request: dict[str, Any]) -> None:
         if request.get("name") == PODMAN and self._podman is not None:
             self._podman.restart()
+        elif request.get("name") == ETCD and self._etcd.here:
+            self._etcd.restart()
         else:
             self._tree.restart(self._named(request), "restarted by request")
 

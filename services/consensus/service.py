@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from piccolod import clock
+from piccolod import clock, etcd_conf
 from piccolod.errors import Busy, Conflict, Exists, Forbidden, Invalid, NotFound
 from piccolod.leadership import leash_table
 from piccolod.leadership.page import PageReader, PageWriter
@@ -76,6 +76,7 @@ class Service:
         module.publish(NodeStateChanged(node=module.config.node.name, state="alive"))
         self._announce()
         self._judge_health()
+        self._keep_etcd()
         module.log.info("opened the terms", held=[record.resource for record in listed(self._leaser.records().values())])
 
     async def stop(self) -> None:
@@ -89,6 +90,19 @@ class Service:
             self._module.health(Level.WARN, reason)
         else:
             self._module.health(Level.OK)
+
+    def _keep_etcd(self) -> None:
+        """Where a member of etcd lives. Its imports are made before READY, for they hold up the beat."""
+        settings = etcd_conf.read(self._module.paths.etcd_conf)
+        if settings is None:
+            return
+        from services.consensus.etcd.upkeep import Upkeep, local_client, tell_supervisor
+
+        control = self._module.paths.supervisor_socket
+        upkeep = Upkeep(
+            local_client(settings), settings.quota_bytes, lambda alarms: tell_supervisor(control, alarms), self._module.log
+        )
+        self._module.spawn(upkeep.run(), name="etcd upkeep")
 
     async def _only_writer(self) -> PageWriter:
         give_up_at = clock.now() + _PAGE_WAIT_S
