@@ -11,11 +11,11 @@ say() { [ -n "$quiet" ] || echo "deps: $*"; }
 fail() { echo "deps: $*" >&2; exit 1; }
 
 apt_run="podman runc conmon netavark aardvark-dns catatonit nftables iptables busybox-static gocryptfs fuse3
-    btrfs-progs e2fsprogs iproute2 util-linux mount procps curl ca-certificates"
+    btrfs-progs e2fsprogs iproute2 util-linux mount procps curl ca-certificates etcd-server etcd-client"
 apt_test="haproxy wrk iperf3"
 apt_bench="nats-server supervisor runit"
 dnf_run="podman runc conmon netavark aardvark-dns catatonit nftables iptables-nft busybox gocryptfs fuse3
-    btrfs-progs e2fsprogs iproute util-linux procps-ng curl ca-certificates"
+    btrfs-progs e2fsprogs iproute util-linux procps-ng curl ca-certificates etcd"
 dnf_test="haproxy iperf3"
 dnf_bench="supervisor"
 
