@@ -52,7 +52,7 @@ class Cluster:
         for machine in self.machines:
             machine.power_on(wait=False)
         for machine in self.machines:
-            machine.wait_up(30)
+            machine.wait_up(60)
 
     def load_demo_image(self) -> None:
         archive = self.folder / "demo.tar"

@@ -22,7 +22,7 @@ awk '$3 ~ /^cgroup2?$/ { print $2, $3, $4 }' /proc/self/mounts | while read -r p
 done
 
 mount -o loop,noinit_itable "$image" "$state"
-# Orphans end without anybody who asks how: ignored, their death leaves no zombie (wait(2)).
+# Orphans end without anybody who asks how: ignored, their death leaves no zombie (wait(2)), and wakes nobody.
 trap '' CHLD
 echo up
-read -r _ || true
+exec cat >/dev/null

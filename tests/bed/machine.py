@@ -26,7 +26,7 @@ _INIT = Path(__file__).with_name("init.sh")
 _NAMESPACES = ("--pid", "--mount", "--uts", "--ipc", "--cgroup")
 _DISK_MIB = 2048
 # The shell is inside and ends at once: its child becomes one of the machine's first process, which leaves no zombies.
-_SPAWN = 'env --default-signal=INT,QUIT "$@" </dev/null >>"$OUTPUT" 2>&1 & echo $!'
+_SPAWN = 'setsid env --default-signal=INT,QUIT "$@" </dev/null >>"$OUTPUT" 2>&1 & echo $!'
 
 
 class Entered:

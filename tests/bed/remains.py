@@ -19,7 +19,8 @@ from tests.bed.disk import Disk
 from tests.bed.network import run
 from tests.node import until
 
-_ROOT, _PREFIX = Path("/tmp"), cgroups.PREFIX
+PREFIX = cgroups.PREFIX
+_ROOT = Path("/tmp")
 _NETNS = Path("/run/netns")
 
 
@@ -27,7 +28,7 @@ class Claim:
     """The folder and the tag of one bed, held until `release` or until the process dies."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_ROOT))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_ROOT))
         self._lock = os.open(self.folder, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.tag = secrets.token_hex(3)[:5]
@@ -41,7 +42,7 @@ class Claim:
 def clean() -> list[str]:
     """Removes every trace of every bed that died. What was removed, a line for each bed."""
     done = []
-    for folder in sorted(_ROOT.glob(f"{_PREFIX}*")):
+    for folder in sorted(_ROOT.glob(f"{PREFIX}*")):
         with _dead(folder) as is_dead:
             if is_dead:
                 tag = (folder / "tag").read_text() if (folder / "tag").exists() else ""
@@ -55,9 +56,9 @@ def clean() -> list[str]:
 
 def traces(tag: str) -> list[str]:
     """What is there of the bed `tag`: processes, cgroups, links, namespaces, rules, folders, disks."""
-    found = [f"folder {folder}" for folder in _ROOT.glob(f"{_PREFIX}*") if _tag_of(folder) == tag]
+    found = [f"folder {folder}" for folder in _ROOT.glob(f"{PREFIX}*") if _tag_of(folder) == tag]
     for mount, _ in cgroups.hierarchies():
-        for procs in (mount / f"{_PREFIX}{tag}").rglob("cgroup.procs"):
+        for procs in (mount / f"{PREFIX}{tag}").rglob("cgroup.procs"):
             found.append(f"cgroup {procs.parent} of {procs.read_text().split()}")
     found += [f"link {name}" for name in _links(tag)]
     found += [f"namespace {path.name}" for path in _namespaces(tag)]
@@ -67,7 +68,7 @@ def traces(tag: str) -> list[str]:
 
 def _clean_tag(tag: str) -> None:
     for mount, _ in cgroups.hierarchies():
-        bed = mount / f"{_PREFIX}{tag}"
+        bed = mount / f"{PREFIX}{tag}"
         for frozen in bed.rglob("cgroup.freeze"):
             with suppress(OSError):
                 frozen.write_text("0")
