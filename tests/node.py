@@ -131,7 +131,10 @@ class Node:
         return list(command)
 
     def wait_up(self, within_s: float = 15.0) -> None:
-        until(self.all_ready, f"every module ready; output: {self.tail()}", within_s)
+        try:
+            until(self.all_ready, f"every module of {self.name} ready", within_s)
+        except Failed as error:
+            raise Failed(f"{error}; output: {self.tail()}") from None
 
     def all_ready(self) -> bool:
         return all(module["state"] in ("ready", "disabled") for module in self.supervisor("modules") or [{"state": "none"}])

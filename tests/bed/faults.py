@@ -63,9 +63,9 @@ def power_off(machine: Machine) -> None:
     machine.power_off()
 
 
-def power_on(machine: Machine, wait: bool = True) -> None:
+def power_on(machine: Machine, within_s: float = 20.0) -> None:
     """A new boot: other boot id, empty run folder, same disk, same addresses; partitions hold on."""
-    machine.power_on(wait)
+    machine.power_on(within_s)
 
 
 def freeze_disk(machine: Machine) -> None:

@@ -100,10 +100,12 @@ class Machine(Node):
         self._link(self.state, self.state_dir)
         self._link(self.run, self.run_dir)
 
-    def power_on(self, wait: bool = True) -> None:
-        """Boots and starts piccolod."""
+    def power_on(self, within_s: float = 20.0) -> None:
+        """Boots, and starts piccolod; every module is ready. 0: does not wait for that."""
         self.boot()
-        self.start(wait)
+        self.start(wait=False)
+        if within_s:
+            self.wait_up(within_s)
 
     def power_off(self) -> None:
         """Power is lost: at once nothing leaves the machine, nothing more reaches its disk, and every process is gone.

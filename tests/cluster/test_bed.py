@@ -49,8 +49,10 @@ def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
         bed: Cluster = request.getfixturevalue("three")
         faults.heal(bed)
         for machine in bed.machines:
-            until(machine.all_ready, f"every module of {machine.name} ready after the fault", 20)
-            until(lambda machine=machine: answers(bed.network.inside("client"), machine, APP_PORT), f"{machine.name} serves")
+            until(machine.all_ready, f"every module of {machine.name} ready after the fault", 60)
+            until(
+                lambda machine=machine: answers(bed.network.inside("client"), machine, APP_PORT), f"{machine.name} serves", 30
+            )
 
 
 def answers(whence: list[str], target: Machine, port: int, path: str = "/") -> bool:
@@ -166,7 +168,7 @@ def test_power_loss_is_at_once_loses_what_was_not_synced_and_the_app_comes_back_
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert not n1.state.exists()
     assert not reaches(n2, n1)
-    faults.power_on(n1)
+    faults.power_on(n1, within_s=60)
     assert not (n1.mount / "unsynced").exists()
     assert not (n1.run / "left-behind").exists()
     assert n1.here(Path("/proc/sys/kernel/random/boot_id")).read_text() != boot
