@@ -27,7 +27,7 @@ from tests.node import ROOT, Node, until
 APP_PORT = 35000
 DATA_APP = (
     "storage: {persistent: {data: {container: /data, size_limit: 64MiB}}}\n"
-    'command: [/bin/sh, -c, "echo started >>/data/log; busybox fsync /data/log; exec busybox httpd -f -p 80 -h /data"]\n'
+    'command: [/bin/sh, -c, "echo started | busybox dd of=/data/log oflag=append conv=notrunc,fsync; exec busybox httpd -f -p 80 -h /data"]\n'
 )
 
 
@@ -231,7 +231,7 @@ def test_after_a_loss_of_power_a_machine_is_locked_and_its_app_comes_back_with_i
     faults.power_on(n1, within_s=60)
     assert n1.get("/crypto/status")["locked"] is True
     n1.unlock()
-    n1.wait_app("hello")
+    until(lambda: client_reaches(three, n1), "the app serves", 30)
     assert n1.fetch(APP_PORT, "/log").body == started + b"started\n"
 
 
