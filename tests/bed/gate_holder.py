@@ -21,8 +21,8 @@ _EVERY_S = 0.01
 
 def main(page: str, resource: str, host: str, port: str) -> None:
     gate, process = Gate(PageReader(Path(page))), uuid.uuid4().hex
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as oracle:
-        oracle.connect((host, int(port)))
+    with socket.create_connection((host, int(port))) as oracle:
+        oracle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while True:
             try:
                 token = gate.check(resource)
@@ -31,7 +31,7 @@ def main(page: str, resource: str, host: str, port: str) -> None:
             else:
                 # One interval a term: the gap between two terms of this process is no act.
                 act = f"{resource} {token.epoch} {process}.{token.token} {clock.now():.3f}\n"
-                oracle.send(act.encode())
+                oracle.sendall(act.encode())
             time.sleep(_EVERY_S)
 
 

@@ -1,7 +1,7 @@
 """Decides whether two actors of one resource ever acted at the same time (invariant I1 of testing.md).
 
-Actors send a datagram every 10 ms, `RESOURCE EPOCH RUN BOOTTIME`, stamped by the host's one clock at the actor: an app by
-its command (`app_command`), a holder of the gate by `python -m tests.bed.gate_holder`. Partitions never stand between a
+Actors send a line every 10 ms over TCP, `RESOURCE EPOCH RUN BOOTTIME`, stamped by the host's one clock at the actor: an app
+by its command (`app_command`), a holder of the gate by `python -m tests.bed.gate_holder`. Partitions never stand between a
 member and whoever runs the bed, so an actor that is cut off from everybody is still heard. The sender's address says on
 which machine it is. What came is kept in one file, a line a stamp.
 """
@@ -9,11 +9,13 @@ which machine it is. What came is kept in one file, a line a stamp.
 from __future__ import annotations
 
 import itertools
+import selectors
 import socket
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, cast
 
 from tests.bed.cluster import Cluster
 from tests.bed.network import HOST
@@ -80,9 +82,11 @@ class Oracle:
         self.file: Path = cluster.folder / "acts"
         self._names = {cluster.network.address(machine.name): machine.name for machine in cluster.machines}
         self._stamps: list[Stamp] = []
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind((cluster.network.address(HOST), 0))
-        self.address: tuple[str, int] = self._socket.getsockname()
+        self._listener = socket.create_server((cluster.network.address(HOST), 0))
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self._ready = selectors.DefaultSelector()
+        self._ready.register(self._listener, selectors.EVENT_READ)
+        self._end = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     def __enter__(self) -> Oracle:
@@ -90,9 +94,11 @@ class Oracle:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.shutdown(socket.SHUT_RD)
+        self._end.set()
         self._thread.join(5)
-        self._socket.close()
+        for key in tuple(self._ready.get_map().values()):
+            cast(socket.socket, key.fileobj).close()
+        self._ready.close()
 
     def stamps(self, resource: str | None = None) -> list[Stamp]:
         return [stamp for stamp in tuple(self._stamps) if resource in (None, stamp.resource)]
@@ -112,18 +118,35 @@ class Oracle:
             f"busybox httpd -f -p 80 -h /www & busybox mkfifo /tmp/never; exec 3<>/tmp/never; "
             f"run=$(cat /proc/sys/kernel/random/uuid); trap 'exit 0' TERM; "
             f"while :; do while read -r at rest </proc/uptime && echo {resource} 0 $run $at; do read -r -t 0.01 never <&3; done"
-            f" | busybox nc -u {host} {port}; done"
+            f" | busybox nc {host} {port}; done"
         )
         return f'command: [/bin/sh, -c, "{script}"]\npermissions: {{network: {{internet: allow}}}}\n'
 
     def _listen(self) -> None:
+        begun: dict[socket.socket, bytes] = {}
         with self.file.open("a", buffering=1) as file:
-            while True:
-                data, (address, _) = self._socket.recvfrom(65536) if self._socket.fileno() >= 0 else (b"", ("", 0))
-                if not data:
-                    return
-                for line in data.decode().splitlines():
-                    resource, epoch, run, at = line.split()
-                    stamp = Stamp(resource, int(epoch), self._names.get(address, address), run, float(at))
-                    self._stamps.append(stamp)
-                    file.write(f"{stamp.resource} {stamp.epoch} {stamp.node} {stamp.run} {stamp.at:.3f}\n")
+            while not self._end.is_set():
+                for key, _ in self._ready.select(0.1):
+                    link = cast(socket.socket, key.fileobj)
+                    if link is self._listener:
+                        actor, _ = link.accept()
+                        begun[actor] = b""
+                        self._ready.register(actor, selectors.EVENT_READ)
+                        continue
+                    try:
+                        data = link.recv(65536)
+                        node = self._names[link.getpeername()[0]]
+                    except OSError:  # its machine lost power
+                        data = b""
+                    *lines, begun[link] = (begun[link] + data).split(b"\n")
+                    for line in lines:
+                        self._note(node, line.decode(), file)
+                    if not data:
+                        self._ready.unregister(link)
+                        link.close()
+
+    def _note(self, node: str, line: str, file: TextIO) -> None:
+        resource, epoch, run, at = line.split()
+        stamp = Stamp(resource, int(epoch), node, run, float(at))
+        self._stamps.append(stamp)
+        file.write(f"{stamp.resource} {stamp.epoch} {stamp.node} {stamp.run} {stamp.at:.3f}\n")

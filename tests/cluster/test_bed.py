@@ -20,7 +20,7 @@ import pytest
 from tests.bed import etcd, faults, remains
 from tests.bed.cluster import Cluster
 from tests.bed.etcd import Etcd
-from tests.bed.machine import API_PORT, Machine
+from tests.bed.machine import Machine
 from tests.bed.oracle import Oracle, Stamp, violations
 from tests.node import ROOT, Node, until
 
@@ -29,6 +29,20 @@ DATA_APP = (
     "storage: {persistent: {data: {container: /data, size_limit: 64MiB}}}\n"
     'command: [/bin/sh, -c, "echo started | busybox dd of=/data/log oflag=append conv=notrunc,fsync; exec busybox httpd -f -p 80 -h /data"]\n'
 )
+
+
+DYING_BED = """
+import signal
+from tests.bed import faults
+from tests.bed.cluster import Cluster
+bed = Cluster(1)
+bed["n1"].boot()
+faults.partition(bed, ["n1"], ["client"])
+faults.freeze_disk(bed["n1"])
+faults.freeze(bed["n1"])
+print(bed.tag, "up", flush=True)
+signal.pause()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -249,17 +263,6 @@ def test_a_commit_waits_for_a_frozen_disk_and_is_acknowledged_after_it_thaws(thr
     assert n1.get("/store/revision")["rev"] > rev
 
 
-def test_a_full_disk_refuses_commits_and_takes_them_when_there_is_room(three: Cluster) -> None:
-    n1 = three["n1"]
-    faults.fill_disk(n1)
-    try:
-        until(lambda: not _commits(n1), "a commit that is refused")
-        assert client_reaches(three, n1)
-    finally:
-        faults.empty_disk(n1)
-    until(lambda: _commits(n1), "a commit once there is room", 20)
-
-
 def test_two_actors_of_one_resource_are_seen_and_one_alone_is_well_even_when_cut_off(three: Cluster) -> None:
     n1, n2, _ = three.machines
     with Oracle(three) as oracle:
@@ -326,25 +329,27 @@ def test_nothing_is_left_of_a_bed_whose_test_fails_in_the_middle() -> None:
     assert remains.traces(tag) == []
 
 
-def test_a_bed_for_people_serves_until_ctrl_c_and_one_that_died_is_cleaned_and_one_that_lives_is_not(three: Cluster) -> None:
-    with _person() as (first, said):
-        address = said.split("http://")[1].split()[0]
-        with socket.create_connection((address.split(":")[0], API_PORT), timeout=2):
+def test_a_bed_for_people_serves_until_ctrl_c_and_leaves_nothing() -> None:
+    with _said("-m", "tests.bed", "--nodes", "1", until="Ctrl-C ends") as (person, said):
+        host, port = said.split("http://")[1].split()[0].split(":")
+        with socket.create_connection((host, int(port)), timeout=2):
             pass
-        tag = _tag(said)
-        first.send_signal(signal.SIGINT)
-        assert first.wait(20) == 0
+        tag = (Path(said.split("its log:")[1].split()[0]).parents[1] / "tag").read_text()
+        person.send_signal(signal.SIGINT)
+        assert person.wait(20) == 0
         assert remains.traces(tag) == []
-    with _person() as (second, said):
-        tag = _tag(said)
-        mount = next(Path("/tmp").glob(f"{remains.PREFIX}*/n1/state"))
-        second.kill()
-        second.wait(10)
-        assert mount
+
+
+def test_a_bed_that_died_with_a_frozen_disk_is_cleaned_and_one_that_lives_is_not(bare: Cluster) -> None:
+    with _said("-c", DYING_BED, until="up") as (bed, said):
+        tag = said.split()[0]
+        bed.kill()
+        bed.wait(10)
         assert remains.traces(tag)
         assert any(tag in line for line in remains.clean())
         assert remains.traces(tag) == []
-    assert remains.traces(three.tag)
+    assert remains.traces(bare.tag)
+    assert client_reaches(bare, bare["n1"])
 
 
 def _commits(node: Node) -> bool:
@@ -372,22 +377,18 @@ def datagram_arrives(source: Machine, target: Machine) -> bool:
 
 
 @contextmanager
-def _person() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`python -m tests.bed --nodes 1` and what it said until it was up."""
-    command = [sys.executable, "-m", "tests.bed", "--nodes", "1"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+def _said(*arguments: str, until: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A Python of its own, and what it said down to the line with `until`."""
+    with subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             said = ""
-            while "Ctrl-C ends" not in said:
+            while until not in said:
                 line = process.stdout.readline()
                 assert line, said
                 said += line
             yield process, said
         finally:
             process.kill()
-
-
-def _tag(said: str) -> str:
-    folder = Path(said.split("its log:")[1].split()[0]).parents[1]
-    return (folder / "tag").read_text()
