@@ -62,7 +62,7 @@ class Cluster:
         self.on_each(lambda machine: machine.load_image(archive))
 
     def unlock(self) -> None:
-        self.on_each(Machine.unlock)
+        self.on_each(Machine.unlock, os.cpu_count())
 
     def on_each(self, action: Callable[[Machine], object], at_a_time: int | None = None) -> None:
         """At the same time on all of them, or on so many. Raises what the first one raised, once all have ended."""
