@@ -28,10 +28,10 @@ class Claim:
     """The folder and the tag of one bed, held until `release` or until the process dies."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_ROOT))
+        self.tag = secrets.token_hex(3)[:5]
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{self.tag}-", dir=_ROOT))
         self._lock = os.open(self.folder, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.tag = secrets.token_hex(3)[:5]
         (self.folder / "tag").write_text(self.tag)
 
     def release(self) -> None:
@@ -62,6 +62,7 @@ def traces(tag: str) -> list[str]:
             found.append(f"cgroup {procs.parent} of {procs.read_text().split()}")
     found += [f"link {name}" for name in _links(tag)]
     found += [f"namespace {path.name}" for path in _namespaces(tag)]
+    found += [f"disk {line}" for line in run("losetup", "--all").splitlines() if f"{PREFIX}{tag}-" in line]
     found += [f"rules {line}" for line in run("nft", "list", "tables", check=False).splitlines() if f"pb{tag}" in line]
     return found
 
