@@ -23,10 +23,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).parent.parent
 PASSWORD = "correct horse battery"
+PICCOLOD = Path(sys.executable).parent / "piccolod"
 DEMO_IMAGE = "localhost/piccolo-demo:1"
 
 
@@ -75,22 +76,39 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+class Process(Protocol):
+    """What a node needs of its piccolod; subprocess.Popen is one."""
+
+    pid: int
+
+    def send_signal(self, number: int, /) -> None: ...
+    def wait(self, timeout: float | None = None) -> Any: ...
+    def kill(self) -> None: ...
+
+
 class Node:
     """One piccolod. The context manager ends it and removes every trace, whatever happened in between."""
+
+    name, address = "n1", "127.0.0.1"
 
     def __init__(self, folder: Path | None = None, extra_config: str = "") -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="pn"))
         self.state, self.run = self.folder / "state", self.folder / "run"
+        self.state_dir, self.run_dir = self.state, self.run  # as the node itself names them
         self.port = free_port()
         first_port = random.randrange(20_000, 32_000, 100)  # of its own: other nodes of this host take ports that it gives up
+        self.process: Process | None = None
         self.config_file = self.folder / "piccolod.toml"
-        self.config_file.write_text(
-            f'[node]\nname = "n1"\nstate_dir = "{self.state}"\nrun_dir = "{self.run}"\n'
-            f'[api]\nlisten = ["127.0.0.1:{self.port}"]\n[apps]\npublic_ports = "{first_port}-{first_port + 99}"\n{extra_config}'
-        )
-        self.process: subprocess.Popen[bytes] | None = None
         self.output = self.folder / "output"
         self.within: list[str] = []  # what runs piccolod, as `unshare` does; see `beside`
+        self._write_config(f"{first_port}-{first_port + 99}", f'listen = ["127.0.0.1:{self.port}"]', extra_config)
+
+    def _write_config(self, public_ports: str, api: str, extra: str) -> None:
+        self.config_file.write_text(
+            f'[node]\nname = "{self.name}"\naddress = "{self.address}"\n'
+            f'state_dir = "{self.state_dir}"\nrun_dir = "{self.run_dir}"\n'
+            f'[api]\n{api}\n[apps]\npublic_ports = "{public_ports}"\n{extra}'
+        )
 
     def __enter__(self) -> Node:
         return self
@@ -101,16 +119,24 @@ class Node:
     # --- the process
 
     def start(self, wait: bool = True) -> None:
-        with self.output.open("ab") as output:
-            self.process = subprocess.Popen(
-                [*self.within, Path(sys.executable).parent / "piccolod", "--config", self.config_file],
-                stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=ROOT,
-            )  # fmt: skip
+        self.process = self.spawn(*self.within, str(PICCOLOD), "--config", str(self.config_file))
         if wait:
             self.wait_up()
 
+    def spawn(self, *command: str) -> Process:
+        """Starts a program where this node lives; what it says goes to `output`."""
+        with self.output.open("ab") as output:
+            return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=ROOT)
+
+    def inside(self, *command: str) -> list[str]:
+        """How `command` is run where this node lives: with its network, its mounts, its processes."""
+        return list(command)
+
     def wait_up(self, within_s: float = 15.0) -> None:
-        until(self.all_ready, f"every module ready; output: {self.tail()}", within_s)
+        try:
+            until(self.all_ready, f"every module of {self.name} ready", within_s)
+        except Failed as error:
+            raise Failed(f"{error}; output: {self.tail()}") from None
 
     def all_ready(self) -> bool:
         return all(module["state"] in ("ready", "disabled") for module in self.supervisor("modules") or [{"state": "none"}])
@@ -188,7 +214,7 @@ class Node:
     def ctl(self, *arguments: str, text: str | None = None, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """piccoloctl, as a person runs it."""
         return subprocess.run(
-            [Path(sys.executable).parent / "piccoloctl", "--socket", self.run / "api.sock", *arguments],
+            [PICCOLOD.with_name("piccoloctl"), "--socket", self.run / "api.sock", *arguments],
             input=text, capture_output=True, text=True, timeout=timeout_s, check=False, env={**os.environ, "NO_COLOR": "1"},
         )  # fmt: skip
 
@@ -250,7 +276,7 @@ class Node:
         return next(int(one["public_port"]) for one in self.app(app)["listeners"] if one["name"] == listener)
 
     def fetch(self, port: int, path: str = "/", timeout_s: float = 2.0) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self.address, port, timeout=timeout_s)
         try:
             connection.request("GET", path, headers={"Connection": "close"})
             response = connection.getresponse()
@@ -260,10 +286,10 @@ class Node:
 
     def podman(self, *arguments: str) -> str:
         """podman on this node's containers, beside piccolod: what is really there."""
-        root = ["--root", str(self.state / "containers"), "--runroot", str(self.run / "containers")]
+        root = ["--root", str(self.state_dir / "containers"), "--runroot", str(self.run_dir / "containers")]
         done = subprocess.run(
-            ["podman", *root, *arguments], capture_output=True, text=True, timeout=60, check=False,
-            env={**os.environ, "CONTAINERS_CONF": str(self.run / "containers.conf")},
+            self.inside("podman", *root, *arguments), capture_output=True, text=True, timeout=60, check=False,
+            env={**os.environ, "CONTAINERS_CONF": str(self.run_dir / "containers.conf")},
         )  # fmt: skip
         return done.stdout
 

@@ -1,0 +1,55 @@
+"""Several machines for a person. Usage: python -m tests.bed [--nodes N] | --clean"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+
+from tests.bed import remains
+from tests.bed.cluster import Cluster
+from tests.bed.machine import API_PORT
+from tests.node import PASSWORD, PICCOLOD
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bed", description="Several machines on this one, until Ctrl-C.")
+    parser.add_argument("--nodes", type=int, default=3, help="how many machines (3)")
+    parser.add_argument("--clean", action="store_true", help="remove every trace of beds that died, and end")
+    options = parser.parse_args()
+    cleaned = remains.clean()
+    for line in cleaned:
+        print(f"removed {line}")
+    if options.clean:
+        return 0
+    if not 1 <= options.nodes <= 99:
+        parser.error("--nodes: 1 to 99")
+    # A closed terminal and `kill` end it as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with Cluster(options.nodes) as cluster:
+            print(f"starting {options.nodes} machines ...", flush=True)
+            cluster.start()
+            cluster.load_demo_image()
+            cluster.unlock()
+            describe(cluster)
+            signal.pause()
+    except KeyboardInterrupt:
+        print("every trace is removed")
+    return 0
+
+
+def describe(cluster: Cluster) -> None:
+    ctl = PICCOLOD.with_name("piccoloctl")
+    print(f"Each machine is unlocked (password: {PASSWORD}) and has the image of deploy/demo/app.yaml.\n")
+    for machine in cluster.machines:
+        print(f"{machine.name}  http://{machine.address}:{API_PORT}")
+        print(f"    {ctl} --socket {machine.run}/api.sock status")
+        print(f"    a shell inside: nsenter --target {machine.init} --all --wdns=/")
+        print(f"    its log:        {machine.output}")
+    print("\nCtrl-C ends them and removes every trace.", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
