@@ -9,6 +9,7 @@ import errno
 import os
 import select
 import signal
+import time
 from contextlib import suppress
 from typing import Iterator, Self  # noqa: UP035
 
@@ -129,3 +130,19 @@ class Grip:
             return not any(self._members())
         except OSError:
             return False
+
+
+def rehearse() -> None:
+    """Kills a child of our own as a container is killed: what that way needs of code and memory is there from now on.
+
+    Raises nothing: without a process to spare the guard guards all the same.
+    """
+    with suppress(OSError):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(1.0)  # it ends by itself, should we die in between
+            os._exit(0)
+        with Grip(pid, process_start(pid), "", clock.boot_id()) as grip:
+            while not grip.proven_dead():
+                grip.kill()
+        os.waitpid(pid, 0)

@@ -20,15 +20,14 @@ import socket
 import struct
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn
 
 if not __package__:  # run by its path in isolated mode, where no folder of ours is on the search path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from piccolod import clock
 from piccolod.leadership import leash_lock, leash_table
-from piccolod.leadership.grip import Grip
+from piccolod.leadership.grip import Grip, rehearse
 from piccolod.leadership.guard import next_look_s, overdue
 from piccolod.leadership.hardening import harden
 from piccolod.leadership.leash_table import Entry
@@ -38,7 +37,7 @@ _PEER = struct.Struct("3i")
 
 
 class Leash:
-    def __init__(self, page: Path, table: Path, index: int) -> None:
+    def __init__(self, page: str, table: str, index: int) -> None:
         self._boot_id = clock.boot_id()
         self._reader = PageReader(page)
         self._table = table
@@ -46,17 +45,20 @@ class Leash:
         self._ending = False
         self._poll = select.epoll()
         self._peers: dict[int, socket.socket] = {}
-        self._listener = _listen(table / f"{index}.sock")
+        self._listener = _listen(f"{table}/{index}.sock")
         self._poll.register(self._listener, select.EPOLLIN)
 
     def run(self) -> NoReturn:
         signal.signal(signal.SIGTERM, self._end)
         for name in leash_table.read(self._table):
             self._arm(name)
+        rehearse()
         gc.collect()
         gc.freeze()
         gc.disable()
         while True:
+            if self._ending:
+                self._end()
             now = clock.now()
             page = self._reader.read()
             for entry in overdue(page, [entry for entry, _ in self._held.values()], now, self._boot_id):
@@ -81,8 +83,7 @@ class Leash:
 
     def _serve(self, peer: socket.socket) -> None:
         with suppress(OSError):
-            message = peer.recv(512, socket.MSG_DONTWAIT).decode(errors="replace")
-            if message:
+            if message := peer.recv(512, socket.MSG_DONTWAIT).decode(errors="replace"):
                 peer.send(self._answer(*message.partition(" ")[::2]).encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 return
         self._poll.unregister(peer)
@@ -96,7 +97,7 @@ class Leash:
         return f"PONG {os.getpid()}" if verb == "PING" else "NAK unknown verb"
 
     def _arm(self, name: str) -> bool:
-        if "/" in name or (entry := leash_table.read_entry(self._table / name)) is None:
+        if "/" in name or (entry := leash_table.read_entry(f"{self._table}/{name}")) is None:
             return False
         grip = leash_table.grip(entry)
         self._drop(name)
@@ -108,8 +109,6 @@ class Leash:
         if (held := self._held.get(name)) and not held[1].proven_dead():
             return False
         self._drop(name)
-        if self._ending:
-            self._end()
         return True
 
     def _drop(self, name: str) -> None:
@@ -122,11 +121,12 @@ class Leash:
             raise SystemExit(0)
 
 
-def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)  # we hold the lock, so it is a dead leash's
+def _listen(path: str) -> socket.socket:
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # we hold the lock, so it is a dead leash's
     os.umask(0o177)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(str(path))
+    listener.bind(path)
     listener.listen(64)
     return listener
 
@@ -136,7 +136,7 @@ def _log(line: str) -> None:
         os.write(2, f"leash: {line}\n".encode())
 
 
-def main(page: Path, table: Path, index: int) -> NoReturn:
+def main(page: str, table: str, index: int) -> NoReturn:
     if leash_lock.take(table, index) is None:
         raise SystemExit(0)
     leash = Leash(page, table, index)
@@ -146,4 +146,4 @@ def main(page: Path, table: Path, index: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -11,18 +11,17 @@ import os
 import signal
 import struct
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK: Final = struct.Struct("hhqqi4x")
 
 
-def lock_file(table: Path, index: int) -> Path:
-    return table / f"{index}.lock"
+def lock_file(table: str | os.PathLike[str], index: int) -> str:
+    return f"{os.fspath(table)}/{index}.lock"
 
 
-def take(table: Path, index: int) -> int | None:
+def take(table: str | os.PathLike[str], index: int) -> int | None:
     """The descriptor that holds the lock until this process ends; `None` when another leash runs."""
     fd = os.open(lock_file(table, index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -33,7 +32,7 @@ def take(table: Path, index: int) -> int | None:
     return fd
 
 
-def holder(table: Path, index: int) -> int | None:
+def holder(table: str | os.PathLike[str], index: int) -> int | None:
     """The pid of the running leash, frozen or not; `None` when none runs."""
     try:
         fd = os.open(lock_file(table, index), os.O_RDONLY | os.O_CLOEXEC)
@@ -47,7 +46,7 @@ def holder(table: Path, index: int) -> int | None:
     return pid if kind != fcntl.F_UNLCK else None
 
 
-def signal_holder(table: Path, index: int, signum: signal.Signals) -> bool:
+def signal_holder(table: str | os.PathLike[str], index: int, signum: signal.Signals) -> bool:
     """Signals the running leash, and nothing that merely reuses its pid. `False` when none runs."""
     pid = holder(table, index)
     if pid is None:

@@ -11,11 +11,14 @@ import json
 import os
 import re
 import time
-from pathlib import Path
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from piccolod import clock
 from piccolod.leadership.grip import Grip, own_cgroup, process_start
+
+# Not Path: pathlib would cost each leash most of a MiB.
+Folder = str | os.PathLike[str]
 
 SUFFIX: Final = ".armed"
 _CONTAINER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -63,62 +66,63 @@ def checked(entry: Entry) -> Entry:
         raise ValueError(f"{entry.container!r} is no container id")
     if entry.pid <= 1 or not entry.resource:
         raise ValueError(f"{entry.container}: the entry names no process or no resource")
-    if entry.cgroup:
-        path = Path(entry.cgroup)
-        # Killing a root or a mount point of cgroups would kill the host.
-        if not path.is_absolute() or ".." in path.parts or os.path.ismount(path):
-            raise ValueError(f"{entry.container}: {entry.cgroup!r} is no container's cgroup")
+    cgroup = entry.cgroup
+    # Killing a root or a mount point of cgroups would kill the host.
+    if cgroup and (not os.path.isabs(cgroup) or ".." in cgroup.split("/") or os.path.ismount(cgroup)):
+        raise ValueError(f"{entry.container}: {cgroup!r} is no container's cgroup")
     return entry
 
 
-def write(folder: Path, entry: Entry) -> None:
+def write(folder: Folder, entry: Entry) -> None:
     """Puts the entry into the table; synced, file and folder, when this returns."""
     content = json.dumps(checked(entry)._asdict()).encode()
-    draft = folder / f".{entry.container}.new"
+    draft = os.path.join(folder, f".{entry.container}.new")
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         if os.write(fd, content) != len(content):
-            raise OSError(errno.ENOSPC, "the leash table is full", str(draft))
+            raise OSError(errno.ENOSPC, "the leash table is full", draft)
         os.fsync(fd)
     finally:
         os.close(fd)
-    os.replace(draft, folder / entry.file)
+    os.replace(draft, os.path.join(folder, entry.file))
     _sync(folder)
 
 
-def remove(folder: Path, entry: Entry) -> None:
+def remove(folder: Folder, entry: Entry) -> None:
     """Takes the entry out. Only after `proven_dead`, which this checks once more: raises RuntimeError if it is not."""
     if not proven_dead(entry):
         raise RuntimeError(f"{entry.container} is not proven dead")
-    (folder / entry.file).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, entry.file))
     _sync(folder)
 
 
-def read_entry(file: Path) -> Entry | None:
+def read_entry(file: Folder) -> Entry | None:
     """The entry in a file; `None` when there is none or it is unreadable."""
     try:
-        raw = json.loads(file.read_bytes())
+        with open(file, "rb") as content:
+            raw = json.loads(content.read())
         entry = checked(Entry(**raw))
         typed = all(type(getattr(entry, key)) is kind for key, kind in _TYPES.items())
     except (OSError, ValueError, TypeError):
         return None
-    return entry if typed and entry.file == file.name else None
+    return entry if typed and entry.file == os.path.basename(file) else None
 
 
-def read(folder: Path) -> dict[str, Entry]:
+def read(folder: Folder) -> dict[str, Entry]:
     """The whole table by file name. What is unreadable is left out; it cannot come from `write`."""
     try:
         names = [name for name in os.listdir(folder) if name.endswith(SUFFIX)]
     except FileNotFoundError:
         return {}
-    entries = ((name, read_entry(folder / name)) for name in names)
+    entries = ((name, read_entry(os.path.join(folder, name))) for name in names)
     return {name: entry for name, entry in entries if entry is not None}
 
 
 class TableReader:
     """The table for who looks at it many times a second: reads the folder again only when it has changed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._stamp_ns = -1
         self._entries: dict[str, Entry] = {}
@@ -155,7 +159,7 @@ def proven_dead(entry: Entry) -> bool:
         return held.proven_dead()
 
 
-def _sync(folder: Path) -> None:
+def _sync(folder: Folder) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

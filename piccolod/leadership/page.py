@@ -18,7 +18,6 @@ import os
 import struct
 import zlib
 from contextlib import suppress
-from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, Final, Mapping, NamedTuple  # noqa: UP035  (collections.abc would cost the leash an import)
 
@@ -37,6 +36,7 @@ _CRC_AT: Final = 8
 _HEAD_BYTES: Final = 128
 _SLOT_BYTES: Final = -(-(_HEAD_BYTES + CAPACITY * _RECORD.size) // 4096) * 4096
 _SLOTS: Final = (4096, 4096 + _SLOT_BYTES)
+_MADV_POPULATE_READ: Final = 22
 _FILE_BYTES: Final = 4096 + 2 * _SLOT_BYTES
 # Both slots look broken only while a writer laps the reader twice; each try takes well below a writer's shortest pause.
 _TRIES: Final = 3
@@ -65,7 +65,7 @@ class Page(NamedTuple):
     terms: Mapping[str, Term]
 
 
-def create(path: Path) -> None:
+def create(path: str | os.PathLike[str]) -> None:
     """Makes the page, or adopts the one that is there: the terms of this boot live on, those of an earlier one are dropped.
 
     For the supervisor, before any reader or writer starts.
@@ -82,9 +82,9 @@ def create(path: Path) -> None:
         writer.close()
 
 
-def replace(path: Path) -> None:
+def replace(path: str | os.PathLike[str]) -> None:
     """Puts a page without terms there at once, whatever is there. Raises OSError."""
-    draft = path.with_name(path.name + ".new")
+    draft = f"{os.fspath(path)}.new"
     fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         os.fchmod(fd, 0o644)  # whatever the umask: routers read it under a user of their own
@@ -112,7 +112,7 @@ class PageReader:
     takes a reader of its own.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path
         self._fd = -1
         self._map: mmap.mmap | None = None
@@ -162,9 +162,11 @@ class PageReader:
             os.close(fd)
             return
         self._fd = fd
-        # Never touched: a process that locks its memory keeps the page in it, and waits for no disk when it reads.
+        # Never touched by us: a guard that locks its memory keeps the page in it, and waits for no disk when it reads. A file
+        # that was cut short meanwhile is an error here, not a signal.
         with suppress(OSError, ValueError):
             self._map = mmap.mmap(fd, _FILE_BYTES, prot=mmap.PROT_READ)
+            self._map.madvise(_MADV_POPULATE_READ)
 
 
 class PageWriter:
@@ -173,13 +175,13 @@ class PageWriter:
     When the file is cut short under it, its process dies of SIGBUS: started again, it finds the page that was made anew.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             # A consensus that outlived its supervisor for a moment must not write beside the next one.
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not is_page(self._fd):
-                raise OSError(f"{path} is not a deadline page of version {VERSION}")
+                raise OSError(f"{os.fspath(path)} is not a deadline page of version {VERSION}")
             self._map = mmap.mmap(self._fd, _FILE_BYTES)
         except BaseException:
             os.close(self._fd)
@@ -278,7 +280,7 @@ def _older_slot(read: Read) -> tuple[Page | None, int]:
     return second, first_slot
 
 
-def _is_page_at(path: Path) -> bool:
+def _is_page_at(path: str | os.PathLike[str]) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

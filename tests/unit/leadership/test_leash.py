@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -223,11 +224,8 @@ def test_sigterm_waits_for_the_last_guarded_container(
     assert ask(paths, 0, "PING") == f"PONG {process.pid}"
     assert ask(paths, 0, f"DISARM {entry.file}") == "ALIVE"
     os.kill(init, signal.SIGKILL)
-    wait_for(lambda: leash_table.proven_dead(entry), "init is dead")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
-        link.connect(str(paths.leash_socket(0)))
-        link.send(f"DISARM {entry.file}".encode())
-        assert process.wait(timeout=5) == 0
+    assert process.wait(timeout=5) == 0, "its container died by itself: nobody disarms it"
+    assert leash_table.proven_dead(entry)
 
 
 def test_a_second_leash_of_the_same_index_ends_at_once(paths: Paths, page_writer: PageWriter, leashes: Leashes) -> None:
@@ -240,6 +238,54 @@ def test_a_second_leash_of_the_same_index_ends_at_once(paths: Paths, page_writer
     second = subprocess.run(command(sys.executable, paths.page, paths.leash, 0), timeout=5, check=False)
     assert second.returncode == 0
     assert ask(paths, 0, "PING") == f"PONG {first.pid}"
+
+
+def test_what_it_needs_to_kill_is_in_locked_memory(
+    paths: Paths, page_writer: PageWriter, leashes: Leashes, containers: Containers
+) -> None:
+    """No page of its code waits on a disk, and the kill itself asks for next to no memory."""
+    page_writer.write(a_page(OPEN))
+    process = leashes.start(0)
+    init, _ = containers.in_pid_namespace()
+    assert ask(paths, 0, f"ARM {armed(paths, init).file}") == "ACK"
+    assert not [line for line in mapped_files(process.pid) if line.resident < line.size or not line.locked]
+    minor, major = faults(process.pid)
+    page_writer.write(a_page({}))
+    wait_for(lambda: gone(init), "it is dead")
+    after_minor, after_major = faults(process.pid)
+    assert after_major == major
+    assert after_minor - minor <= 8
+
+
+class Mapping(NamedTuple):
+    name: str
+    size: int
+    resident: int
+    locked: bool
+
+
+def mapped_files(pid: int) -> list[Mapping]:
+    """The readable mappings of files, as smaps(5) tells."""
+    found: list[Mapping] = []
+    name, size, resident = "", 0, 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        match line.split():
+            case [span, rights, _, _, _, *path] if not span.endswith(":"):
+                name = path[0] if path and path[0].startswith("/") and rights.startswith("r") else ""
+            case ["Size:", number, _]:
+                size = int(number)
+            case ["Rss:", number, _]:
+                resident = int(number)
+            case ["VmFlags:", *flags] if name:
+                found.append(Mapping(name, size, resident, "lo" in flags))
+    assert any("python" in mapping.name for mapping in found)
+    return found
+
+
+def faults(pid: int) -> tuple[int, int]:
+    """(minor, major) page faults of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[7]), int(fields[9])
 
 
 @pytest.mark.parametrize("message", ["", "ARM", "ARM ../x.armed", "ARM nothing.armed", "DISARM", "FOO", "\0\xff", "x" * 5000])
@@ -381,7 +427,7 @@ def test_a_frozen_leash_is_seen_and_can_be_replaced(paths: Paths, page_writer: P
 
 def test_nobody_is_signalled_when_no_leash_runs(paths: Paths) -> None:
     assert leash_lock.holder(paths.leash, 0) is None
-    leash_lock.lock_file(paths.leash, 0).write_text(str(os.getpid()))
+    Path(leash_lock.lock_file(paths.leash, 0)).write_text(str(os.getpid()))
     assert not leash_lock.signal_holder(paths.leash, 0, signal.SIGKILL)
 
 
