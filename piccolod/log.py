@@ -9,7 +9,10 @@ import logging
 import sys
 from typing import Any, Final
 
-import structlog
+from piccolod import lean
+
+with lean.without("rich"):
+    import structlog
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # Made before the zygote forks: the classes would cost each module most of a MiB of its own (measured).
