@@ -39,7 +39,7 @@ if not __package__:  # run by its path in isolated mode, where no folder of ours
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from piccolod.link import Link, LinkClosed, Message
-from piccolod.supervisor import entry, rights
+from piccolod.supervisor import entry, rights, settle
 
 _WAKE_S: Final = 0.1
 _TIE_S: Final = 0.2
@@ -108,7 +108,7 @@ class Zygote:
             elif self._targets:
                 self._import(self._targets.popleft())
                 if not self._targets:
-                    gc.collect()
+                    self._imported()
                     again_ms = 0
             else:
                 # Nobody waits for us now; where it cannot be had it is tried again, not at once.
@@ -130,8 +130,10 @@ class Zygote:
                 os.close(fd)
 
     def _fork(self, target: str, fds: list[int]) -> Message:
-        while self._targets:  # all of them first: what is imported after a fork, the child shares with nobody (23 MiB, measured)
-            self._import(self._targets.popleft())
+        if self._targets:  # all of them first: what is imported after a fork, the child shares with nobody (23 MiB, measured)
+            while self._targets:
+                self._import(self._targets.popleft())
+            self._imported()
         if reason := self._import(target):
             return {"t": "REFUSED", "reason": reason}
         if (tasks := len(os.listdir("/proc/self/task"))) != 1:
@@ -155,7 +157,7 @@ class Zygote:
 
     def _blank(self, within_s: float) -> Blank | None:
         """Tied and announced. Raises OSError."""
-        gc.freeze()  # what was imported is never written to by a collector, neither here nor in the children
+        settle.settle()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         told, tell = os.pipe()
         try:
@@ -215,6 +217,11 @@ class Zygote:
         random.seed()
         gc.enable()
         entry.enter(3, self._supervisor)
+
+    def _imported(self) -> None:
+        gc.collect()
+        settle.fill_holes()
+        settle.unmap_code()
 
     def _import(self, target: str) -> str:
         """Why it cannot be imported; empty when it is."""
