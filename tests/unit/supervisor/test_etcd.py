@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,8 +17,12 @@ from pathlib import Path
 import pytest
 
 from piccolod import etcd_conf
+from piccolod.errors import StoreUnavailable
 from piccolod.etcd_conf import Settings
 from piccolod.paths import Paths
+from services.consensus.etcd import lease, status
+from services.consensus.etcd.client import Client
+from services.consensus.etcd.transaction import Put, Range, Transaction, created
 from tests.etcd import Member
 from tests.node import free_port
 from tests.unit.supervisor.conftest import TestNode, gone, row, wait_for
@@ -258,6 +263,55 @@ def test_one_whose_disk_is_frozen_is_killed_before_the_disk_thaws(disk, node):
     assert "kept" in ctl(node, "get", "/a")
     assert killed_s < 2.0
     assert node.stop() == 0
+
+
+def test_a_lease_lives_though_the_disk_of_the_leader_was_frozen_and_thaws(disk, make_node):
+    """3.4.23 revokes it 5 times of 5 when the stalled leader is not killed before its disk comes back."""
+    names = ("a", "b", "c")
+    urls = {name: (f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}") for name in names}
+    peers = {name: urls[name][0] for name in names}
+    nodes = []
+    for name in names:
+        node = make_node([row("broker")])
+        has_member(node.paths, Settings(name, *urls[name], token="three", cluster=peers, heartbeat_ms=50, election_ms=400))
+        nodes.append(node)
+    (disk / "etcd").mkdir(mode=0o700)
+    nodes[0].paths.etcd_data.symlink_to(disk / "etcd")
+    for node in nodes:
+        node.start()
+    pid = nodes[0].pid("etcd")
+    first, *others = (urls[name][1].removeprefix("http://") for name in names)
+
+    async def test() -> None:
+        client = Client(others, None, rpc_s=0.5)
+        try:
+            await lives_through(client)
+        finally:
+            await client.close()
+
+    async def lives_through(client: Client) -> None:
+        granted = await lease.grant(client, 3)
+        kept = lease.KeepAlive(client, granted.id)
+        made = await client.transact(Transaction((), (Put("/mine", b"", lease=granted.id),)))
+        told = {each: await status.status(client, each) for each in (first, *others)}
+        leader = next(each for each in told if told[each].leads)
+        if leader != first:
+            await status.move_leader(client, leader, told[first].header.member_id)
+        await asyncio.to_thread(subprocess.run, ["fsfreeze", "-f", disk], check=True)
+        frozen_at, thawed = time.monotonic(), False
+        while time.monotonic() - frozen_at < 8:
+            with contextlib.suppress(StoreUnavailable):
+                await kept.renew(1)
+                await client.transact(Transaction((created("/mine", made.revision),), (Put("/busy", b"1"),)))
+            if time.monotonic() - frozen_at > 5 and not thawed:
+                thawed = True
+                await asyncio.to_thread(subprocess.run, ["fsfreeze", "-u", disk], check=True)
+            await asyncio.sleep(0.2)
+        assert (await client.find(Range("/mine"), 2))[0].count == 1
+        kept.close()
+
+    asyncio.run(test())
+    assert nodes[0].wait_replaced("etcd", pid, 15)["restarts"] == 1
 
 
 def _states(pid: int) -> set[bytes]:
