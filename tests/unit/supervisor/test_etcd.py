@@ -299,11 +299,11 @@ def test_a_lease_lives_though_the_disk_of_the_leader_was_frozen_and_thaws(disk, 
             await status.move_leader(client, leader, told[first].header.member_id)
         await asyncio.to_thread(subprocess.run, ["fsfreeze", "-f", disk], check=True)
         frozen_at, thawed = time.monotonic(), False
-        while time.monotonic() - frozen_at < 8:
+        while time.monotonic() - frozen_at < 6:
             with contextlib.suppress(StoreUnavailable):
                 await kept.renew(1)
                 await client.transact(Transaction((created("/mine", made.revision),), (Put("/busy", b"1"),)))
-            if time.monotonic() - frozen_at > 5 and not thawed:
+            if time.monotonic() - frozen_at > 4 and not thawed:
                 thawed = True
                 await asyncio.to_thread(subprocess.run, ["fsfreeze", "-u", disk], check=True)
             await asyncio.sleep(0.2)
