@@ -10,10 +10,11 @@ import os
 import signal
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from piccolod.supervisor import rights
 from piccolod.supervisor.loop import Loop
 
 _REMEMBERED: Final = 64
@@ -42,11 +43,19 @@ class Reaper:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._expected: dict[int, OnEnd] = {}
+        self._walked: set[int] = set()
         self._strangers: OrderedDict[int, Ending] = OrderedDict()
         self.remember: Callable[[], bool] = lambda: False  # whether a stranger may be one whose pid is still to be reported
 
-    def expect(self, pid: int, on_end: OnEnd) -> bool:
-        """Calls `on_end` when `pid` has ended. False: it has already, and the call comes in the next turn."""
+    def expect(self, pid: int, on_end: OnEnd, *, walked: bool = False) -> bool:
+        """Calls `on_end` when `pid` has ended. False: it has already, and the call comes in the next turn.
+
+        `walked`: somebody looks at its threads below /proc/PID/task. To reap it then is to wait, spinning, for its last
+        thread to leave there; in real time on the same CPU that thread never runs, until the kernel throttles us after a
+        second (measured, Linux 6.18).
+        """
+        if walked:
+            self._walked.add(pid)
         ending = self._strangers.pop(pid, None)
         if ending is None:
             self._expected[pid] = on_end
@@ -63,8 +72,9 @@ class Reaper:
                 # While it is not reaped its number is nobody else's: what it left in its process group ends with it.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
+            with rights.ordinary_priority() if pid in self._walked else nullcontext(), suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            self._walked.discard(pid)
             if on_end is not None:
                 on_end(ending)
             elif self.remember():

@@ -91,6 +91,20 @@ def test_kill_9_is_answered_with_a_new_one_that_has_the_data(node):
     assert "kept" in ctl(node, "get", "/a")
 
 
+def test_its_death_holds_up_nobody_else(make_node):
+    """The supervisor, in real time, once span for a second while it reaped a process whose threads it had looked at."""
+    node = make_node([row("broker"), row("m")], modules={"m": {"heartbeat_ms": 100}})
+    has_member(node.paths, settings())
+    node.start()
+    for _ in range(5):
+        m, pid = node.module("m"), node.pid("etcd")
+        time.sleep(0.6)  # for two looks at its threads
+        os.kill(pid, signal.SIGKILL)
+        node.wait_replaced("etcd", pid)
+        assert node.module("m")["instance"] == m["instance"]
+    assert "starved" not in "".join(node.ask("logs", name="supervisor", tail=200))
+
+
 def test_a_stopped_one_is_replaced(node):
     node.start()
     began = time.monotonic()
