@@ -186,7 +186,7 @@ class Etcd:
             self._again(str(error))
             return
         self._began_at, self._misses, self._cause, self._stall = clock.now(), 0, "", Stall(self._pid)
-        self._reaper.expect(self._pid, self._died)
+        self._reaper.expect(self._pid, self._died, walked=True)
         self._set(State.STARTING, "")
         self._after(_LOOK_S, self._look)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from piccolod.supervisor import rights
 from piccolod.supervisor.loop import Loop
 
 _ANNOUNCED: Final = 64
@@ -42,6 +43,7 @@ class Reaper:
         self._loop = loop
         self._expected: dict[int, OnEnd] = {}
         self._announced: dict[int, Ending | None] = {}
+        self._walked: set[int] = set()
         self.ask: Callable[[], None] = lambda: None  # hears announcements that are on their way
 
     def announce(self, pid: int) -> None:
@@ -67,8 +69,15 @@ class Reaper:
         for pid in list(self._announced):
             self.end_announced(pid)
 
-    def expect(self, pid: int, on_end: OnEnd) -> bool:
-        """Calls `on_end` when `pid` has ended. False: it has already, and the call comes in the next turn."""
+    def expect(self, pid: int, on_end: OnEnd, *, walked: bool = False) -> bool:
+        """Calls `on_end` when `pid` has ended. False: it has already, and the call comes in the next turn.
+
+        `walked`: somebody looks at its threads below /proc/PID/task. To reap it then is to wait, spinning, for its last
+        thread to leave there; in real time on the same CPU that thread never runs, until the kernel throttles us after a
+        second (measured, Linux 6.18).
+        """
+        if walked:
+            self._walked.add(pid)
         ending = self._announced.pop(pid, None)
         if ending is None:
             self._expected[pid] = on_end
@@ -87,8 +96,9 @@ class Reaper:
                 # While it is not reaped its number is nobody else's: what it left in its process group ends with it.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
+            with rights.ordinary_priority() if pid in self._walked else nullcontext(), suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            self._walked.discard(pid)
             if on_end is not None:
                 try:
                     on_end(ending)

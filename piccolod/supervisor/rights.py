@@ -11,7 +11,8 @@ import os
 import pwd
 import resource
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -124,6 +125,21 @@ def raise_priority() -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Not ahead of others, for the moment."""
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
+    if policy & ~os.SCHED_RESET_ON_FORK != os.SCHED_RR:
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setscheduler(0, policy, param)
 
 
 def lower_oom_score() -> bool:

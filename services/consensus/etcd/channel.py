@@ -48,6 +48,7 @@ class Channel:
         else:
             credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
             self._channel = grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS)
+        self._calls: dict[str, Any] = {}
         self._waiter: asyncio.Task[None] | None = None
 
     async def ready(self, within_s: float) -> bool:
@@ -61,9 +62,11 @@ class Channel:
 
     async def ask(self, method: Method, request: Any, within_s: float, leader: bool = True) -> Any:
         """One request, one answer. `leader` False: also from a member that sees none. Raises grpc.aio.AioRpcError."""
-        call = self._channel.unary_unary(
-            method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.answer.FromString
-        )
+        call = self._calls.get(method.path)
+        if call is None:
+            call = self._calls[method.path] = self._channel.unary_unary(
+                method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.answer.FromString
+            )
         return await call(request, timeout=within_s, metadata=HAS_LEADER if leader else ())
 
     def stream(self, method: Method) -> Any:

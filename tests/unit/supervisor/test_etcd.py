@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,8 +17,12 @@ from pathlib import Path
 import pytest
 
 from piccolod import etcd_conf
+from piccolod.errors import StoreUnavailable
 from piccolod.etcd_conf import Settings
 from piccolod.paths import Paths
+from services.consensus.etcd import lease, status
+from services.consensus.etcd.client import Client
+from services.consensus.etcd.transaction import Put, Range, Transaction, created
 from tests.etcd import Member
 from tests.node import free_port
 from tests.unit.supervisor.conftest import TestNode, gone, row, wait_for
@@ -84,6 +89,20 @@ def test_kill_9_is_answered_with_a_new_one_that_has_the_data(node):
     pid = node.kill("etcd")
     assert node.wait_replaced("etcd", pid)["restarts"] == 1
     assert "kept" in ctl(node, "get", "/a")
+
+
+def test_its_death_holds_up_nobody_else(make_node):
+    """The supervisor, in real time, once span for a second while it reaped a process whose threads it had looked at."""
+    node = make_node([row("broker"), row("m")], modules={"m": {"heartbeat_ms": 100}})
+    has_member(node.paths, settings())
+    node.start()
+    for _ in range(5):
+        m, pid = node.module("m"), node.pid("etcd")
+        time.sleep(0.6)  # for two looks at its threads
+        os.kill(pid, signal.SIGKILL)
+        node.wait_replaced("etcd", pid)
+        assert node.module("m")["instance"] == m["instance"]
+    assert "starved" not in "".join(node.ask("logs", name="supervisor", tail=200))
 
 
 def test_a_stopped_one_is_replaced(node):
@@ -258,6 +277,55 @@ def test_one_whose_disk_is_frozen_is_killed_before_the_disk_thaws(disk, node):
     assert "kept" in ctl(node, "get", "/a")
     assert killed_s < 2.0
     assert node.stop() == 0
+
+
+def test_a_lease_lives_though_the_disk_of_the_leader_was_frozen_and_thaws(disk, make_node):
+    """3.4.23 revokes it 5 times of 5 when the stalled leader is not killed before its disk comes back."""
+    names = ("a", "b", "c")
+    urls = {name: (f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}") for name in names}
+    peers = {name: urls[name][0] for name in names}
+    nodes = []
+    for name in names:
+        node = make_node([row("broker")])
+        has_member(node.paths, Settings(name, *urls[name], token="three", cluster=peers, heartbeat_ms=50, election_ms=400))
+        nodes.append(node)
+    (disk / "etcd").mkdir(mode=0o700)
+    nodes[0].paths.etcd_data.symlink_to(disk / "etcd")
+    for node in nodes:
+        node.start()
+    pid = nodes[0].pid("etcd")
+    first, *others = (urls[name][1].removeprefix("http://") for name in names)
+
+    async def test() -> None:
+        client = Client(others, None, rpc_s=0.5)
+        try:
+            await lives_through(client)
+        finally:
+            await client.close()
+
+    async def lives_through(client: Client) -> None:
+        granted = await lease.grant(client, 3)
+        kept = lease.KeepAlive(client, granted.id)
+        made = await client.transact(Transaction((), (Put("/mine", b"", lease=granted.id),)))
+        told = {each: await status.status(client, each) for each in (first, *others)}
+        leader = next(each for each in told if told[each].leads)
+        if leader != first:
+            await status.move_leader(client, leader, told[first].header.member_id)
+        await asyncio.to_thread(subprocess.run, ["fsfreeze", "-f", disk], check=True)
+        frozen_at, thawed = time.monotonic(), False
+        while time.monotonic() - frozen_at < 6:
+            with contextlib.suppress(StoreUnavailable):
+                await kept.renew(1)
+                await client.transact(Transaction((created("/mine", made.revision),), (Put("/busy", b"1"),)))
+            if time.monotonic() - frozen_at > 4 and not thawed:
+                thawed = True
+                await asyncio.to_thread(subprocess.run, ["fsfreeze", "-u", disk], check=True)
+            await asyncio.sleep(0.2)
+        assert (await client.find(Range("/mine"), 2))[0].count == 1
+        kept.close()
+
+    asyncio.run(test())
+    assert nodes[0].wait_replaced("etcd", pid, 15)["restarts"] == 1
 
 
 def _states(pid: int) -> set[bytes]:
