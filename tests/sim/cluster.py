@@ -29,7 +29,6 @@ class Cluster:
 
     def __init__(
         self, seed: int, rules: Rules = ALL, *, nodes: int = 3, profile: str = "fast", resources: tuple[str, ...] = RESOURCES,
-        weather: bool = True,
     ) -> None:  # fmt: skip
         self.world = world = World(seed)
         self.rules = rules
@@ -43,8 +42,7 @@ class Cluster:
         self.nodes: list[Node] = []
         for rank, name in enumerate(names):
             rate = 1 + world.between(-0.5, 0.5) * timing.rate_difference
-            bad = Weather(2 * timing.rpc_s) if weather else Weather(0.0, lost=0, slow=0, doubled=0, odd_watch=0)
-            link = Link(world, store, bad)
+            link = Link(world, store, Weather(2 * timing.rpc_s))
             wants = {resource: 0.1 * ((rank + number) % nodes) for number, resource in enumerate(resources)}
             clock = Clock(world, world.between(0, 1000), rate)
             node = Node(world, name, link, self.oracle, self.timing, clock, rules, wants, frozenset(names))

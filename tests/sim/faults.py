@@ -23,7 +23,7 @@ class Faults:
         self._kinds: list[Callable[[Node], None]] = [
             self._power_off, self._power_off, self._power_off, self._power_off,
             self._crash_tree, self._crash_tree, self._crash_tree,
-            self._cut, self._cut, self._cut, self._deafen, self._blind,
+            self._cut, self._cut, self._cut, self._deafen, self._blind, self._answer_late, self._answer_late,
             self._freeze_consensus, self._freeze_consensus, self._freeze_consensus,
             self._freeze_guards, self._freeze_guards, self._freeze_supervisor,
             self._freeze_consensus_and_guards, self._freeze_consensus_and_guards,
@@ -43,6 +43,7 @@ class Faults:
         now = self._world.now
         self._cluster.store.down_until = now
         for node in self._cluster.nodes:
+            node.link.weather.calm_down()
             node.link.cut_until = node.link.deaf_until = node.link.blind_until = node.link.fooled_until = now
             node.power_on()
 
@@ -106,6 +107,14 @@ class Faults:
     def _cut(self, node: Node) -> None:
         node.link.cut_until = self._world.now + self._long()
 
+    def _answer_late(self, node: Node) -> None:
+        """A heartbeat is committed, but its sender starves before it has read the answer; then the network is gone."""
+        session = node.driver.state.session if node.driver is not None else None
+        if session is not None:
+            at = node.clock.true(session.next_beat_at) + self._world.between(0.001, 0.01)
+            self._world.at(at, node.freeze, "consensus", self._world.between(0.1, 0.75) * self._span_s)
+            self._world.at(at + 0.01, self._cut, node)
+
     def _deafen(self, node: Node) -> None:
         node.link.deaf_until = self._world.now + self._long()
 
@@ -126,8 +135,8 @@ class Faults:
 
     def _weather(self, node: Node) -> None:
         weather = node.link.weather
-        bad = (0.25, 0.3, 0.1) if self._world.happens(0.7) else (0.01, 0.02, 0.01)
-        weather.lost, weather.slow, weather.odd_watch = bad
+        weather.lost, weather.slow, weather.odd_watch = 0.25, 0.3, 0.1
+        self._world.after(self._long(), weather.calm_down)
 
     # --- people
 

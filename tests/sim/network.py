@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 
 class Weather:
-    """How bad the network is. Times in seconds of one way; `slow` ones take up to `slow_s`."""
+    """How bad the network is: shares of what is lost, slow (up to `slow_s` one way), sent twice, or watched out of order."""
 
     __slots__ = ("doubled", "jitter_s", "lost", "odd_watch", "slow", "slow_s")
 
-    def __init__(
-        self, slow_s: float, *, lost: float = 0.01, slow: float = 0.02, doubled: float = 0.01, odd_watch: float = 0.01
-    ) -> None:
+    def __init__(self, slow_s: float) -> None:
         self.jitter_s = 0.004
-        self.lost = lost
-        self.slow = slow
         self.slow_s = slow_s
-        self.doubled = doubled
-        self.odd_watch = odd_watch
+        self.calm_down()
+
+    def calm_down(self) -> None:
+        self.lost, self.slow, self.doubled, self.odd_watch = 0.01, 0.02, 0.01, 0.01
+
+    def perfect(self) -> None:
+        self.lost = self.slow = self.doubled = self.odd_watch = 0.0
 
 
 class Link:
