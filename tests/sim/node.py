@@ -48,8 +48,9 @@ class Node:
         self.page: Page | None = None
         self.table: dict[str, Entry] = {}
         self.up = False
-        self.stalled_whole = False
-        self.clock_stood = False
+        self.stalled_until = float("-inf")
+        self.woke_late = False
+        self._stood_until = float("-inf")
         self.counts = {"sessions over": 0, "terms over": 0, "soft stops": 0, "kills": 0}
         self.guards = [name for name in GUARDS if name in rules.guards]
         self.apps = Apps(self)
@@ -157,16 +158,19 @@ class Node:
 
     def stall_whole(self, for_s: float, *, clock_stops: bool) -> None:
         """The machine stands still, and every guard with it."""
-        self.stalled_whole = True
+        if self.stalled_until > self.world.now:
+            return
+        self.stalled_until = self.world.now + for_s
         self.oracle.stalls_whole(self)
+        # Before anything thaws: what it finds on waking.
+        self.world.at(self.stalled_until, self._wakes, not clock_stops)
         if clock_stops:
-            self.clock_stood = True
-            self.world.after(for_s, self._stood_still, for_s)
+            self._stood_until = self.stalled_until
+            self.world.at(self.stalled_until, self._stood_still, for_s)
         for process in ("consensus", *GUARDS, "podman"):
             self.freeze(process, for_s)
         for container in [container for container, at in self._dying.items() if at > self.world.now]:
             self._dying[container] += for_s
-        self.world.after(for_s + 2 * self.timing.span_s, self._no_longer_excused)
 
     def _stood_still(self, for_s: float) -> None:
         self.clock.stood_still(for_s)
@@ -174,8 +178,18 @@ class Node:
         if self.page is not None:
             self._kernel_acts(self.page)
 
-    def _no_longer_excused(self) -> None:
-        self.stalled_whole = self.clock_stood = False
+    @property
+    def clock_stood(self) -> bool:
+        """Its clock stood still not long ago, so that its deadlines may lie behind those of others."""
+        return self.world.now < self._stood_until + 2 * self.timing.span_s
+
+    def _wakes(self, clock_ran: bool) -> None:
+        self.woke_late = clock_ran and self.page is not None and self.clock.now() >= self.page.hard_at
+
+    @property
+    def woke_at(self) -> float | None:
+        """When it woke, or will wake, from a stall of the whole machine that is not long ago."""
+        return self.stalled_until if self.world.now < self.stalled_until + 2 * self.timing.span_s else None
 
     def supervisor_at(self) -> float:
         if self._tree_up and not self.is_frozen("supervisor"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tests.sim.node import Node
 
 HEAD = "ctl/head"
+_ROUNDING = 1e-5
 
 
 class Oracle:
@@ -34,13 +35,20 @@ class Oracle:
     # --- containers
 
     def begins(self, resource: str, node: Node) -> None:
-        for other, excused in self._live.get(resource, {}).items():
+        acting = self._live.setdefault(resource, {})
+        for other, stalled in acting.items():
             if other is not node:
-                self._two(resource, node, other, excused or node.stalled_whole)
-        self._live.setdefault(resource, {})[node] = node.stalled_whole
+                self._two(resource, node, other, stalled or node.woke_at is not None)
+        acting[node] = node.woke_at is not None
 
     def ends(self, resource: str, node: Node) -> None:
-        self._live.get(resource, {}).pop(node, None)
+        stalled = self._live.get(resource, {}).pop(node, False)
+        if stalled and self._live[resource] and node.woke_late and node.woke_at is not None:
+            # Promise 4: its guards see on waking that the deadline has passed.
+            timing = node.timing
+            allowed_s = timing.guard_tick_s + timing.lateness_s + timing.stop_s
+            if self._world.now > node.woke_at + allowed_s + _ROUNDING:
+                self._violated(f"{resource}: {node.name} acted on {self._world.now - node.woke_at:.3f} s after it woke")
 
     def stalls_whole(self, node: Node) -> None:
         """What lives there now may live on for a moment after the stall: promise 4."""
