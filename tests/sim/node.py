@@ -161,7 +161,6 @@ class Node:
         if self.stalled_until > self.world.now:
             return
         self.stalled_until = self.world.now + for_s
-        self.oracle.stalls_whole(self)
         # Before anything thaws: what it finds on waking.
         self.world.at(self.stalled_until, self._wakes, not clock_stops)
         if clock_stops:
@@ -187,9 +186,8 @@ class Node:
         self.woke_late = clock_ran and self.page is not None and self.clock.now() >= self.page.hard_at
 
     @property
-    def woke_at(self) -> float | None:
-        """When it woke, or will wake, from a stall of the whole machine that is not long ago."""
-        return self.stalled_until if self.world.now < self.stalled_until + 2 * self.timing.span_s else None
+    def stalled_lately(self) -> bool:
+        return self.world.now < self.stalled_until + 2 * self.timing.span_s
 
     def supervisor_at(self) -> float:
         if self._tree_up and not self.is_frozen("supervisor"):

@@ -23,7 +23,7 @@ class Oracle:
     def __init__(self, world: World, store: Store) -> None:
         self._world = world
         self._store = store
-        self._live: dict[str, dict[Node, bool]] = {}
+        self._live: dict[str, dict[Node, float]] = {}  # since when
         self._kernel_until: dict[Node, float] = {}
         self._owners: dict[str, str] = {}
         self.violations: list[str] = []
@@ -36,25 +36,19 @@ class Oracle:
 
     def begins(self, resource: str, node: Node) -> None:
         acting = self._live.setdefault(resource, {})
-        for other, stalled in acting.items():
+        for other in acting:
             if other is not node:
-                self._two(resource, node, other, stalled or node.woke_at is not None)
-        acting[node] = node.woke_at is not None
+                # What outlives a stall of its whole machine for a moment is promise 4.
+                self._two(resource, node, other, node.stalled_lately or other.stalled_lately)
+        acting[node] = self._world.now
 
     def ends(self, resource: str, node: Node) -> None:
-        stalled = self._live.get(resource, {}).pop(node, False)
-        if stalled and self._live[resource] and node.woke_late and node.woke_at is not None:
-            # Promise 4: its guards see on waking that the deadline has passed.
+        began_at = self._live.get(resource, {}).pop(node, None)
+        if began_at is not None and self._live[resource] and began_at < node.stalled_until and node.woke_late:
             timing = node.timing
             allowed_s = timing.guard_tick_s + timing.lateness_s + timing.stop_s
-            if self._world.now > node.woke_at + allowed_s + _ROUNDING:
-                self._violated(f"{resource}: {node.name} acted on {self._world.now - node.woke_at:.3f} s after it woke")
-
-    def stalls_whole(self, node: Node) -> None:
-        """What lives there now may live on for a moment after the stall: promise 4."""
-        for nodes in self._live.values():
-            if node in nodes:
-                nodes[node] = True
+            if self._world.now > node.stalled_until + allowed_s + _ROUNDING:
+                self._violated(f"{resource}: {node.name} acted on {self._world.now - node.stalled_until:.3f} s after it woke")
 
     def live(self, resource: str) -> list[str]:
         return [node.name for node in self._live.get(resource, {})]
