@@ -16,12 +16,13 @@ def main() -> int:
     parser.add_argument("--rules", choices=["all", *OFF], default="all", help="`all`, or the one that is switched off")
     parser.add_argument("--profile", choices=["fast", "balanced", "patient"], default="fast")
     parser.add_argument("--whole-stalls", action="store_true", help="also stall whole machines (promise 4)")
+    parser.add_argument("--restores", action="store_true", help="also restore a backup of the store, half-way")
     asked = parser.parse_args()
     rules = OFF.get(asked.rules, ALL)
     began = time.perf_counter()
     takeovers = violations = excused = writes = 0
     for seed in range(asked.seed, asked.seed + asked.runs):
-        result = run(seed, rules, profile=asked.profile, whole_stalls=asked.whole_stalls)
+        result = run(seed, rules, profile=asked.profile, whole_stalls=asked.whole_stalls, restores=asked.restores)
         takeovers += result.takeovers
         writes += result.writes
         excused += result.excused

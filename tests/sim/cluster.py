@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from piccolod.leadership.timing import PROFILES, Timing
+from tests.sim.blips import Blips
 from tests.sim.faults import Faults
 from tests.sim.network import Link, Weather
 from tests.sim.node import Node
@@ -13,7 +14,7 @@ from tests.sim.rules import ALL, Rules
 from tests.sim.store import Store
 from tests.sim.world import Clock, World
 
-RESOURCES = ("kernel", "app:blog", "app:photos")
+RESOURCES = ("kernel", "app:blog", "app:photos", "app:notes")
 
 
 class Result(msgspec.Struct):
@@ -71,7 +72,15 @@ class Cluster:
         return found
 
 
-def run(seed: int, rules: Rules = ALL, *, profile: str = "fast", faults: int = 14, whole_stalls: bool = False) -> Result:
+def run(
+    seed: int,
+    rules: Rules = ALL,
+    *,
+    profile: str = "fast",
+    faults: int = 24,
+    whole_stalls: bool = False,
+    restores: bool = False,
+) -> Result:
     """Bad days, then healing, then one leader for each resource within the formula."""
     with rules.applied():
         cluster = Cluster(seed, rules, profile=profile)
@@ -81,7 +90,9 @@ def run(seed: int, rules: Rules = ALL, *, profile: str = "fast", faults: int = 1
             node.stalls, node.stall_s = 0.002, span_s
         cluster.start()
         world.run(2 * span_s)
-        for _ in range(faults):
+        for number in range(faults):
+            if restores and number == faults // 2:
+                bad_days.restore_backup()
             bad_days.strike()
             world.run(world.now + world.between(0.1, 1.3) * span_s)
         world.run(world.now + 2.5 * span_s)
@@ -92,3 +103,40 @@ def run(seed: int, rules: Rules = ALL, *, profile: str = "fast", faults: int = 1
         world.run(world.now + 3 * span_s + cluster.timing.worst_crash_to_claim_s)
         violations = cluster.oracle.violations + [f"not converged: {one}" for one in cluster.unled()]
         return Result(seed, cluster.oracle.takeovers, cluster.oracle.writes, violations, cluster.oracle.excused)
+
+
+def calm(seed: int, *, profile: str = "fast", faults: int = 20) -> dict[str, int]:
+    """Only faults within the budget, one after the other; returns what was changed by them, by its name, and what was tried."""
+    cluster = Cluster(seed, profile=profile)
+    world, span_s = cluster.world, cluster.timing.span_s
+    for node in cluster.nodes:
+        node.link.weather.lost = node.link.weather.slow = 0.0
+    cluster.start()
+    world.run(2 * span_s)
+    blips = Blips(cluster)
+    before = cluster.oracle.takeovers
+    for _ in range(faults):
+        blips.strike()
+        world.run(world.now + span_s)
+    changed = {name: sum(node.counts[name] for node in cluster.nodes) for name in cluster.nodes[0].counts}
+    return {**changed, "takeovers": cluster.oracle.takeovers - before, "unled": len(cluster.unled())}
+
+
+def crash(seed: int, *, profile: str = "fast", with_store_leader: bool = False) -> float:
+    """The machine of the kernel's leader is lost on a quiet day: seconds until the next one's gate is open."""
+    cluster = Cluster(seed, profile=profile)
+    world = cluster.world
+    for node in cluster.nodes:
+        node.link.weather.perfect()
+    cluster.start()
+    world.run(2 * cluster.timing.span_s + world.between(0, 2 * cluster.timing.beat_s))
+    lost = cluster.holder("kernel")
+    assert lost is not None
+    lost.power_off()
+    if with_store_leader:
+        cluster.store.elect(world.between(1, 2) * cluster.timing.election_s)
+    began_at = world.now
+    while cluster.holder("kernel") is None:
+        world.run(world.now + 0.01)
+        assert world.now < began_at + 5 * cluster.timing.span_s
+    return world.now - began_at

@@ -39,6 +39,20 @@ class Faults:
         node = cluster.holder(world.chance.choice(cluster.resources)) if world.happens(0.75) else None
         world.chance.choice(self._kinds)(node or world.chance.choice(cluster.nodes))
 
+    def restore_backup(self) -> None:
+        """etcd loses everything since a backup. An operator begins it anew after W, as `cluster recover --force` does."""
+        store, world = self._cluster.store, self._world
+        records, rev = store.read(), store.rev
+        cluster_id = store.cluster_id + world.chance.randrange(2)  # the same disks, or a new cluster
+        lost_s = world.between(0.5, 2) * self._span_s
+        world.after(lost_s, store.go_back, records, rev, cluster_id)
+        world.after(lost_s + 1.5 * self._span_s, self._recover)
+
+    def _recover(self) -> None:
+        store = self._cluster.store
+        store.go_back(store.read(), store.rev, store.cluster_id + 100)
+        store.begin_anew(2)
+
     def heal(self) -> None:
         now = self._world.now
         self._cluster.store.down_until = now

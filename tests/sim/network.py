@@ -28,7 +28,7 @@ class Weather:
         self.lost, self.slow, self.doubled, self.odd_watch = 0.01, 0.02, 0.01, 0.01
 
     def perfect(self) -> None:
-        self.lost = self.slow = self.doubled = self.odd_watch = 0.0
+        self.lost = self.slow = self.doubled = self.odd_watch = self.jitter_s = 0.0
 
 
 class Link:
@@ -42,6 +42,7 @@ class Link:
         self.deaf_until = -1.0
         self.blind_until = -1.0
         self.fooled_until = -1.0
+        self.swallow: dict[Kind, str] = {}  # the `request` or the `answer` of the next one
         self._watched_rev = 0
         self._delivering = False
         self._driver: Driver | None = None
@@ -54,7 +55,12 @@ class Link:
     def send(self, driver: Driver, action: Send) -> None:
         world = self._world
         give_up_at = world.now + action.timeout_s
-        if self._is_lost():
+        swallowed = self.swallow.pop(action.transaction.kind, None)
+        if swallowed == "request" or self._is_lost():
+            world.at(give_up_at, driver.feed, events.Answered(action.id, Outcome.UNKNOWN, None))
+            return
+        if swallowed == "answer":
+            world.after(self._delay(), self._again, action)
             world.at(give_up_at, driver.feed, events.Answered(action.id, Outcome.UNKNOWN, None))
             return
         arrives_at = world.now + self._delay()
@@ -138,6 +144,9 @@ class Link:
         self._delivering = False
         driver, after = self._driver, self._watched_rev
         if driver is None or store.rev == after:
+            return
+        if store.rev < after:  # a backup was restored: this watch can never go on
+            self._watched_rev = store.rev
             return
         self._watched_rev = store.rev
         if after < store.compacted:

@@ -101,6 +101,10 @@ class Store:
         self._leases.clear()
         self._read = (0, {})
 
+    def begin_anew(self, gen: int) -> None:
+        """The operator vouches for this etcd."""
+        self._apply([(keys.GEN, GenRecord(gen, self.cluster_id), 0)], [])
+
     def _expire(self, lease_id: int) -> None:
         lease = self._leases.get(lease_id)
         if lease is None:

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+_SPINS = 2000  # so much at one moment is a loop without time
+
 
 class World:
     """`now` is true time, which no node knows."""
@@ -27,8 +29,12 @@ class World:
 
     def run(self, until: float) -> None:
         heap = self._heap
+        at_once = 0
         while heap and heap[0][0] <= until:
-            self.now, _, what, args = heapq.heappop(heap)
+            when, _, what, args = heapq.heappop(heap)
+            at_once = at_once + 1 if when == self.now else 0
+            assert at_once < _SPINS, f"seed {self.seed}: {what} spins at {when}"
+            self.now = when
             what(*args)
         self.now = until
 
