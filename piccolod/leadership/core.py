@@ -72,6 +72,8 @@ def step(state: Leadership, event: Event, now: float) -> tuple[Leadership, tuple
 
 def wake_at(state: Leadership) -> float:
     """When the next `Tick` is due if nothing else happens."""
+    if state.life is Life.LEFT:
+        return _NEVER
     at = min(state.look_at, state.next_read_at if not state.reading else _NEVER)
     current = state.session
     if current is not None:

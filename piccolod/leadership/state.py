@@ -65,12 +65,16 @@ class Goal(StrEnum):
 
 
 class Term(msgspec.Struct, frozen=True):
-    """A term that is on this node's page. `dead`: its token may be in a RELEASE, so it never opens again."""
+    """A term that is on this node's page.
+
+    `reason` is why it began, `ending` why it ends. `dead`: its token may be in a RELEASE, so it never opens again.
+    """
 
     resource: str
     token: int
     epoch: int
     reason: Reason
+    ending: Reason = Reason.RELEASED
     phase: Phase = Phase.OPEN
     goal: Goal = Goal.HOLD
     dead: bool = False

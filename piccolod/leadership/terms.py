@@ -5,7 +5,7 @@ from __future__ import annotations
 from piccolod.leadership import events, session, transactions
 from piccolod.leadership.actions import Closing, Ended, Opened, Proposed, SwitchoverFailed
 from piccolod.leadership.events import Answered
-from piccolod.leadership.keys import IntentRecord
+from piccolod.leadership.keys import EpochRecord, IntentRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Goal, Pending, Phase, Step, Term
@@ -48,7 +48,17 @@ def check(step: Step) -> None:
     for term in step.state.terms.values():
         record = view.epochs.get(term.resource)
         if view.rev >= term.token and (record is None or record.mod != term.token):
-            drop(step, term, Ended.HANDED_OVER if term.goal is Goal.HANDOVER else Ended.SUPERSEDED)
+            drop(step, term, _how_it_ended(term, record.value if record is not None else None))
+
+
+def _how_it_ended(term: Term, now: EpochRecord | None) -> Ended:
+    """The answer to our own transaction may come after the view shows what it did."""
+    if now is not None and term.phase is Phase.STOPPED:
+        if not now.held and now.epoch == term.epoch:
+            return Ended.RELEASED
+        if now.held and now.epoch == term.epoch + 1 and now.node == term.to:
+            return Ended.HANDED_OVER
+    return Ended.SUPERSEDED
 
 
 def drop(step: Step, term: Term, why: Ended) -> None:
@@ -82,7 +92,7 @@ def on_release(step: Step, event: events.Release) -> None:
     step.set(wants=wants)
     if (term := _term(step, event.resource, event.token)) is not None:
         term = close(step, term, Goal.RELEASE)
-        step.set_term(term, dead=True, reason=event.reason)
+        step.set_term(term, dead=True, ending=event.reason)
 
 
 def on_stopped(step: Step, event: events.Stopped) -> None:
@@ -97,7 +107,7 @@ def on_stopped(step: Step, event: events.Stopped) -> None:
 def leave(step: Step) -> None:
     for term in step.state.terms.values():
         if term.goal is not Goal.RELEASE:
-            step.set_term(close(step, term, Goal.RELEASE), dead=True, reason=Reason.DRAIN)
+            step.set_term(close(step, term, Goal.RELEASE), dead=True, ending=Reason.DRAIN)
 
 
 # --- switchover
@@ -110,7 +120,7 @@ def on_switchover(step: Step, event: events.Switchover) -> None:
         step.act(SwitchoverFailed(event.resource, event.op))
         return
     step.set_term(
-        term, goal=Goal.HANDOVER, to=event.to, address=event.address, op=event.op, reason=event.reason,
+        term, goal=Goal.HANDOVER, to=event.to, address=event.address, op=event.op, ending=event.reason,
         give_up_at=event.give_up_at, intent_mod=0,
     )  # fmt: skip
 
@@ -161,10 +171,10 @@ def _find_goal(step: Step, term: Term) -> Term:
     """A term that was closing when this process started: its handover goes on, if it had an intent, else it is released."""
     intent = step.state.view.intents.get(term.resource)
     if intent is None or intent.value.epoch != term.epoch or not _ready(step, intent.value.to):
-        return step.set_term(term, goal=Goal.RELEASE, reason=Reason.RELEASED)
+        return step.set_term(term, goal=Goal.RELEASE)
     to = intent.value
     return step.set_term(
-        term, goal=Goal.HANDOVER, reason=Reason.SWITCHOVER, to=to.to, address=to.address, op=to.op, intent_mod=intent.mod,
+        term, goal=Goal.HANDOVER, ending=Reason.SWITCHOVER, to=to.to, address=to.address, op=to.op, intent_mod=intent.mod,
         give_up_at=step.now + step.state.config.timing.span_s,
     )  # fmt: skip
 
@@ -174,7 +184,7 @@ def _release(step: Step, term: Term) -> None:
     if record is None or record.mod != term.token:
         return  # the view is behind; `check` decides once it is not
     phases = {"closing": round((step.now - term.closing_at) * 1000, 3)}
-    transaction = transactions.release(term.resource, term.token, record.value, term.reason, phases)
+    transaction = transactions.release(term.resource, term.token, record.value, term.ending, phases)
     step.set_term(term, dead=True, pending=step.send(transaction, resource=term.resource))
 
 
@@ -194,7 +204,7 @@ def _hand_over(step: Step, term: Term) -> None:
         step.set_term(term, pending=step.send(transaction, resource=term.resource))
     elif term.phase is Phase.STOPPED:
         phases = {"closing": round((step.now - term.closing_at) * 1000, 3)}
-        begins = Claimed(term.resource, term.epoch + 1, term.reason, phases)
+        begins = Claimed(term.resource, term.epoch + 1, term.ending, phases)
         transaction = transactions.handover(
             term.resource, term.token, term.intent_mod, current.gen, state.view, state.config.node, term.to, term.address,
             begins,

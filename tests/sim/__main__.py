@@ -7,6 +7,7 @@ import time
 
 from tests.sim.cluster import run
 from tests.sim.rules import ALL, OFF
+from tests.sim.scenario import play
 
 
 def main() -> int:
@@ -17,7 +18,11 @@ def main() -> int:
     parser.add_argument("--profile", choices=["fast", "balanced", "patient"], default="fast")
     parser.add_argument("--whole-stalls", action="store_true", help="also stall whole machines (promise 4)")
     parser.add_argument("--restores", action="store_true", help="also restore a backup of the store, half-way")
+    parser.add_argument("--scenario", help="play one of tests/sim/scenarios instead, and print what happens")
     asked = parser.parse_args()
+    if asked.scenario:
+        print(play(asked.scenario), end="")
+        return 0
     rules = OFF.get(asked.rules, ALL)
     began = time.perf_counter()
     takeovers = violations = excused = writes = 0

@@ -22,6 +22,7 @@ class Apps:
         self._live: set[str] = set()
         self._count = 0
         self._run = 0
+        self.late = False
 
     def forget(self) -> None:
         """The process has died."""
@@ -36,6 +37,9 @@ class Apps:
         node = self._node
         if not node.tree_up or node.page is None or node.is_frozen("apps"):
             return
+        self.late = node.clock.now() >= node.page.soft_at
+        if self.late:
+            return  # once a heartbeat has moved the deadline
         present = {entry.resource for entry in node.table.values()} | self._starting
         for resource in node.page.terms:
             if resource.startswith("app:") and resource not in present and (token := node.gate(resource)):

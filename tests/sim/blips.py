@@ -14,6 +14,8 @@ _WAY_S = 0.02
 
 
 class Blips:
+    stretch = 1.0  # of the longest
+
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._world = cluster.world
@@ -24,7 +26,7 @@ class Blips:
 
     def strike(self) -> None:
         world = self._world
-        longest_s = self._cluster.timing.blip_s - _WAY_S
+        longest_s = self.stretch * self._cluster.timing.blip_s - _WAY_S
         for_s = longest_s if world.happens(0.3) else world.between(0, longest_s)
         world.chance.choice(self._kinds)(world.chance.choice(self._cluster.nodes), for_s)
 

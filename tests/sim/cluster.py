@@ -82,6 +82,7 @@ def run(
     restores: bool = False,
 ) -> Result:
     """Bad days, then healing, then one leader for each resource within the formula."""
+    restores = restores or rules.restores
     with rules.applied():
         cluster = Cluster(seed, rules, profile=profile)
         world, span_s = cluster.world, cluster.timing.span_s

@@ -171,9 +171,9 @@ class Faults:
         if driver is None or not driver.state.terms:
             return
         resource = world.chance.choice(sorted(driver.state.terms))
-        driver.feed(events.Release(resource, driver.state.terms[resource].token, Reason.RELEASED))
+        node.release(resource)
         world.after(world.between(0.5, 1.5) * self._span_s, self._campaign_again, node, resource)
 
     def _campaign_again(self, node: Node, resource: str) -> None:
-        if node.driver is not None:
-            node.driver.feed(events.Campaign(resource, delay_s=node.wants[resource]))
+        node.released.discard(resource)
+        node.campaign(resource)

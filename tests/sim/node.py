@@ -12,6 +12,7 @@ from piccolod.leadership.events import Memory, PageState, PageTerm
 from piccolod.leadership.leash_table import Entry
 from piccolod.leadership.page import Page, Term
 from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Config
 from piccolod.leadership.timing import Timing
 from piccolod.leadership.transactions import Put
@@ -42,6 +43,8 @@ class Node:
         self.rules = rules
         self.wants = wants
         self.members = members
+        self.listener: Callable[[str, Action], None] | None = None
+        self.released: set[str] = set()
         self.stalls = 0.0
         self.stall_s = 0.0
         self.memory: Memory | None = None
@@ -130,8 +133,18 @@ class Node:
             running |= {RESOURCE_KERNEL} & set(terms)
         self.driver.start(events.Started(self.boot_id, shown, self.memory, tuple(sorted(running))))
         self.driver.feed(events.Members(self.members))
-        for resource, delay_s in self.wants.items():
-            self.driver.feed(events.Campaign(resource, delay_s=delay_s))
+        for resource in self.wants:
+            self.campaign(resource)
+
+    def campaign(self, resource: str) -> None:
+        if self.driver is not None and resource not in self.released:
+            self.driver.feed(events.Campaign(resource, delay_s=self.wants[resource]))
+
+    def release(self, resource: str) -> None:
+        """Those above want it to be led elsewhere."""
+        if self.driver is not None and resource in self.driver.state.terms:
+            self.released.add(resource)
+            self.driver.feed(events.Release(resource, self.driver.state.terms[resource].token, Reason.RELEASED))
 
     def kill_consensus(self, back_after_s: float) -> None:
         if self.driver is not None and self.driver.alive:
@@ -206,6 +219,8 @@ class Node:
         self.page = page
         self._kernel_acts(page)
         self._guard()
+        if self.apps.late:
+            self.apps.reconcile()
         return True
 
     def gate(self, resource: str) -> int:
@@ -309,6 +324,8 @@ class Node:
             self.world.after(0.002, stopped)
 
     def told(self, driver: Driver, action: Action) -> None:
+        if self.listener is not None:
+            self.listener(self.name, action)
         kind = type(action)
         if kind is actions.Opened:
             if action.resource == RESOURCE_KERNEL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from piccolod.leadership import keys
@@ -26,6 +27,7 @@ class Oracle:
         self._live: dict[str, dict[Node, float]] = {}  # since when
         self._kernel_until: dict[Node, float] = {}
         self._owners: dict[str, str] = {}
+        self.listener: Callable[[str, str, bool], None] = lambda node, resource, lives: None
         self.violations: list[str] = []
         self.takeovers = 0
         self.writes = 0
@@ -41,9 +43,12 @@ class Oracle:
                 # What outlives a stall of its whole machine for a moment is promise 4.
                 self._two(resource, node, other, node.stalled_lately or other.stalled_lately)
         acting[node] = self._world.now
+        self.listener(node.name, resource, True)
 
     def ends(self, resource: str, node: Node) -> None:
         began_at = self._live.get(resource, {}).pop(node, None)
+        if began_at is not None:
+            self.listener(node.name, resource, False)
         if began_at is not None and self._live[resource] and began_at < node.stalled_until and node.woke_late:
             timing = node.timing
             allowed_s = timing.guard_tick_s + timing.lateness_s + timing.stop_s

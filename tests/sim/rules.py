@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
 import msgspec
 
-from piccolod.leadership import session, transactions
+from piccolod.leadership import session, takeover, transactions
+from piccolod.leadership.events import Header
+from piccolod.leadership.state import Leadership, Step
+from piccolod.leadership.timing import wait_s
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -20,7 +23,8 @@ class Rules(msgspec.Struct, frozen=True):
     margin: float = 1.0  # of what M must be
     closes_page: bool = True
     hook_proves: bool = True
-    patches: tuple[tuple[ModuleType, str, Callable[..., Any]], ...] = ()
+    restores: bool = False  # shows only when a backup of the store is restored
+    patches: tuple[tuple[ModuleType | type, str, Any], ...] = ()
 
     def shown(self, closing: bool) -> bool:
         return closing and self.closes_page
@@ -39,6 +43,13 @@ class Rules(msgspec.Struct, frozen=True):
 
 ALL: Final = Rules()
 
+
+def _believe(step: Step, header: Header | None, highest: int) -> bool:
+    if header is not None:
+        step.set(cluster_id=header.cluster_id, highest=max(step.state.highest, header.rev))
+    return True
+
+
 OFF: Final = MappingProxyType({
     "deadline-from-response": Rules(
         "deadlines count from the answer, not from the send",
@@ -55,4 +66,11 @@ OFF: Final = MappingProxyType({
         "transactions do not compare the token", patches=((transactions, "same_token", lambda resource, token: ()),)
     ),
     "page-not-closed": Rules("a term that is being closed is open on the page", closes_page=False),
+    "short-wait": Rules(
+        "takers wait three quarters of W", patches=((takeover, "wait_s", lambda span_s, rate: 0.75 * wait_s(span_s, rate)),)
+    ),
+    "older-view": Rules(
+        "a view older than one's own last transaction decides", patches=((Leadership, "settled", property(lambda state: state.viewed)),)
+    ),
+    "restore-unnoticed": Rules("any etcd that answers is believed", restores=True, patches=((session, "admit", _believe),)),
 })  # fmt: skip

@@ -35,6 +35,7 @@ class Store:
         self.compacted = 0
         self.down_until = -1.0
         self.on_commit: list[Callable[[Transaction, int], None]] = []
+        self.on_change: list[Callable[[str, Record[Any] | None], None]] = []
         self._leases: dict[int, Lease] = {}
         self._next_lease = 0
         self._read: tuple[int, Mapping[str, Record[Any]]] = (0, {})
@@ -132,7 +133,7 @@ class Store:
         rev = self.rev
         for key in deletes:
             if self.records.pop(key, None) is not None:
-                self.log.append(Change(key, rev, None))
+                self._changed(Change(key, rev, None))
         for key, value, lease_id in puts:
             known = self.records.get(key)
             self.records[key] = record = Record(value, known.create if known is not None else rev, rev)
@@ -140,7 +141,12 @@ class Store:
                 lease.keys.discard(key)
             if lease_id:
                 self._leases[lease_id].keys.add(key)
-            self.log.append(Change(key, rev, record))
+            self._changed(Change(key, rev, record))
         if len(self.log) > 4000:
             self.compacted = self.log[1999].rev
             del self.log[:2000]
+
+    def _changed(self, change: Change) -> None:
+        self.log.append(change)
+        for told in self.on_change:
+            told(change.key, change.record)
