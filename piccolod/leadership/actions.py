@@ -72,7 +72,10 @@ class Prove(msgspec.Struct, frozen=True):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """The term is on the page: act. Also when an aborted handover opens it again, and after a restart within the term."""
+    """The term is on the page: act. Also when an aborted handover opens it again, and after a restart within the term.
+
+    After a restart `reason` is always `bootstrap`: why the term began is in `lead/<resource>`.
+    """
 
     resource: str
     gen: int

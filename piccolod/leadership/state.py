@@ -150,6 +150,7 @@ class Leadership(msgspec.Struct, frozen=True):
     restored: bool = False
     seen: Mapping[str, Seen] = _EMPTY
     terms: Mapping[str, Term] = _EMPTY
+    ended: Mapping[str, int] = _EMPTY  # the last token that was over, of each resource
     unproven: Mapping[int, str] = _EMPTY  # by the id of their `Prove`
     wants: Mapping[str, Want] = _EMPTY
     vacant: Mapping[str, float] = _EMPTY  # since when seen

@@ -174,11 +174,10 @@ def acknowledge(step: Step) -> None:
     if state.members is None or any(one.kind is Kind.ACK for one in state.pending.values()) or step.now < state.retry_at:
         return
     wanted = tuple(sorted(state.members | {me}))
-    if wanted == (known.value.nodes if known is not None else (me,)) and not (state.growing and wanted == (me,)):
-        if state.growing:
-            step.set(growing=False)
-        return
     others = wanted != (me,)
+    if wanted == (known.value.nodes if known is not None else (me,)) and (others or step.state.alone):
+        step.set(growing=False)
+        return
     if others and step.state.alone:
         step.set(growing=True)
         if current.soft_at <= step.now:

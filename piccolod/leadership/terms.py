@@ -15,9 +15,14 @@ from piccolod.leadership.transactions import Claimed, Kind, Outcome
 
 
 def open_term(step: Step, resource: str, token: int, epoch: int, reason: Reason) -> None:
-    """Opens a term whose token is committed. What was seen of etcd is on the disk before the page shows it."""
+    """Opens a term whose token is committed. What was seen of etcd is on the disk before the page shows it.
+
+    A token that was over once never opens again, whatever a watch that lost something shows.
+    """
     current = step.state.session
     assert current is not None
+    if token <= step.state.ended.get(resource, 0):
+        return
     step.set_term(Term(resource, token, epoch, reason))
     step.remember()
     step.show()
@@ -63,6 +68,7 @@ def _how_it_ended(term: Term, now: EpochRecord | None) -> Ended:
 
 def drop(step: Step, term: Term, why: Ended) -> None:
     step.set(terms={name: one for name, one in step.state.terms.items() if name != term.resource})
+    step.set(ended={**step.state.ended, term.resource: term.token})
     step.show()
     session.forget(step, term, why)
     step.look = True
@@ -157,8 +163,8 @@ def drive(step: Step) -> None:
             term = _find_goal(step, term)
         if term.goal is Goal.HANDOVER and (step.now >= term.give_up_at or (step.state.settled and not _ready(step, term.to))):
             term = _give_up(step, term)
-        if step.now < step.state.retry_at:
-            continue
+        if step.now < step.state.retry_at or not step.state.settled:
+            continue  # what a refusal means shows only in a view that is as new
         if term.goal is Goal.HANDOVER:
             _hand_over(step, term)
         elif term.goal is Goal.ABORT:
@@ -191,7 +197,7 @@ def _release(step: Step, term: Term) -> None:
 def _hand_over(step: Step, term: Term) -> None:
     state = step.state
     current = state.session
-    if current is None or not state.settled:
+    if current is None:
         return
     if term.phase is Phase.OPEN:
         record = IntentRecord(term.epoch, term.to, term.address, term.op)
@@ -216,7 +222,7 @@ def _abort(step: Step, term: Term) -> None:
     """Takes a handover back. It reopens here once no HANDOVER under this intent can commit any more."""
     state = step.state
     seen = state.view.intents.get(term.resource)
-    if state.settled and state.view.rev > term.intent_mod and (seen is None or seen.mod != term.intent_mod):
+    if state.view.rev > term.intent_mod and (seen is None or seen.mod != term.intent_mod):
         # `check` has seen that the token is still ours at this revision.
         _reopen(step, term)
         return

@@ -154,6 +154,9 @@ class Link:
         batch = events.Watched(after, store.header, store.since(after))
         if not world.happens(self.weather.odd_watch):
             driver.feed(batch)
+        elif world.happens(0.3):  # some of it is lost without a trace
+            kept = tuple(change for change in batch.changes if world.happens(0.5))
+            driver.feed(events.Watched(after, batch.header, kept))
         elif world.happens(0.5):  # late: what comes next overtakes it, and has a gap
             world.after(world.between(0, self.weather.slow_s), driver.feed, batch)
         else:  # twice

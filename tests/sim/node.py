@@ -15,12 +15,12 @@ from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Config
 from piccolod.leadership.timing import Timing
-from piccolod.leadership.transactions import Put
 from tests.sim.after_crash import AfterCrash
 from tests.sim.apps import Apps
 from tests.sim.driver import Driver
 from tests.sim.network import Link
-from tests.sim.oracle import HEAD, Oracle
+from tests.sim.oracle import Oracle
+from tests.sim.persistence import Persistence
 from tests.sim.rules import Rules
 from tests.sim.world import Clock, World
 
@@ -57,6 +57,7 @@ class Node:
         self.counts = {"sessions over": 0, "terms over": 0, "soft stops": 0, "kills": 0}
         self.guards = [name for name in GUARDS if name in rules.guards]
         self.apps = Apps(self)
+        self.persistence = Persistence(self)
         self.driver: Driver | None = None
         self._boots = 0
         self._frozen: dict[str, float] = {}
@@ -66,7 +67,6 @@ class Node:
         self._proofs: list[tuple[str, Callable[[], None]]] = []
         self._deadline_at = -1.0
         self._soft_at = -1.0
-        self._writing = False
 
     @property
     def boot_id(self) -> str:
@@ -329,7 +329,7 @@ class Node:
         kind = type(action)
         if kind is actions.Opened:
             if action.resource == RESOURCE_KERNEL:
-                self._write_now_and_then()
+                self.persistence.go_on()
             else:
                 self.apps.reconcile()
         elif kind is actions.Closing:
@@ -338,25 +338,3 @@ class Node:
             self.counts["terms over"] += 1
         elif kind is actions.SessionOver:
             self.counts["sessions over"] += 1
-
-    # --- persistence
-
-    def _write_now_and_then(self) -> None:
-        if not self._writing:
-            self._writing = True
-            self._write()
-
-    def _write(self) -> None:
-        token = self.gate(RESOURCE_KERNEL)
-        if not token:
-            self._writing = False
-            return
-        # Persistence may be frozen between its check and the act.
-        delay_s = self.world.between(0, 2 * self.timing.span_s) if self.world.happens(0.05) else 0.0
-        self.world.after(delay_s, self._propose, token)
-        self.world.after(self.world.between(0.5, 1.5) * self.timing.beat_s * 2 + delay_s, self._write)
-
-    def _propose(self, token: int) -> None:
-        driver = self.driver
-        if driver is not None:
-            driver.feed(events.Propose(1, token, (), (Put(HEAD, token),)))

@@ -2,6 +2,7 @@
 
 nodes 3                        before all else; everything is quiet and the seed is 0
 lead kernel app:blog           what every node campaigns for
+members n1,n2                  the member list at first; without this line it names all
 at 6.0 VERB ARGUMENTS          see `Player`
 until 20.0
 """
@@ -44,7 +45,17 @@ class Player:
         assert not self._cluster.oracle.violations, self._cluster.oracle.violations
         return "".join(f"{line}\n" for line in self.told)
 
+    def name_members(self, names: str) -> None:
+        for node in self._cluster.nodes:
+            node.members = frozenset(names.split(","))
+
     # --- verbs
+
+    def members(self, names: str) -> None:
+        """The member list of the control store changes."""
+        self.name_members(names)
+        for node in self._cluster.nodes:
+            self._feed(node.name, events.Members(node.members))
 
     def power_off(self, node: str) -> None:
         self._node(node).power_off()
@@ -150,7 +161,7 @@ class Player:
 
 
 def play(name: str) -> str:
-    nodes, resources, steps, until = 3, ("kernel",), [], 0.0
+    nodes, resources, steps, until, members = 3, ("kernel",), [], 0.0, ""
     for line in (SCENARIOS / name / "script").read_text().splitlines():
         match line.split("#")[0].split():
             case ["nodes", number]:
@@ -159,10 +170,15 @@ def play(name: str) -> str:
                 resources = tuple(named)
             case ["at", at, *words]:
                 steps.append((float(at), words))
+            case ["members", names]:
+                members = names
             case ["until", at]:
                 until = float(at)
             case []:
                 pass
             case other:
                 raise ValueError(f"{name}: {other}")
-    return Player(nodes, resources).play(steps, until)
+    player = Player(nodes, resources)
+    if members:
+        player.name_members(members)
+    return player.play(steps, until)
