@@ -92,8 +92,9 @@ class PodmanService:
         }  # fmt: skip
 
     def restart(self) -> None:
-        """By request."""
+        """By request: no death to be patient about."""
         if self._pidfd >= 0:
+            self._history = restart.History()
             self._kill("restarted by request", State.STOPPING)
 
     def leave(self) -> None:

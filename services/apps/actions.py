@@ -17,7 +17,7 @@ from piccolod.leadership.resources import resource_for_app
 from piccolod.protocol.consensus import Campaign, Closing, Withdraw
 from piccolod.protocol.volumes import Attach, Detach, Ensure, ListVolumes, Purge
 from services.apps import desired as change
-from services.apps import spec, subnets
+from services.apps import links, spec, subnets
 from services.apps.badge import Badge, container_name
 from services.apps.desired import Desired, Version
 from services.apps.documents import Stored
@@ -147,10 +147,6 @@ class Actions:
         except NotFound:
             raise NotFound(f"secret {name} does not exist", hint=f"`piccoloctl secrets set {name}` makes it") from None
 
-    @property
-    def _bridge(self) -> str:
-        return spec.bridge_name(self._node.module.paths.state, self._app)
-
     async def _ensure_network(self, internet: bool) -> None:
         podman, name = self._node.podman, spec.network_name(self._app)
         found = await podman.network(name)
@@ -160,12 +156,15 @@ class Actions:
             await podman.remove_network(name)
         used = subnets.host_routes() + subnets.of_networks(await podman.networks())
         subnet, gateway = subnets.choose(self._app, used)
-        await podman.create_network(spec.network(self._app, self._node.name, subnet, gateway, self._bridge, internet=internet))
+        await podman.create_network(
+            spec.network(self._app, self._node.name, subnet, gateway, self._node.bridge(self._app), internet=internet)
+        )
 
     async def _init(self, version: Version) -> None:
         """The mounts of the files are made here: what changed since the container was created is seen from now on."""
         if not self._node.locked:
             await self._provide(version.manifest)
+        await asyncio.to_thread(_sweep, self._node.bridge(self._app))
         await self._node.podman.init(container_name(self._app))
 
     async def _arm(self) -> None:
@@ -244,7 +243,14 @@ class Actions:
         return self._node.guarded(self._app)
 
     async def _remove(self) -> None:
+        """With its network, which is nobody else's: the next container begins with nothing of what was broken off."""
         await self._node.podman.remove(container_name(self._app))
+        await self._remove_network()
+
+    async def _remove_network(self) -> None:
+        """podman takes away what it knows of it, leases of addresses too, but never the interface."""
+        await asyncio.to_thread(links.delete, self._node.bridge(self._app))
+        await self._node.podman.remove_network(spec.network_name(self._app))
 
     async def _detach(self) -> None:
         for name in await self.volumes():
@@ -276,7 +282,7 @@ class Actions:
         await self._node.module.call(Purge(app=self._app), timeout_s=_VOLUME_S)
 
     async def _forget(self) -> None:
-        await self._node.podman.remove_network(spec.network_name(self._app))
+        await self._remove_network()
         await asyncio.to_thread(self._node.files.remove, self._app)
         await self._node.routes.forget(self._app, 1.0)
         await self._node.documents.delete(self.stored, "apps")
@@ -304,6 +310,13 @@ def cgroup_of(pid: int) -> str:
         if path.count("/") >= 2 and "libpod" in path and (folder / "cgroup.procs").exists():
             return str(folder)
     return ""
+
+
+def _sweep(bridge: str) -> None:
+    """A bridge without a route is half made, and netavark would take it for whole."""
+    seen = links.look(bridge)
+    if seen is not None and not (seen.up and seen.routes):
+        links.delete(bridge)
 
 
 def kill_process(pid: int) -> None:

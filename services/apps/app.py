@@ -25,6 +25,7 @@ from services.apps.health import Phase
 from services.apps.node import Node
 from services.apps.observe import Look
 from services.apps.plan import Container, Do, Plan, Route, Situation, State, plan
+from services.apps.podman import PodmanError
 from services.apps.podman_status import Status
 from services.apps.prober import Prober
 from services.apps.routes import ANSWER_S
@@ -64,7 +65,9 @@ class App:
         self._live = False  # it was started here, or seen running, and its end was not seen yet
         self._looked = False  # in this life of the module
         self._trial_since_at = 0.0
+        self._limbo_since_at = 0.0
         self._troubles = 0
+        self._refusals = 0
         self._repeats = 0
         self._polls = 0  # looks in a row that found nothing to do
         self._last_steps: tuple[Do, ...] = ()
@@ -145,6 +148,7 @@ class App:
         except (Conflict, Locked) as error:
             self._say(self.shown.state, error.detail)
         except PiccoloError as error:
+            self._refusals += isinstance(error, PodmanError)
             reason = self._discreet(error.detail)
             self._log.warning("could not go on", reason=reason, state=self.shown.state)
             # podman or a module away: what runs goes on, and its state with it.
@@ -177,12 +181,15 @@ class App:
         else:
             self._show(made, seen)
             await self._route(made, seen)
+        if made.failed:
+            self._fail(made.failed)
         for step in made.steps:
             await self._actions.run(step, made, seen)
             if step is Do.START:
                 self._live = True
         self._troubles = 0
         if made.steps:
+            self._refusals = 0
             self._polls = 0
             return self._repeated(made)
         self._repeats, self._last_steps = 0, ()
@@ -214,7 +221,7 @@ class App:
         health = self._prober.health if self._prober is not None else None
         needed = self.stored.desired.current.manifest.depends_on
         waits_for = tuple(name for name in needed if not self._others_serve(name))
-        return Look(health, self._failures, self._trial_since_at, waits_for)
+        return Look(health, self._failures, self._trial_since_at, waits_for, self._refusals)
 
     # --- what is remembered
 
@@ -230,10 +237,17 @@ class App:
         if health is not None and health.ready_at and clock.now() - health.ready_at >= HEALTHY_S and self._failures.row:
             self._failures = self._failures.well()
         self._note_trial(seen)
+        self._note_limbo(seen)
         if container is not None and running:
             self._begin_probing(container, self._version_of(seen))
         health = self._prober.health if self._prober is not None and running else None
-        return msgspec.structs.replace(seen, health=health, failures=self._failures, trial_since_at=self._trial_since_at)
+        return msgspec.structs.replace(
+            seen,
+            health=health,
+            failures=self._failures,
+            trial_since_at=self._trial_since_at,
+            limbo_since_at=self._limbo_since_at,
+        )
 
     async def _run_ended(self, container: Container | None) -> None:
         """Whether the end of a run is a failure depends on whether anybody asked for it."""
@@ -247,6 +261,10 @@ class App:
             reason = f"unhealthy: {health.reason}"
         else:
             reason = await self._why_it_ended(container)
+        self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        self._live = False  # it is counted once
         self._failures = self._failures.failed(clock.now(), reason)
         self._log.warning("the app failed", reason=reason, failures=self._failures.row)
 
@@ -267,6 +285,14 @@ class App:
             self._trial_since_at = 0.0
         elif runs and not self._trial_since_at:
             self._trial_since_at = clock.now()
+
+    def _note_limbo(self, seen: Situation) -> None:
+        container = seen.container
+        limbo = bool(seen.severed) or (container is not None and container.status in (Status.STOPPING, Status.UNKNOWN))
+        if not limbo:
+            self._limbo_since_at = 0.0
+        elif not self._limbo_since_at:
+            self._limbo_since_at = clock.now()
 
     def _version_of(self, seen: Situation) -> Version:
         desired = self.stored.desired

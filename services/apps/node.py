@@ -14,6 +14,7 @@ from piccolod.leadership.page import PageReader
 from piccolod.leadership.resources import resource_for_app
 from piccolod.module import Module
 from services.apps import host as host_probe
+from services.apps import spec
 from services.apps.documents import Documents
 from services.apps.files import AppFiles
 from services.apps.host import Host
@@ -61,6 +62,10 @@ class Node:
             return None
         term = page.terms.get(resource_for_app(app))
         return None if term is None else TermIs(term.token, term.epoch, term.closing)
+
+    def bridge(self, app: str) -> str:
+        """The name of the host's interface into the app's network."""
+        return spec.bridge_name(self.module.paths.state, app)
 
     def guarded(self, app: str) -> list[Entry]:
         """What the leashes guard of the app: containers that run, or whose end nobody has confirmed yet."""

@@ -12,10 +12,11 @@ import msgspec
 from piccolod import clock
 from piccolod.errors import PiccoloError
 from piccolod.leadership import leash_table
-from services.apps import badge, spec
+from services.apps import badge, links, spec
 from services.apps.actions import Actions
 from services.apps.backoff import Failures
 from services.apps.badge import Badge, container_name
+from services.apps.bridge import severed
 from services.apps.desired import Desired, Version
 from services.apps.health import Health
 from services.apps.node import Node
@@ -33,6 +34,7 @@ class Look(msgspec.Struct, frozen=True):
     failures: Failures
     trial_since_at: float
     waits_for: tuple[str, ...]
+    refusals: int = 0
 
 
 async def look(node: Node, actions: Actions, memory: Look) -> Situation:
@@ -64,6 +66,8 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
         trial_since_at=memory.trial_since_at,
         spoiled=await _spoiled(desired, container),
         waits_for=memory.waits_for,
+        severed=await _severed(node, desired, container),
+        refusals=memory.refusals,
     )
 
 
@@ -134,6 +138,12 @@ async def _spoiled(desired: Desired, container: Container | None) -> str:
             if error.errno in (errno.ENOTCONN, errno.EIO):
                 return f"the mount of volume {name} is dead"
     return ""
+
+
+async def _severed(node: Node, desired: Desired, container: Container | None) -> str:
+    if container is None or container.status is not Status.RUNNING:
+        return ""
+    return severed(await asyncio.to_thread(links.look, node.bridge(desired.name)), container.address)
 
 
 async def _image(node: Node, version: Version, *, known: bool) -> Image:

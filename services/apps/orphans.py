@@ -9,7 +9,7 @@ from piccolod.leadership import leash_table
 from piccolod.leadership.resources import app_of, resource_for_app
 from piccolod.protocol.consensus import Closing, Withdraw
 from piccolod.protocol.volumes import Detach, ListVolumes
-from services.apps import badge, spec
+from services.apps import badge, links, spec
 from services.apps.badge import NODE_LABEL, container_name
 from services.apps.node import Node
 
@@ -43,6 +43,7 @@ async def end(node: Node, app: str) -> None:
     for volume in (await node.module.call(ListVolumes(app=app))).volumes:
         if volume.attached != "no":
             await node.module.call(Detach(app=app, volume=volume.name), timeout_s=30.0)
+    await asyncio.to_thread(links.delete, node.bridge(app))
     await node.podman.remove_network(spec.network_name(app))
     await asyncio.to_thread(node.files.remove, app)
     await node.routes.forget(app, 1.0)

@@ -12,6 +12,7 @@ followed by somebody who looks again.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,12 @@ from services.apps.badge import Badge
 from services.apps.desired import Desired, Version
 from services.apps.health import Health, Phase
 from services.apps.podman_status import Status
+
+# What is lost for a moment while podman works on it comes back within this; clients are held meanwhile.
+SEVERED_S: Final = 1.0
+# podman's cleanup after an exit takes 0.1 s, on a busy machine seconds; a monitor that was killed never begins it.
+LIMBO_S: Final = 10.0
+REFUSALS: Final = 3
 
 
 class State(StrEnum):
@@ -115,6 +122,9 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     trial_since_at: float = 0.0  # when the candidate's container was first seen; 0 = not yet
     spoiled: str = ""  # why the container must be made anew though it runs
     waits_for: tuple[str, ...] = ()  # apps that it depends on and that do not run
+    severed: str = ""  # why the router cannot reach the container though it runs
+    limbo_since_at: float = 0.0  # since when it has been severed, or on its way to an end; 0 = it is not
+    refusals: int = 0  # steps in a row that podman understood and could not do
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +137,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     wake_at: float = 0.0
     note: str = ""  # for PROMOTE and GIVE_UP
     trial: bool = False  # the steps are about the candidate
+    failed: str = ""  # the container is given up for this, which counts as a failure of the app
 
     @property
     def sentence(self) -> str:
@@ -212,6 +223,10 @@ def _up(desired: Desired, version: Version, now: Situation, digest: str, image: 
     if container is None or container.badge.spec != digest:
         return _begin(version, now, image, trial=trial)
     status = container.status
+    if status is Status.REMOVING:
+        return _begin(version, now, image, trial=trial)
+    if why := _hopeless(container, now):
+        return _give_up(container, now, why)
     if status in (Status.CREATED, Status.INITIALIZED):
         return _ignite(version, now, led)
     if status is Status.EXITED:
@@ -221,6 +236,24 @@ def _up(desired: Desired, version: Version, now: Situation, digest: str, image: 
     if status is Status.PAUSED:
         return Plan(state=State.DEGRADED, reason="its container is paused", route=Route.HOLD)
     return Plan(state=State.STARTING, reason=f"its container is {status}", route=Route.HOLD, wake_at=now.now + 0.03)
+
+
+def _hopeless(container: Container, now: Situation) -> str:
+    """Why this container will never serve as it is, however long one waits."""
+    limbo_s = now.now - now.limbo_since_at if now.limbo_since_at else 0.0
+    if now.severed and limbo_s >= SEVERED_S:
+        return now.severed
+    if container.status in (Status.STOPPING, Status.UNKNOWN) and limbo_s >= LIMBO_S:
+        return f"podman leaves it {container.status} for {LIMBO_S:g} s"
+    if container.status in (Status.CREATED, Status.INITIALIZED, Status.EXITED) and now.refusals >= REFUSALS and not now.locked:
+        return f"podman could not start it {REFUSALS} times"
+    return ""
+
+
+def _give_up(container: Container, now: Situation, why: str) -> Plan:
+    """Another container takes its place, in a network of its own; while locked the same one is started again."""
+    steps = (Do.STOP,) if now.locked else _replace(container, now)
+    return Plan(state=State.STARTING, reason=f"made anew: {why}", route=Route.HOLD, steps=steps, failed=why)
 
 
 def _foreign(container: Container, now: Situation, led: bool) -> bool:
@@ -259,10 +292,14 @@ def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Pl
         steps += _replace(container, now)
     elif now.guarded:
         steps.append(Do.DISARM)
+    if container is None and now.refusals:
+        steps.append(Do.REMOVE)  # what podman does not show may still hold the name, or the last free address
     if missing_volumes(version, now):
         steps.append(Do.ATTACH)
     steps += [Do.CREATE, Do.INIT, *((Do.ARM,) if version.manifest.is_led else ()), Do.START]
     reason = "a new container takes the place of the old one" if serves else "is being started"
+    if container is None and now.failures.row:
+        reason = f"made anew: {now.failures.reason}"
     return Plan(state=State.STARTING, reason=reason, route=Route.HOLD, steps=tuple(steps), trial=trial)
 
 
@@ -314,6 +351,9 @@ def _running(version: Version, now: Situation, led: bool) -> Plan:
     container, health = now.container, now.health
     assert container is not None
     arm = (Do.ARM,) if led and not container.armed else ()
+    if now.severed:
+        wake_at = now.limbo_since_at + SEVERED_S
+        return Plan(state=State.DEGRADED, reason=now.severed, route=Route.HOLD, steps=arm, wake_at=wake_at)
     if health is None or health.phase is Phase.STARTING:
         reason = "waits for its first answer" + (f" ({health.reason})" if health is not None and health.reason else "")
         return Plan(state=State.STARTING, reason=reason, route=Route.HOLD, steps=arm)

@@ -45,11 +45,19 @@ class Podman:
 
     # --- containers
     async def inspect(self, name: str) -> dict[str, Any] | None:
-        """The container, or `None` when there is none."""
+        """The container, or `None` when there is none.
+
+        Of one whose storage is gone, which is what a broken-off removal leaves, only what podman's list says.
+        """
         try:
             found: dict[str, Any] = await self._json("get", f"containers/{name}/json")
         except NotFound:
             return None
+        except PodmanError:
+            params = {"all": "true", "filters": json.dumps({"name": [f"^{name}$"]})}
+            for item in await self._json("get", "containers/json", params=params) or []:
+                return {"Id": item["Id"], "State": {"Status": item["State"]}, "Config": {"Labels": item.get("Labels")}}
+            raise
         return found
 
     async def containers(self, label: str) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ class Status(StrEnum):
     PAUSED = "paused"
     STOPPING = "stopping"
     EXITED = "exited"
+    REMOVING = "removing"  # podman was killed while it took it away: it can only be removed once more
     UNKNOWN = "unknown"
 
     @property
@@ -20,7 +21,7 @@ class Status(StrEnum):
         return self in (Status.INITIALIZED, Status.RUNNING, Status.PAUSED, Status.STOPPING, Status.UNKNOWN)
 
 
-_OTHER_NAMES: Final = {"configured": Status.CREATED, "stopped": Status.EXITED, "removing": Status.EXITED}
+_OTHER_NAMES: Final = {"configured": Status.CREATED, "stopped": Status.EXITED}
 
 
 def status_of(found: dict[str, Any]) -> Status:

@@ -26,7 +26,7 @@ from piccolod.protocol.events import (
 )
 from piccolod.protocol.persistence import GetCryptoStatus
 from piccolod.protocol.router import RouteStates
-from services.apps import orphans, podman_events
+from services.apps import links, orphans, podman_events
 from services.apps.app import App
 from services.apps.commands import Commands
 from services.apps.documents import APPS, Documents, Stored
@@ -86,6 +86,7 @@ class Service:
         socket = module.paths.podman_socket
         events = podman_events.watch(socket, self._wake_app, self._wake_all, self._podman_is_back)
         module.spawn(events, name="podman-events")
+        module.spawn(links.watch(self._wake_bridge), name="links")
         module.spawn(self._keep_fresh(), name="refresh")
         module.spawn(self._keep_order(), name="order")
         module.spawn(self._guard(), name="guard")
@@ -261,6 +262,11 @@ class Service:
     def _wake_resource(self, resource: str) -> None:
         if (name := app_of(resource)) is not None:
             self._wake_app(name)
+
+    def _wake_bridge(self, bridge: str) -> None:
+        for name in self._apps:
+            if self._node.bridge(name) == bridge:
+                self._wake_app(name)
 
     def _wake_app(self, name: str) -> None:
         if (app := self._apps.get(name)) is not None:

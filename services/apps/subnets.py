@@ -27,12 +27,15 @@ def choose(app: str, used: Iterable[IPv4Network]) -> tuple[str, str]:
     raise Failed("no network range is free for another app", hint="`podman network ls` in this node's containers")
 
 
-def host_routes(file: Path = Path("/proc/self/net/route")) -> list[IPv4Network]:
-    """Where this host already sends packets, without its default route (proc_net(5): hexadecimal, host byte order)."""
+def host_routes(file: Path = Path("/proc/self/net/route"), interface: str = "") -> list[IPv4Network]:
+    """Where this host already sends packets, without its default route (proc_net(5): hexadecimal, host byte order).
+
+    `interface`: only what goes through this one.
+    """
     found = []
     for line in file.read_text(encoding="ascii").splitlines()[1:]:
-        _, destination, _, _, _, _, _, mask, *_ = line.split()
-        if int(mask, 16):
+        through, destination, _, _, _, _, _, mask, *_ = line.split()
+        if int(mask, 16) and interface in ("", through):
             found.append(IPv4Network((_address(destination), _address(mask)), strict=False))
     return found
 

@@ -13,7 +13,21 @@ from services.apps.badge import Badge
 from services.apps.desired import Desired, Version
 from services.apps.health import Health, Phase
 from services.apps.manifest import Manifest
-from services.apps.plan import Container, Do, Image, ImageIs, Plan, Route, Situation, State, TermIs, plan
+from services.apps.plan import (
+    LIMBO_S,
+    REFUSALS,
+    SEVERED_S,
+    Container,
+    Do,
+    Image,
+    ImageIs,
+    Plan,
+    Route,
+    Situation,
+    State,
+    TermIs,
+    plan,
+)
 from services.apps.podman_status import Status
 from services.apps.validate import validate
 
@@ -309,3 +323,56 @@ def _after(step: Do, desired: Desired, seen: Situation) -> Situation:
     if step is Do.ARM and seen.container is not None:
         seen = msgspec.structs.replace(seen, container=msgspec.structs.replace(seen.container, armed=True))
     return msgspec.structs.replace(seen, **changes.get(step, {}))
+
+
+# --- what podman left half done
+
+
+@pytest.mark.parametrize("health", [None, READY])
+def test_a_container_that_cannot_be_reached_is_made_anew_after_a_moment(health: Health | None) -> None:
+    seen = at(term=TERM, container=container(), guarded=True, health=health, severed="the bridge is gone", limbo_since_at=99.5)
+    waits = plan(wanted(), seen)
+    assert (waits.state, waits.route, waits.steps, waits.wake_at) == (State.DEGRADED, Route.HOLD, (), 99.5 + SEVERED_S)
+    made = plan(wanted(), msgspec.structs.replace(seen, limbo_since_at=100.0 - SEVERED_S))
+    assert made.steps == (Do.STOP, Do.DISARM, Do.REMOVE) and made.route is Route.HOLD
+    assert made.failed == "the bridge is gone" and "the bridge is gone" in made.reason
+
+
+def test_what_was_made_anew_says_why_and_waits_its_turn() -> None:
+    once = Failures().failed(99.0, "the bridge is gone")
+    made = plan(wanted(), at(term=TERM, failures=once))
+    assert made.steps == UP and made.reason == "made anew: the bridge is gone"
+    often = once.failed(99.9, "the bridge is gone").failed(99.95, "the bridge is gone")
+    assert plan(wanted(), at(term=TERM, failures=often)).steps == ()
+
+
+def test_while_locked_a_container_that_cannot_be_reached_is_only_started_again() -> None:
+    seen = at(term=TERM, container=container(), guarded=True, locked=True, severed="x", limbo_since_at=100.0 - SEVERED_S)
+    assert plan(wanted(), seen).steps == (Do.STOP,)
+
+
+@pytest.mark.parametrize("status", [Status.STOPPING, Status.UNKNOWN])
+def test_an_end_that_does_not_come_is_waited_for_so_long(status: Status) -> None:
+    seen = at(term=TERM, container=container(status), guarded=True, limbo_since_at=100.0 - LIMBO_S + 0.1)
+    assert plan(wanted(), seen).steps == ()
+    late = plan(wanted(), msgspec.structs.replace(seen, limbo_since_at=100.0 - LIMBO_S))
+    assert late.steps == (Do.STOP, Do.DISARM, Do.REMOVE) and str(status) in late.reason
+
+
+def test_a_removal_that_broke_off_is_done_once_more() -> None:
+    seen = at(term=TERM, container=container(Status.REMOVING), guarded=True)
+    assert plan(wanted(), seen).steps == (Do.DISARM, Do.REMOVE, *UP)
+    assert plan(wanted(removing=True), seen).steps == (Do.CLOSING, Do.DISARM, Do.REMOVE, Do.WITHDRAW, Do.FORGET)
+
+
+@pytest.mark.parametrize("status", [Status.CREATED, Status.INITIALIZED, Status.EXITED])
+def test_a_container_that_podman_cannot_start_is_made_anew(status: Status) -> None:
+    seen = at(term=TERM, container=container(status), guarded=True, refusals=REFUSALS - 1)
+    assert Do.REMOVE not in plan(wanted(), seen).steps
+    assert Do.REMOVE in plan(wanted(), msgspec.structs.replace(seen, refusals=REFUSALS)).steps
+    locked = msgspec.structs.replace(seen, refusals=REFUSALS, locked=True)
+    assert Do.REMOVE not in plan(wanted(), locked).steps, "while locked there is no way to make another"
+
+
+def test_a_name_that_podman_keeps_for_nobody_is_freed() -> None:
+    assert plan(wanted(), at(term=TERM, refusals=1)).steps == (Do.REMOVE, *UP)
