@@ -8,7 +8,7 @@ from piccolod import clock
 from piccolod.leadership import core, events
 from piccolod.leadership.actions import Alarm, Ended, Opened, Proposed, Prove, Read, Remember, SessionOver, WritePage
 from piccolod.leadership.events import Answered, Header, Memory, PageState, PageTerm
-from piccolod.leadership.keys import GenRecord
+from piccolod.leadership.keys import AckRecord, GenRecord
 from piccolod.leadership.state import Life
 from piccolod.leadership.timing import FAST, SUPERVISOR_STALE_S
 from piccolod.leadership.transactions import Kind, Outcome
@@ -329,3 +329,14 @@ def test_what_was_seen_of_etcd_is_on_the_disk_before_a_term_opens_on_the_page() 
     done = bench.answer(bench.sent(Kind.CLAIM))
     assert kinds(done)[:3] == ["Remember", "WritePage", "Opened"]
     assert bench.last(Remember).memory.rev >= bench.token("kernel")
+
+
+def test_a_watch_that_lost_the_list_of_takers_leaves_nobody_alone() -> None:
+    bench = Bench(members=("a", "b")).start()
+    bench.settle_until(Kind.SESSION)
+    bench.store._apply([("ack/a", AckRecord(("a", "b")), 0)], [])  # of a session before this one
+    bench.answer(bench.sent(Kind.SESSION))
+    bench.feed(events.Watched(bench.state.view.rev, bench.store.header, ()))
+    assert bench.page.hard_at < clock.FOREVER
+    bench.live(2.0)
+    assert all(action.page.hard_at < clock.FOREVER for action in bench.all(WritePage))
