@@ -189,7 +189,8 @@ def on_session(step: Step, pending: Pending, event: Answered) -> None:
     if step.now >= timing.hard_at(sent_at) or state.leaving or gen.etcd_cluster_id != state.cluster_id:
         return
     session = Session(event.header.rev, gen, timing.soft_at(sent_at), timing.hard_at(sent_at), sent_at + timing.beat_s)
-    step.set(life=Life.OPEN, session=session, gen=gen.gen, next_read_at=step.now)
+    # Tokens that were over belong to former sessions; after a restored etcd even the revisions begin anew.
+    step.set(life=Life.OPEN, session=session, gen=gen.gen, next_read_at=step.now, ended={})
     step.remember()
     step.show()
     step.act(SessionOpened(session.sid))
