@@ -185,7 +185,8 @@ def _on_read(step: Step, event: events.ReadAnswered) -> None:
         return
     if not (state.viewed and view.same_shape(state.view, found)):
         found = msgspec.structs.replace(found, shape=shape + 1)
-    step.set(viewed=True)
+    step.set(viewed=True, read_rev=found.rev)
+    step.look = True
     takeover.look(step, found)
 
 

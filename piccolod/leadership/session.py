@@ -189,7 +189,8 @@ def on_session(step: Step, pending: Pending, event: Answered) -> None:
     if step.now >= timing.hard_at(sent_at) or state.leaving or gen.etcd_cluster_id != state.cluster_id:
         return
     session = Session(event.header.rev, gen, timing.soft_at(sent_at), timing.hard_at(sent_at), sent_at + timing.beat_s)
-    step.set(life=Life.OPEN, session=session, gen=gen.gen)
+    # Tokens that were over belong to former sessions; after a restored etcd even the revisions begin anew.
+    step.set(life=Life.OPEN, session=session, gen=gen.gen, next_read_at=step.now, ended={})
     step.remember()
     step.show()
     step.act(SessionOpened(session.sid))
@@ -221,7 +222,11 @@ def lose_lease(step: Step, lease_id: int) -> None:
 
 
 def admit(step: Step, header: Header | None, highest: int) -> bool:
-    """Whether an answer may be believed. `highest` was the highest revision seen when it was asked for."""
+    """Whether an answer may be believed. `highest` was the highest revision seen when it was asked for.
+
+    Limit: a node that was away since before a backup cannot notice that revisions went back to it under the same cluster id.
+    `cluster recover` and `etcdctl snapshot restore` with a fresh token give a new id, which every node notices.
+    """
     state = step.state
     if header is None:
         return True

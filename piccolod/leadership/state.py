@@ -142,6 +142,7 @@ class Leadership(msgspec.Struct, frozen=True):
     granting: bool = False
     view: View = View()
     viewed: bool = False  # the view holds a linearizable read of this process
+    read_rev: int = 0  # of the last linearizable read; the view may be beyond it by what a watch said
     own_rev: int = 0  # of this node's last transaction that was answered: an older view decides nothing
     cluster_id: int = 0
     highest: int = 0
@@ -150,7 +151,7 @@ class Leadership(msgspec.Struct, frozen=True):
     restored: bool = False
     seen: Mapping[str, Seen] = _EMPTY
     terms: Mapping[str, Term] = _EMPTY
-    ended: Mapping[str, int] = _EMPTY  # the last token that was over, of each resource
+    ended: Mapping[str, int] = _EMPTY  # in this session: the last token of each resource that was over
     unproven: Mapping[int, str] = _EMPTY  # by the id of their `Prove`
     wants: Mapping[str, Want] = _EMPTY
     vacant: Mapping[str, float] = _EMPTY  # since when seen
@@ -167,6 +168,11 @@ class Leadership(msgspec.Struct, frozen=True):
     retry_at: float = float("-inf")
     looked: int = -1  # the view's shape at the last whole look
     look_at: float = float("-inf")  # the next whole look, if nothing happens
+
+    @property
+    def exact(self) -> bool:
+        """The view is a linearizable read itself: not even a watch that loses things has touched it."""
+        return self.viewed and self.view.rev == self.read_rev
 
     @property
     def settled(self) -> bool:

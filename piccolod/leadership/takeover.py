@@ -167,7 +167,7 @@ def acknowledge(step: Step) -> None:
     me = state.config.node
     known = state.view.acks.get(me)
     others_known = known is not None and set(known.value.nodes) != {me}
-    if not state.alone and not others_known and not current.resumed and not current.asked_ack and state.view.rev >= current.sid:
+    if not state.alone and not others_known and not current.resumed and not current.asked_ack and state.read_rev >= current.sid:
         # A list with takers can only be of this session, for none was asked by it: nobody may take over.
         step.set(alone=True)
         step.show()

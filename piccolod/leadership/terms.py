@@ -8,7 +8,7 @@ from piccolod.leadership.events import Answered
 from piccolod.leadership.keys import EpochRecord, IntentRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
-from piccolod.leadership.state import Goal, Pending, Phase, Step, Term
+from piccolod.leadership.state import Goal, Leadership, Pending, Phase, Step, Term
 from piccolod.leadership.transactions import Claimed, Kind, Outcome
 
 # --- open
@@ -21,12 +21,16 @@ def open_term(step: Step, resource: str, token: int, epoch: int, reason: Reason)
     """
     current = step.state.session
     assert current is not None
-    if token <= step.state.ended.get(resource, 0):
+    if was_over(step.state, resource, token):
         return
     step.set_term(Term(resource, token, epoch, reason))
     step.remember()
     step.show()
     step.act(Opened(resource, current.gen.gen, epoch, token, reason))
+
+
+def was_over(state: Leadership, resource: str, token: int) -> bool:
+    return token <= state.ended.get(resource, 0)
 
 
 def adopt(step: Step) -> None:
@@ -48,17 +52,16 @@ def adopt(step: Step) -> None:
 
 
 def check(step: Step) -> None:
-    """Drops the terms whose token is no longer the newest."""
-    view = step.state.view
+    """Drops the terms whose token is no longer the newest. Revisions only grow: an older one is a watch that lost ours."""
     for term in step.state.terms.values():
-        record = view.epochs.get(term.resource)
-        if view.rev >= term.token and (record is None or record.mod != term.token):
-            drop(step, term, _how_it_ended(term, record.value if record is not None else None))
+        record = step.state.view.epochs.get(term.resource)
+        if record is not None and record.mod > term.token:
+            drop(step, term, _how_it_ended(term, record.value))
 
 
-def _how_it_ended(term: Term, now: EpochRecord | None) -> Ended:
+def _how_it_ended(term: Term, now: EpochRecord) -> Ended:
     """The answer to our own transaction may come after the view shows what it did."""
-    if now is not None and term.phase is Phase.STOPPED:
+    if term.phase is Phase.STOPPED:
         if not now.held and now.epoch == term.epoch:
             return Ended.RELEASED
         if now.held and now.epoch == term.epoch + 1 and now.node == term.to:
@@ -219,10 +222,14 @@ def _hand_over(step: Step, term: Term) -> None:
 
 
 def _abort(step: Step, term: Term) -> None:
-    """Takes a handover back. It reopens here once no HANDOVER under this intent can commit any more."""
+    """Takes a handover back. It reopens here once no HANDOVER under this intent can commit any more.
+
+    That is so after a committed ABORT, or by a linearizable read that shows another intent and still our token. A watch that
+    lost half of a HANDOVER would show just that.
+    """
     state = step.state
     seen = state.view.intents.get(term.resource)
-    if state.view.rev > term.intent_mod and (seen is None or seen.mod != term.intent_mod):
+    if state.exact and state.view.rev > term.intent_mod and (seen is None or seen.mod != term.intent_mod):
         # `check` has seen that the token is still ours at this revision.
         _reopen(step, term)
         return
@@ -251,6 +258,8 @@ def on_answer(step: Step, pending: Pending, id_: int, event: Answered) -> None:
     if event.outcome is not Outcome.COMMITTED or event.header is None:
         if pending.kind is Kind.HANDOVER and event.outcome is not Outcome.UNKNOWN and term.goal is Goal.HANDOVER:
             _give_up(step, term)
+        if pending.kind is Kind.ABORT and event.outcome is Outcome.REFUSED:
+            step.set(next_read_at=step.now, retry_at=step.now + step.state.config.timing.retry_s)
         return
     if pending.kind is Kind.RELEASE:
         drop(step, term, Ended.RELEASED)

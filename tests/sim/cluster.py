@@ -23,6 +23,7 @@ class Result(msgspec.Struct):
     writes: int
     violations: list[str]
     excused: int
+    rolled_back: bool
 
 
 class Cluster:
@@ -103,7 +104,8 @@ def run(
         # The longest freeze is over; a session that was lost is waited for, then claimed, then started.
         world.run(world.now + 3 * span_s + cluster.timing.worst_crash_to_claim_s)
         violations = cluster.oracle.violations + [f"not converged: {one}" for one in cluster.unled()]
-        return Result(seed, cluster.oracle.takeovers, cluster.oracle.writes, violations, cluster.oracle.excused)
+        oracle = cluster.oracle
+        return Result(seed, oracle.takeovers, oracle.writes, violations, oracle.excused, bad_days.rolled_back)
 
 
 def calm(seed: int, *, profile: str = "fast", faults: int = 20) -> dict[str, int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from piccolod.leadership import events
 from piccolod.leadership.roles import Reason
+from piccolod.leadership.view import Record
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
@@ -20,6 +21,7 @@ class Faults:
         self._cluster = cluster
         self._world = cluster.world
         self._span_s = cluster.timing.span_s
+        self.rolled_back = False  # a backup was restored under the same cluster id
         self._kinds: list[Callable[[Node], None]] = [
             self._power_off, self._power_off, self._power_off, self._power_off,
             self._crash_tree, self._crash_tree, self._crash_tree,
@@ -42,11 +44,19 @@ class Faults:
     def restore_backup(self) -> None:
         """etcd loses everything since a backup. An operator begins it anew after W, as `cluster recover --force` does."""
         store, world = self._cluster.store, self._world
-        records, rev = store.read(), store.rev
-        cluster_id = store.cluster_id + world.chance.randrange(2)  # the same disks, or a new cluster
-        lost_s = world.between(0.5, 2) * self._span_s
-        world.after(lost_s, store.go_back, records, rev, cluster_id)
+        lost_s = world.between(1, 4) * self._span_s
+        world.after(lost_s, self._go_back, store.read(), store.rev)
         world.after(lost_s + 1.5 * self._span_s, self._recover)
+
+    def _go_back(self, records: Mapping[str, Record[Any]], rev: int) -> None:
+        """Under the same cluster id where every node can know better by its disk, else under a new one, as etcdctl does it.
+
+        A node whose memory is older than the backup can not notice that revisions went back under the same id.
+        """
+        memories = [node.memory for node in self._cluster.nodes]
+        known = all(memory is not None and memory.rev > rev for memory in memories)
+        self.rolled_back = known
+        self._cluster.store.go_back(records, rev, self._cluster.store.cluster_id + (not known))
 
     def _recover(self) -> None:
         store = self._cluster.store

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from piccolod.leadership import session, takeover, transactions
+from piccolod.leadership import session, takeover, terms, transactions
 from piccolod.leadership.events import Header
 from piccolod.leadership.state import Leadership, Step
 from piccolod.leadership.timing import wait_s
@@ -70,7 +70,11 @@ OFF: Final = MappingProxyType({
         "takers wait three quarters of W", patches=((takeover, "wait_s", lambda span_s, rate: 0.75 * wait_s(span_s, rate)),)
     ),
     "older-view": Rules(
-        "a view older than one's own last transaction decides", patches=((Leadership, "settled", property(lambda state: state.viewed)),)
+        "what an older view shows opens again what was over",
+        patches=(
+            (Leadership, "settled", property(lambda state: state.viewed)),
+            (terms, "was_over", lambda state, resource, token: False),
+        ),
     ),
     "restore-unnoticed": Rules("any etcd that answers is believed", restores=True, patches=((session, "admit", _believe),)),
 })  # fmt: skip

@@ -37,9 +37,12 @@ def test_stalls_of_whole_machines_never_reach_the_store_and_end_within_the_promi
 
 
 def test_a_restored_backup_stops_everyone_until_an_operator_has_begun_it_anew() -> None:
+    rolled_back = 0
     for seed in range(30):
         result = run(seed, restores=True)
         assert not result.violations, f"python -m tests.sim --seed {seed} --restores: {result.violations}"
+        rolled_back += result.rolled_back
+    assert 0 < rolled_back < 30, "both kinds must be among them: under the same cluster id and under a new one"
 
 
 @pytest.mark.parametrize("profile", PROFILES)

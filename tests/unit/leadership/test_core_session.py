@@ -8,7 +8,8 @@ from piccolod import clock
 from piccolod.leadership import core, events
 from piccolod.leadership.actions import Alarm, Ended, Opened, Proposed, Prove, Read, Remember, SessionOver, WritePage
 from piccolod.leadership.events import Answered, Header, Memory, PageState, PageTerm
-from piccolod.leadership.keys import GenRecord
+from piccolod.leadership.keys import AckRecord, GenRecord
+from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Life
 from piccolod.leadership.timing import FAST, SUPERVISOR_STALE_S
 from piccolod.leadership.transactions import Kind, Outcome
@@ -311,6 +312,12 @@ def test_another_cluster_id_stops_everything_and_a_write_under_way_is_reported_u
 def test_a_restored_etcd_is_believed_once_a_new_gen_names_it(gen: GenRecord | None, accepted: bool) -> None:
     bench = Bench().lead("kernel")
     records = dict(bench.store.records)
+    for _ in range(3):  # so that a token was over that is beyond those which the restored one begins with
+        bench.live(2.0)
+        bench.feed(events.Release("kernel", bench.token("kernel"), Reason.RELEASED))
+        bench.settle()
+        bench.feed(events.Campaign("kernel"))
+        bench.settle()
     bench.store.go_back(records, 5, 78)
     bench.live(3.0)
     assert over(bench) is Ended.RESTORED
@@ -320,6 +327,7 @@ def test_a_restored_etcd_is_believed_once_a_new_gen_names_it(gen: GenRecord | No
     bench.live(5.0)
     assert (bench.state.life is Life.OPEN) is accepted
     assert (bench.last(Remember).memory.gen == 2) is accepted
+    assert ("kernel" in bench.page.terms) is accepted
 
 
 def test_what_was_seen_of_etcd_is_on_the_disk_before_a_term_opens_on_the_page() -> None:
@@ -329,3 +337,14 @@ def test_what_was_seen_of_etcd_is_on_the_disk_before_a_term_opens_on_the_page() 
     done = bench.answer(bench.sent(Kind.CLAIM))
     assert kinds(done)[:3] == ["Remember", "WritePage", "Opened"]
     assert bench.last(Remember).memory.rev >= bench.token("kernel")
+
+
+def test_a_watch_that_lost_the_list_of_takers_leaves_nobody_alone() -> None:
+    bench = Bench(members=("a", "b")).start()
+    bench.settle_until(Kind.SESSION)
+    bench.store._apply([("ack/a", AckRecord(("a", "b")), 0)], [])  # of a session before this one
+    bench.answer(bench.sent(Kind.SESSION))
+    bench.feed(events.Watched(bench.state.view.rev, bench.store.header, ()))
+    assert bench.page.hard_at < clock.FOREVER
+    bench.live(2.0)
+    assert all(action.page.hard_at < clock.FOREVER for action in bench.all(WritePage))

@@ -339,3 +339,33 @@ def test_a_memory_without_page_is_a_reboot() -> None:
     assert bench.state.session is not None
     assert isinstance(bench.page, PageState)
     assert PageTerm not in map(type, bench.page.terms.values())
+
+
+# --- a watch that loses things without a trace
+
+
+def test_a_watch_that_lost_our_claim_takes_nothing_from_us() -> None:
+    bench = Bench().start()
+    bench.settle()
+    bench.feed(events.Campaign(APP))
+    bench.answer(bench.sent(Kind.CLAIM))
+    bench.feed(events.Watched(bench.state.view.rev, bench.store.header, ()))
+    assert APP in bench.page.terms
+    bench.live(3.0)
+    assert not bench.all(Over)
+
+
+def test_half_of_a_handover_opens_nothing_again() -> None:
+    bench, _ = handing_over()
+    bench.lose_answer(bench.sent(Kind.HANDOVER), commits=True)
+    bench.feed(events.CancelSwitchover(APP))
+    changes = bench.store.since(bench.state.view.rev)
+    half = tuple(change for change in changes if change.key == "intent/app:a")
+    assert half
+    bench.feed(events.Watched(bench.state.view.rev, bench.store.header, half))
+    bench.now += FAST.retry_s
+    bench.tick()
+    assert bench.state.terms[APP].phase is Phase.STOPPED
+    bench.live(1.0)
+    assert bench.last(Over).why is Ended.HANDED_OVER
+    assert len(bench.all(Opened)) == 1
