@@ -111,6 +111,15 @@ def test_a_killed_podman_service_is_back_within_two_seconds(node):
     assert node.module("podman")["restarts"] == 1
 
 
+def test_a_restart_by_request_is_no_crash_however_often(node):
+    node.start()
+    for _ in range(7):  # of six deaths within 30 s a crash loop is made
+        pid = node.pid("podman")
+        node.ask("restart", name="podman")
+        node.wait_replaced("podman", pid, timeout_s=6)
+    assert ping(node)
+
+
 def test_a_frozen_podman_service_is_replaced(node):
     node.start()
     pid = node.kill("podman", signal.SIGSTOP)
