@@ -156,6 +156,8 @@ def _on_answered(step: Step, event: events.Answered) -> None:
         step.set(own_rev=max(step.state.own_rev, event.header.rev))
     if event.outcome is Outcome.NO_LEASE:
         step.set(lease_id=0)
+    if event.outcome is Outcome.REFUSED and kind is not Kind.PROPOSAL:
+        step.set(next_read_at=step.now)  # the view was wrong: a watch may have lost what it does not know of
     if event.outcome in (Outcome.UNKNOWN, Outcome.NO_LEASE) and kind is not Kind.PROPOSAL:
         step.set(retry_at=step.now + state.config.timing.retry_s)
     if kind is Kind.SESSION:
