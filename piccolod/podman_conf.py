@@ -116,6 +116,13 @@ def release(config: Config) -> None:
         podman_memory.leave(_place(config))
 
 
+def container_mounts(config: Config) -> list[Path]:
+    """What is mounted for containers, in the order in which it came: their roots, their shared memory."""
+    ours = {config.paths.podman_run, _root(config) / _driver(_root(config))}
+    folders = (config.paths.podman_run, _root(config))
+    return [point for folder in folders for point in tmpfs.points_below(folder) if point not in ours]
+
+
 def probe() -> Host:
     """Reads three small files and looks for three programs."""
     return Host(

@@ -78,6 +78,6 @@ class Patience:
 
 def _until(row: Row) -> float:
     life = row.life
-    if life is None or not life.started_at or life.cause or row.state is State.STOPPING:
+    if life is None or not life.started_at or life.cause:
         return clock.FOREVER
     return life.heard_at + row.missed_after_s if life.ready_at else row.start_until

@@ -10,12 +10,12 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from piccolod import clock, podman_conf
+from piccolod import clock
 from piccolod.config import Config
 from piccolod.errors import Busy, NotFound, PiccoloError
 from piccolod.kernel import MODULES, ModuleSpec, Spawn
@@ -38,6 +38,7 @@ from piccolod.supervisor.loop import Loop
 from piccolod.supervisor.notify import Notify
 from piccolod.supervisor.parts import Parts
 from piccolod.supervisor.reaper import Reaper
+from piccolod.supervisor.remains import KILL_S, MONITORS_S, Remains
 from piccolod.supervisor.requests import Requests, whole
 from piccolod.supervisor.row import State
 from piccolod.supervisor.rundir import RunDir, group_id
@@ -121,8 +122,10 @@ class Supervisor:
         self._control = Control(self._loop, paths, self._commands(), lambda: self._tree.roster.pid_of("api"))
         self._podman: PodmanService | None = None
         self._leashes: Leashes | None = None
+        self._remains: Remains | None = None
         if externals:
             self._podman = PodmanService(self._loop, config, self._may_detach, self._say, self._on_change)
+            self._remains = Remains(self._loop, config, self._say)
             self._leashes = Leashes(self._loop, paths, self._may_detach, self._book, self._say, self._on_change)
 
     def run(self) -> int:
@@ -157,8 +160,12 @@ class Supervisor:
             return
         self._stopping, self._stopping_at = True, now
         self._say("info", "stopping", apps=apps)
-        self._notify.stopping(_STOP_S + (_STOP_APPS_S if apps else 0.0) + _STOP_PODMAN_S + STOP_ETCD_S + 2)
-        self._tree.stop(_STOP_S, _STOP_APPS_S if apps else 0.0, lambda: self._modules_ended(apps))
+        apps_s = _STOP_APPS_S if apps else 0.0
+        self._notify.stopping(_STOP_S + apps_s + 2 * (KILL_S + MONITORS_S) + _STOP_PODMAN_S + STOP_ETCD_S + 2)
+        self._tree.stop(_STOP_S, apps_s, self._end_containers, lambda: self._modules_ended(apps))
+
+    def _end_containers(self, ended: Callable[[], None]) -> None:
+        self._remains.end_containers(ended) if self._remains is not None else ended()
 
     def _modules_ended(self, apps: bool) -> None:
         self._spawner.close()
@@ -176,8 +183,13 @@ class Supervisor:
             self._end()
 
     def _podman_ended(self) -> None:
-        """With podman's own mount on its storage left, nobody could delete the state folder."""
-        podman_conf.release(self._config)
+        """It may have made one more container for an `apps` that died meanwhile."""
+        self._end_containers(self._release)
+
+    def _release(self) -> None:
+        """With what is mounted there left, nobody could delete the state folder."""
+        if self._remains is not None:
+            self._remains.release()
         self._end()
 
     def _end(self) -> None:

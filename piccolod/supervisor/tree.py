@@ -33,7 +33,7 @@ from piccolod.supervisor.rights import Rights
 from piccolod.supervisor.roller import Roller
 from piccolod.supervisor.roster import Roster
 from piccolod.supervisor.row import Row, State
-from piccolod.supervisor.stopping import Stopping
+from piccolod.supervisor.stopping import APPS, Stopping
 
 BROKER: Final = "broker"
 CONSENSUS: Final = "consensus"
@@ -67,7 +67,7 @@ class Tree:
         self._policy = policy or restart.Policy()
         self.roster = Roster(self._table, config, parts.voice, on_change)
         self._patience = Patience(parts, self.roster, self._policy)
-        self._stopping = Stopping(self._table, self.roster)
+        self._stopping = Stopping(parts, self._table, self.roster)
         self._roller = Roller(
             parts.loop,
             self._table,
@@ -93,7 +93,7 @@ class Tree:
     def restart(self, name: str, cause: str) -> None:
         """A planned restart. Raises NotFound; Busy while everything stops."""
         row = self.roster.named(name)
-        if self._stopping.begun:
+        if self._stopping.asked:
             raise Busy("piccolod is stopping")
         if row.state is State.DISABLED:
             raise Invalid(f"{name} is disabled", hint=f"see [modules.{name}] in the configuration")
@@ -105,10 +105,20 @@ class Tree:
             if row.spec.holds_keys and row.spec.name != sender:
                 self._restart(row, "the node was locked")
 
-    def stop(self, within_s: float, stop_apps_s: float, stopped: Callable[[], None]) -> None:
+    def stop(
+        self,
+        within_s: float,
+        stop_apps_s: float,
+        end_containers: Callable[[Callable[[], None]], None],
+        stopped: Callable[[], None],
+    ) -> None:
         """Once. See `Stopping.begin`."""
-        if not self._stopping.begun:
-            self._stopping.begin(within_s, stop_apps_s, stopped)
+        if self._stopping.asked:
+            return
+        apps = self.roster.rows.get(APPS)
+        if stop_apps_s and apps is not None and apps.retry is not None:
+            self._spawn(apps)  # this is no time for patience with it
+        self._stopping.begin(within_s, stop_apps_s, end_containers, stopped)
 
     def kill_all(self) -> None:
         self._stopping.kill_all()
@@ -198,6 +208,7 @@ class Tree:
         self._roller.ready(row.spec.name, row.applied_rev, message.get("reloads") is True)
         self._gate()
         self._patience.check()
+        self._stopping.look()
         if self._parts.sockets.wanted(row.spec.name):
             self._parts.loop.after(_UNWANTED_S, lambda: self._close_unwanted(row, life))
 
@@ -214,12 +225,13 @@ class Tree:
             return
         now = clock.now()
         reason = life.cause or str(ending)
-        planned = row.again or self._stopping.begun
+        is_last = self._stopping.is_last(row, life, ending)
+        planned = row.again or is_last
         self._record(row, life, ending, reason, planned)
         row.life = None
         if row.spec.name == BROKER:
             self._parts.voice.speak_through(None)
-        if self._stopping.begun:
+        if is_last:
             self.roster.set(row, State.STOPPED, reason)
             self.roster.tell_peers()
             self._stopping.look()
