@@ -115,6 +115,11 @@ class Paths:
         """Rendered app_config and secret files of running apps: memory only, never under `state`."""
         return self.run / "app-files"
 
+    @property
+    def uploads(self) -> Path:
+        """Files that the api received, for apps to read."""
+        return self.run / "uploads"
+
     # --- state
     @property
     def log(self) -> Path:

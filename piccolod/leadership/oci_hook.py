@@ -11,16 +11,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if not __package__:  # run by its path in isolated mode, where no folder of ours is on the search path
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from piccolod.errors import TermOver
 from piccolod.leadership.gate import Gate, Shut
 from piccolod.leadership.page import PageReader
-from piccolod.paths import Paths
+
+if TYPE_CHECKING:  # each import is a part of the start of every led app
+    from pathlib import Path
+
+    from piccolod.paths import Paths
 
 RESOURCE_ANNOTATION: Final = "io.piccolo.resource"
 TOKEN_ANNOTATION: Final = "io.piccolo.token"  # noqa: S105
@@ -43,7 +46,7 @@ def write_hook(paths: Paths, python: str) -> Path:
         "version": "1.0.0",
         "hook": {
             "path": python,
-            "args": [python, "-IS", str(Path(__file__).resolve()), str(paths.page)],
+            "args": [python, "-IS", os.path.abspath(__file__), str(paths.page)],
             "timeout": _TIMEOUT_S,
         },
         "when": {"annotations": {f"^{RESOURCE_ANNOTATION.replace('.', '[.]')}$": ".*"}},
@@ -55,10 +58,11 @@ def write_hook(paths: Paths, python: str) -> Path:
     return file
 
 
-def refusal(page: Path, state: Any) -> str | None:
+def refusal(page: str, state: Any) -> str | None:
     """Why the container may not start; `None` when it may."""
     try:
-        config = json.loads((Path(state["bundle"]) / "config.json").read_bytes())
+        with open(os.path.join(state["bundle"], "config.json"), "rb") as file:
+            config = json.load(file)
         resource = config["annotations"][RESOURCE_ANNOTATION]
         token = int(config["annotations"][TOKEN_ANNOTATION])
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -72,7 +76,7 @@ def refusal(page: Path, state: Any) -> str | None:
 
 def main(page: str) -> int:
     try:
-        reason = refusal(Path(page), json.load(sys.stdin))
+        reason = refusal(page, json.load(sys.stdin))
     except ValueError as error:
         reason = f"the runtime's state is unreadable: {error}"
     if reason is not None:

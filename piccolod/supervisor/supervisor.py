@@ -368,7 +368,10 @@ def _owners(config: Config, table: Sequence[ModuleSpec]) -> dict[Path, str]:
     """The folders of modules that are not root: they could not make them."""
     users = {row.name.partition(".")[0]: row.user for row in table}
     paths = config.paths
-    folders = {paths.store: "persistence", paths.guesses: "persistence", paths.journal: "telemetry", paths.routes: "router"}
+    folders = {
+        paths.store: "persistence", paths.guesses: "persistence", paths.journal: "telemetry", paths.routes: "router",
+        paths.uploads: "api",
+    }  # fmt: skip
     return {folder: users[module] for folder, module in folders.items() if module in users}
 
 

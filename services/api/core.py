@@ -52,7 +52,7 @@ class Core:
         self.setup_code = SetupCode(module.config.security.setup_from == "code")
         self.streams = Seats(_STREAMS, "streams")
         self.uploads = Seats(_UPLOADS, "uploads")
-        self.uploads_folder = module.paths.run / "uploads"
+        self.uploads_folder = module.paths.uploads
         self.routers = ROUTERS if module.config.module("router").enabled else ()
         self.closing = asyncio.Event()
         enabled = [spec.name for spec in MODULES if module.config.module(spec.name).enabled and spec.name != module.name]

@@ -20,7 +20,7 @@ _BLOCK_BYTES: Final = 2**20
 
 
 def clear(folder: Path) -> None:
-    """Makes the folder, without what an earlier life left. Raises OSError."""
+    """The folder, without what an earlier life left; made where no supervisor did. Raises OSError."""
     folder.mkdir(mode=0o700, exist_ok=True)
     for left in folder.iterdir():
         left.unlink()

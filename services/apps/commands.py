@@ -351,7 +351,7 @@ class Commands:
                 CHECKS["image"](request.name)
             except ValueError as error:
                 raise Invalid(str(error)) from None
-        with uploaded(Path(request.file), self._node.module.paths.run / "uploads") as file:
+        with uploaded(Path(request.file), self._node.module.paths.uploads) as file:
             ids = await self._node.images.add(request.kind, file, request.name)
         return await self._image_documents(ids)
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from piccolod.leadership.oci_hook import term_annotations
+from piccolod.leadership.resources import resource_for_app
 from piccolod.paths import Paths
 from services.apps.badge import Badge, container_name
 from services.apps.desired import Version
@@ -21,7 +23,7 @@ _WRITABLE_BYTES: Final = 64 * 2**20
 _CPU_PERIOD_US: Final = 100_000
 CONFIG_FILE: Final = "/piccolo/config/app.yaml"
 # Raised when the way in which specs are written changes: running containers are then replaced.
-_FORM: Final = 1
+_FORM: Final = 2
 
 
 def network_name(app: str) -> str:
@@ -83,6 +85,8 @@ def container(
     body["mounts"] += binds
     body["env"] = {**body["env"], **secrets}
     body["labels"] = badge.labels()
+    if manifest.is_led:
+        body["annotations"] = term_annotations(resource_for_app(manifest.name), badge.token)
     return body
 
 

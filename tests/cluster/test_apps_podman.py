@@ -28,7 +28,7 @@ from piccolod import clock, podman_conf
 from piccolod.config import Config
 from piccolod.config import Node as NodeKeys
 from piccolod.errors import Conflict, Exists, Invalid, Locked, NotFound, Unavailable
-from piccolod.leadership import leash_probe, leash_table, page
+from piccolod.leadership import leash_probe, leash_table, oci_hook, page
 from piccolod.leadership.page import PageReader, PageWriter
 from piccolod.leadership.resources import RESOURCE_KERNEL, resource_for_app
 from piccolod.leadership.roles import Reason
@@ -78,6 +78,7 @@ class Machine:
         self.routes: dict[str, RegisterAppRoute] = {}
         self.route_log: list[tuple[float, str, str]] = []
         self.podman = podman_conf.prepare(self.config)
+        oci_hook.write_hook(self.paths, sys.executable)
 
     def start(self) -> None:
         page.create(self.paths.page)
@@ -463,6 +464,41 @@ def test_an_installed_app_serves_and_its_container_is_what_the_manifest_allows(m
     asyncio.run(story())
 
 
+def test_a_container_whose_term_ends_between_its_making_and_its_process_gets_none(machine: Machine) -> None:
+    """Only the runtime's own look at the page is left then: apps looked at it a moment before, and podman was slow."""
+
+    async def story() -> None:
+        async with life(machine) as world:
+            podman = world.service._node.podman
+            made, seen = podman.init, asyncio.Queue[tuple[int, dict[str, Any]]]()
+
+            async def late(name: str) -> None:
+                podman.init = made  # type: ignore[method-assign]
+                now = PageReader(machine.paths.page).read()
+                assert now is not None
+                token = now.terms[resource_for_app("hello")].token
+                await world.module.call(consensus.Closing(resource=resource_for_app("hello"), token=token))
+                try:
+                    await made(name)
+                finally:
+                    seen.put_nowait((token, world.inspect("hello")))
+
+            podman.init = late  # type: ignore[method-assign]
+            await world.install(manifest())
+            async with asyncio.timeout(20):
+                token, found = await seen.get()
+            assert found["State"]["Status"] == "created", found["State"]
+            assert found["State"]["Pid"] == 0
+            annotations = found["Config"]["Annotations"]
+            assert annotations["io.piccolo.resource"] == resource_for_app("hello")
+            assert annotations["io.piccolo.token"] == str(token)
+            app = await world.serving("hello")
+            assert app.leader is not None
+            assert app.leader.epoch > 1, "it runs in a term of its own, not in the one that was closed"
+
+    asyncio.run(story())
+
+
 def test_an_app_without_internet_has_no_way_out_and_one_with_it_has(machine: Machine) -> None:
     async def story() -> None:
         async with life(machine) as world:
@@ -486,7 +522,7 @@ def test_an_app_without_internet_has_no_way_out_and_one_with_it_has(machine: Mac
     asyncio.run(story())
 
 
-def test_a_crash_of_the_process_costs_little_and_a_crash_loop_ends_in_failed_with_the_last_lines(machine: Machine) -> None:
+def test_a_crash_of_the_process_costs_little_and_a_crash_loop_ends_in_failed_and_tells_where_its_lines_are(machine: Machine) -> None:
     async def story() -> None:
         async with life(machine) as world:
             await world.install(manifest())

@@ -75,6 +75,11 @@ def test_volumes_secrets_and_config_are_mounted() -> None:
     assert body["env"] == {"Q": "v"}
 
 
+def test_a_led_container_names_its_term_to_the_runtime_and_another_none() -> None:
+    assert told()["annotations"] == {"io.piccolo.resource": "app:a", "io.piccolo.token": "9"}
+    assert "annotations" not in told("cluster: {policy: always_on}\n")
+
+
 def test_the_digest_changes_with_what_the_container_is_and_with_nothing_else() -> None:
     def digest(more: str = "", image: str = "1", restarts: int = 0) -> str:
         return spec.digest(Version(manifest=manifest(more), image_id=image), restarts)
