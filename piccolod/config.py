@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import ipaddress
+import os
 import re
 import socket
 import tomllib
@@ -175,14 +176,17 @@ def _type_name(hint: Any) -> str:
 
 
 def _with_host_defaults(config: Config) -> Config:
-    """Fills in what depends on the host: the name, and folders made absolute, so that a later chdir moves nothing."""
+    """Fills in what depends on the host: the name, and folders as they really are, so that a later chdir moves nothing.
+
+    Links in them are followed once, here: podman and the kernel name the same folders without.
+    """
     node = dataclasses.replace(
         config.node,
         name=config.node.name
         or re.sub(r"[^a-z0-9-]", "-", socket.gethostname().split(".")[0].lower()).strip("-")[:50]
         or "node",
-        state_dir=str(Path(config.node.state_dir).absolute()),
-        run_dir=str(Path(config.node.run_dir).absolute()),
+        state_dir=os.path.realpath(config.node.state_dir),
+        run_dir=os.path.realpath(config.node.run_dir),
     )
     return dataclasses.replace(config, node=node)
 

@@ -34,12 +34,14 @@ def mount(folder: Path, size: str) -> None:
 
 def is_mounted(folder: Path) -> bool:
     """Whether one of ours, and not anything else, is mounted there."""
-    return any(point == folder and source == _SOURCE for point, source in _mounts())
+    real = _real(folder)
+    return any(point == real and source == _SOURCE for point, source in _mounts())
 
 
 def points_below(folder: Path) -> list[Path]:
-    """What is mounted at the folder or below, of whatever kind."""
-    return [point for point, _ in _mounts() if point.is_relative_to(folder)]
+    """What is mounted at the folder or below, of whatever kind, named from the folder as it was given."""
+    real = _real(folder)
+    return [folder / point.relative_to(real) for point, _ in _mounts() if point.is_relative_to(real)]
 
 
 def is_in_memory(folder: Path) -> bool:
@@ -63,6 +65,11 @@ def _mounts() -> list[tuple[Path, bytes]]:
         point = head.split()[4].decode("unicode_escape").encode("latin-1")  # a space is written \040
         found.append((Path(os.fsdecode(point)), tail.split()[1]))
     return found
+
+
+def _real(folder: Path) -> Path:
+    """As the kernel names it, which knows no links: /var/run leads to /run on most hosts."""
+    return Path(os.path.realpath(folder))
 
 
 def _libc() -> ctypes.CDLL:

@@ -205,3 +205,15 @@ def test_without_a_list_of_images_nothing_is_removed(storage: Storage, damage: s
     storage.enter()
     assert storage.layers() == layers
     assert ("leaves unused layers" in capfd.readouterr().err) is (damage == "garbage")
+
+
+@pytest.mark.parametrize("storage", ["overlay"], indirect=True)
+def test_a_run_folder_behind_a_link_is_the_same_memory_at_the_next_start(storage: Storage) -> None:
+    container = storage.run("a")
+    (link := storage.folder / "link").symlink_to(storage.folder)
+    node = replace(storage.config.node, state_dir=str(link / "state"), run_dir=str(link / "run"))
+    before = tmpfs.points_below(storage.folder)
+    podman_conf.prepare(replace(storage.config, node=node))
+    assert tmpfs.points_below(storage.folder) == before, "another one was mounted over it"
+    storage.enter()
+    assert storage.call("ps", "--quiet", "--no-trunc") == container

@@ -96,3 +96,11 @@ def test_the_documented_configuration_is_the_default() -> None:
     for section in dataclasses.fields(config.Config):
         for key in dataclasses.fields(type(getattr(default, section.name))) if section.name != "modules" else ():
             assert f"\n{key.name} = " in text.split(f"[{section.name}]")[1].split("\n[")[0], f"{section.name}.{key.name}"
+
+
+def test_folders_are_named_without_links_as_the_kernel_and_podman_name_them(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    parsed = config.parse(f'[node]\nstate_dir = "{tmp_path}/link/state"\nrun_dir = "{tmp_path}/link/run"')
+    assert parsed.paths.state == tmp_path / "real/state"
+    assert parsed.paths.run == tmp_path / "real/run"
