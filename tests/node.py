@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,6 +90,7 @@ class Node:
     """One piccolod. The context manager ends it and removes every trace, whatever happened in between."""
 
     name, address = "n1", "127.0.0.1"
+    within: Sequence[str] = ()  # what runs piccolod, as `unshare` does; see `beside`
 
     def __init__(self, folder: Path | None = None, extra_config: str = "") -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="pn"))
@@ -100,7 +101,6 @@ class Node:
         self.process: Process | None = None
         self.config_file = self.folder / "piccolod.toml"
         self.output = self.folder / "output"
-        self.within: list[str] = []  # what runs piccolod, as `unshare` does; see `beside`
         self._write_config(f"{first_port}-{first_port + 99}", f'listen = ["127.0.0.1:{self.port}"]', extra_config)
 
     def _write_config(self, public_ports: str, api: str, extra: str) -> None:
@@ -144,12 +144,12 @@ class Node:
     def tail(self) -> str:
         return self.output.read_text()[-2000:] if self.output.exists() else ""
 
-    def stop(self, number: int = signal.SIGTERM, within_s: float = 10.0) -> float:
-        """Seconds that the stop took."""
+    def stop(self, number: int = signal.SIGTERM, within_s: float | None = None) -> float:
+        """Seconds that the stop took. Ctrl-C waits for apps, which have the grace of their manifest."""
         assert self.process is not None
         began = time.monotonic()
         self.process.send_signal(number)
-        self.process.wait(within_s)
+        self.process.wait(within_s or (10.0 if number == signal.SIGTERM else 30.0))
         self.process = None
         return time.monotonic() - began
 

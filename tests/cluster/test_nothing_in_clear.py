@@ -238,7 +238,8 @@ def _end(node: Node, name: str, number: int) -> None:
     try:
         until(lambda: _processes(node).get(name, old) not in (0, old), f"{name} replaced", 3)
     except Failed:
-        os.kill(old, signal.SIGKILL)  # it may ignore the signal: then there is no dump either
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(old, signal.SIGKILL)  # it may ignore the signal: then there is no dump either
         until(lambda: _processes(node).get(name, old) not in (0, old), f"{name} replaced", 60)
 
 
