@@ -32,6 +32,7 @@ from piccolod.link import Link, LinkClosed, Message
 from piccolod.paths import Paths
 from piccolod.protocol.base import Event, Level
 from piccolod.protocol.events import EVENTS, Beat, HealthChanged
+from piccolod.pulse import FD, Pulse
 
 _BATCH: Final = 256
 _BEAT_S: Final = 1.0
@@ -58,6 +59,7 @@ class Broker:
         paths: Paths = config.paths
         self._name, self._inst = str(start["module"]), str(start["inst"])
         self._link = link
+        self._pulse = Pulse(fds[FD])
         self._log = log.logger(self._name, self._inst)
         self._epoch = clock.now_ns()
         self._values = LastValues()
@@ -97,7 +99,7 @@ class Broker:
         while not self._stopping:
             now = clock.now()
             if now >= tick_at:
-                self._tell({"t": "BEAT", "lag_ms": round((now - tick_at) * 1000, 1), "progress": self._seq})
+                self._pulse.beat(now, (now - tick_at) * 1000)
                 tick_at = now + self._heartbeat_s
             if now >= beat_at:
                 self._beat(now)

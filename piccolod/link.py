@@ -1,11 +1,10 @@
 """The pair between the supervisor and one module: a SOCK_SEQPACKET socket, JSON messages, descriptors beside them.
 
 Not the bus: a dead broker must not look like nine hung modules. Both ends use this file. A message is
-`{"t": TYPE, ...}`; the types and their fields:
+`{"t": TYPE, ...}`; the types and their fields (beats are none of them, see pulse.py):
 
     module -> supervisor
       READY      {applied_rev, reloads}           the module does its work from now on; it understands RELOAD
-      BEAT       {lag_ms, progress}               from the module's own event loop
       STATUS     {level, reason}                  for `piccoloctl modules`
       EXTEND     {seconds}                        the start takes longer, for a stated reason
       STOPPING   {}                               STOP was understood

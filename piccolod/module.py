@@ -35,6 +35,7 @@ from piccolod.kernel import BY_NAME
 from piccolod.link import Link, LinkClosed, Message
 from piccolod.protocol.base import Event, Level, Reply, Request
 from piccolod.protocol.events import HealthChanged
+from piccolod.pulse import FD, Pulse
 
 __all__ = ["Caller", "Module", "Service", "run"]
 
@@ -68,11 +69,11 @@ class Module:
         self.stop_seconds = 3.0
         self.stop_apps = False  # STOP asked to end the apps too, not only this module
         self._link = link
+        self._pulse = Pulse(fds[FD])
         self._tasks = tasks
         self._deposits = {name.removeprefix("key:"): fd for name, fd in fds.items() if name.startswith("key:")}
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._next_id = 0
-        self._progress = 0
         self._closed = False
         self._untold: Message | None = None
         self._applied_rev = 0  # 0: whatever there was when it started
@@ -175,9 +176,6 @@ class Module:
         """`await callback(rev)` on RELOAD; APPLIED is reported when it returns."""
         self._on_reload = callback
 
-    def made_progress(self) -> None:
-        self._progress += 1
-
     # --- inside
 
     def open(self) -> None:
@@ -201,14 +199,14 @@ class Module:
         due_at = clock.now()
         while True:
             lag_ms = max(0.0, (clock.now() - due_at) * 1000)
-            self._tell({"t": "BEAT", "lag_ms": round(lag_ms, 1), "progress": self._progress})
+            self._pulse.beat(clock.now(), lag_ms)
             if self._untold is not None:
                 self._tell(self._untold)
             due_at = clock.now() + every_s
             await asyncio.sleep(every_s)
 
     def _tell(self, message: Message, fds: tuple[int, ...] = ()) -> None:
-        """A supervisor that does not read for a while gets it later: of the beats none, of the states the last."""
+        """A supervisor that does not read for a while gets it later, of the states the last."""
         if self._closed:
             return
         try:
@@ -217,7 +215,7 @@ class Module:
             os._exit(_ORPHANED)
         if message["t"] == "STATUS":
             self._untold = None if sent else message
-        elif not sent and message["t"] != "BEAT":
+        elif not sent:
             self._loop.call_later(_TELL_AGAIN_S, self._tell, message, fds)
 
     async def _ask(self, message: Message, fds: tuple[int, ...] = ()) -> tuple[Message, list[int]]:

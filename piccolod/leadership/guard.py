@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Final, Iterable  # noqa: UP035
 
+from piccolod.clock import FOREVER
 from piccolod.leadership.leash_table import Entry
 from piccolod.leadership.page import Page
 
 # Guard tick `g` (leadership.md, Time): how late a guard may notice what the page says.
 GUARD_TICK_S: Final = 0.05
+# Where no deadline runs; far less than the first deadline of a node that joins others is ahead.
+CALM_S: Final = 0.25
 
 
 def overdue(page: Page | None, table: Iterable[Entry], now: float, boot_id: str) -> list[Entry]:
@@ -24,8 +27,13 @@ def overdue(page: Page | None, table: Iterable[Entry], now: float, boot_id: str)
 
 
 def next_look_s(page: Page | None, now: float) -> float:
-    """How long a guard may sleep: to the next tick, and not beyond D_hard while that is ahead."""
-    return min(GUARD_TICK_S, page.hard_at - now) if page is not None and page.hard_at > now else GUARD_TICK_S
+    """How long a guard may sleep: to the next tick, and not beyond D_hard while that is ahead.
+
+    Longer on a node alone, whose page has no deadline: nobody else waits for a term that leaves it to be over.
+    """
+    if page is None or page.hard_at <= now:
+        return GUARD_TICK_S
+    return CALM_S if page.hard_at == FOREVER else min(GUARD_TICK_S, page.hard_at - now)
 
 
 def _holds(page: Page, entry: Entry) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from piccolod import clock
 from piccolod.link import Link, LinkClosed, Message
+from piccolod.pulse import PulseReader
 from piccolod.supervisor.known_process import is_stopped
 from piccolod.supervisor.logs import LogPipe
 from piccolod.supervisor.loop import Loop, Timer
@@ -34,6 +35,7 @@ class Life:
         loop: Loop,
         reaper: Reaper,
         pipe: LogPipe,
+        pulse: PulseReader,
         inst: str,
         on_message: Callable[[Life, Message, list[int]], None],
         on_spawned: Callable[[Life], None],
@@ -42,6 +44,7 @@ class Life:
         self._loop = loop
         self._reaper = reaper
         self._pipe = pipe
+        self.pulse = pulse
         self.inst = inst
         self._on_message = on_message
         self._on_spawned = on_spawned
@@ -57,7 +60,7 @@ class Life:
         self.asked_at = clock.now()
         self.started_at = 0.0  # START was sent
         self.ready_at = 0.0
-        self.heard_at = 0.0
+        self.heard_at = 0.0  # the last beat that was seen
         self.cause = ""  # why we ended it; empty while we did not
         self.listens: set[Address] = set()  # the sockets that it asked for
         self.ignored = 0  # messages that said nothing
@@ -87,6 +90,10 @@ class Life:
             return
         self._outbox.append((message, tuple(os.dup(fd) for fd in fds)))
         self._loop.modify(self._link.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def feel(self) -> None:
+        """Sees whether it has beaten."""
+        self.heard_at = max(self.heard_at, self.pulse.at())
 
     # --- ending it
 
@@ -201,6 +208,7 @@ class Life:
             os.close(self._pidfd)
             self._pidfd = -1
         self._pipe.drain()
+        self.pulse.close()
         self._on_end(self, ending)
 
     def _hear_the_rest(self) -> None:

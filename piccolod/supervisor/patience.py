@@ -13,6 +13,9 @@ from piccolod.supervisor.row import Row, State, rss_bytes
 from piccolod.units import format_size
 
 _MEMORY_S: Final = 10.0
+# Who looks late may have been paused together with the module, which then beats in a moment.
+_LATE_S: Final = 0.02
+_MOMENT_S: Final = 0.1
 _LONG_S: Final = 5.0  # not ready for so long is a fault that health names
 
 
@@ -29,10 +32,16 @@ class Patience:
     def check(self) -> None:
         """Who is silent, who does not get ready; then sleeps until the next one could be."""
         now = clock.now()
+        is_late = self._timer is not None and now - self._timer.at > _LATE_S
         soonest = now + 1.0
         for row in self._roster.rows.values():
+            if row.life is not None:
+                row.life.feel()
             until = _until(row)
-            if until <= now:
+            if until <= now and is_late and row.life is not None and row.life.ready_at:
+                row.life.heard_at += now - until + _MOMENT_S
+                soonest = min(soonest, now + _MOMENT_S)
+            elif until <= now:
                 self._lose(row, now)
             else:
                 soonest = min(soonest, until)

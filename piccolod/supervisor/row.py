@@ -47,7 +47,6 @@ class Row:
     level: str = "OK"  # its own judgement, by STATUS
     words: str = ""
     applied_rev: int = 0
-    lag_ms: float = 0.0
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -85,7 +84,7 @@ class Row:
             "applied_rev": self.applied_rev,
             "restart_on_kernel_rev_change": self.spec.restart_on_kernel_rev_change,
             "level": self.level,
-            "lag_ms": self.lag_ms,
+            "lag_ms": life.pulse.lag_ms() if life else 0.0,
             "warnings": list(self.warnings),
         }
 

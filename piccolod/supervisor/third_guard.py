@@ -5,21 +5,18 @@ As it looks often, it is also the one that makes a lost deadline page anew.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final
 
 from piccolod import clock
 from piccolod.leadership import leash_table
-from piccolod.leadership.guard import next_look_s, overdue
+from piccolod.leadership.guard import CALM_S, next_look_s, overdue
 from piccolod.leadership.leash_table import TableReader
 from piccolod.leadership.page import Page, PageReader
 from piccolod.leadership.page_keeper import PageKeeper
 from piccolod.paths import Paths
 from piccolod.supervisor.loop import Loop
 
-# Between two looks while no deadline runs: a term can still leave the page, and a container can be armed.
-_CALM_S: Final = 0.25
 _RENEW_S: Final = 1.0  # something may take it away again and again
 
 
@@ -48,7 +45,7 @@ class ThirdGuard:
 
     def look(self) -> None:
         """Looks now, and again and again."""
-        again_s = _CALM_S
+        again_s = CALM_S
         try:
             self._tick()
             again_s = self._guard()
@@ -67,7 +64,7 @@ class ThirdGuard:
                     self._say("warning", "killed a container: its term is over", container=entry.container, epoch=entry.epoch)
         self._told &= entries.keys()
         self._keep_page(page, now)
-        return next_look_s(page, now) if entries and page is not None and math.isfinite(page.hard_at) else _CALM_S
+        return next_look_s(page, now) if entries and page is not None else CALM_S
 
     def _keep_page(self, page: Page | None, now: float) -> None:
         self._unread = 0 if page is not None else self._unread + 1

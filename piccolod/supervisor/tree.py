@@ -20,6 +20,7 @@ from piccolod.config import Config
 from piccolod.errors import Busy, Invalid
 from piccolod.kernel import ModuleSpec, Spawn
 from piccolod.link import Message
+from piccolod.pulse import FD, PulseReader
 from piccolod.supervisor import restart
 from piccolod.supervisor.child import Life
 from piccolod.supervisor.ledger import Death, last_words
@@ -149,9 +150,14 @@ class Tree:
 
     def _new_life(self, spec: ModuleSpec) -> Life:
         parts = self._parts
-        pipe = LogPipe(parts.loop, parts.book(spec.name), self._pipes.discard)
+        pulse = PulseReader()
+        try:
+            pipe = LogPipe(parts.loop, parts.book(spec.name), self._pipes.discard)
+        except OSError:
+            pulse.close()
+            raise
         self._pipes.add(pipe)
-        return Life(parts.loop, parts.reaper, pipe, os.urandom(6).hex(), self._message, self._spawned, self._ended)
+        return Life(parts.loop, parts.reaper, pipe, pulse, os.urandom(6).hex(), self._message, self._spawned, self._ended)
 
     def _spawned(self, life: Life) -> None:
         self.roster.tell_peers()
@@ -175,7 +181,8 @@ class Tree:
         return f"needs {', '.join(names)}" + (f"; {', '.join(disabled)} is disabled" if disabled else "")
 
     def _start(self, row: Row, life: Life) -> None:
-        fds = {**self._parts.bus.of(row.spec.name), **self._parts.requests.inheritance(row.spec.name)}
+        inherited = self._parts.requests.inheritance(row.spec.name)
+        fds = {FD: life.pulse.fd, **self._parts.bus.of(row.spec.name), **inherited}
         life.started_at = clock.now()
         row.start_until = life.started_at + row.spec.start_timeout_s
         life.send(
@@ -189,6 +196,7 @@ class Tree:
             },
             tuple(fds.values()),
         )
+        life.pulse.close_fd()
         if not row.history.looping:  # of one that crashes again and again a start proves nothing
             self._parts.voice.take_back_health(row.spec.name)
         self.roster.set(row, State.STARTING, "tried again after a crash loop" if row.history.looping else "")
@@ -315,10 +323,7 @@ class Tree:
 
     def _hear(self, row: Row, life: Life, message: Message, fds: list[int]) -> None:
         kind = message["t"]
-        if kind == "BEAT":
-            life.heard_at = clock.now()
-            row.lag_ms = seconds(message.get("lag_ms", 0), 1e9)
-        elif kind == "READY":
+        if kind == "READY":
             self._ready(row, life, message)
         elif kind == "STATUS":
             level = text(message.get("level"))

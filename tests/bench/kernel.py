@@ -27,6 +27,7 @@ from piccolod.kernel import MODULES, Spawn
 from tests.node import ROOT, Node, until
 
 _FORKED = [spec.name for spec in MODULES if spec.spawn is Spawn.FORK]
+_OTHERS = ("podman", "etcd", "gocryptfs", "conmon")
 _CALM_S = 0.3  # between two faults, so that one restart does not pay for the one before
 
 
@@ -78,17 +79,45 @@ def cold_start() -> float:
 
 
 def memory(node: Node) -> dict[str, float]:
-    """PSS in MiB by process, without podman's service; the zygote and both leashes count."""
-    pids: dict[str, int] = {name: int(module["pid"]) for name, module in node.modules().items() if name != "podman"}
+    """PSS in MiB by process: all that `_tree` counts."""
+    return {name: _pss_mib(pid) for name, pid in _tree(node).items()}
+
+
+def _tree(node: Node) -> dict[str, int]:
+    """Every process of piccolod's own, by name.
+
+    Counted: the supervisor and all its descendants (modules, log writer, zygote and its spare process), both leashes. Not
+    counted: podman's service, its monitors and containers, gocryptfs, etcd.
+    """
     assert node.process is not None
-    pids["supervisor"] = node.process.pid
-    pids |= _helpers(node)
-    return {name: _pss_mib(pid) for name, pid in pids.items()}
-
-
-def _helpers(node: Node) -> dict[str, int]:
     tree = node.supervisor("tree")
-    return {name: int(tree[name]["pid"]) for name in ("zygote", "log_writer") if tree[name]["pid"]}
+    named = {str(module["name"]): int(module["pid"]) for module in tree["modules"] if module["pid"]}
+    named |= {name: int(tree[name]["pid"]) for name in ("zygote", "log_writer") if tree[name]["pid"]}
+    names = {pid: name for name, pid in named.items() if name not in _OTHERS}
+    found = {"supervisor": node.process.pid}
+    for pid in _descendants(node.process.pid):
+        if pid not in (named.get(name) for name in _OTHERS) and _program(pid) not in _OTHERS:
+            found[names.get(pid, f"spare {pid}")] = pid
+    return found | {name: pid for name, pid in named.items() if name.startswith("leash.")}
+
+
+def _descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found = list(children.get(pid, []))
+    for child in found:
+        found += children.get(child, [])
+    return found
+
+
+def _program(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def _pss_mib(pid: int) -> float:
@@ -98,21 +127,17 @@ def _pss_mib(pid: int) -> float:
     raise AssertionError(f"no Pss of {pid}")
 
 
-def idle_cpu(node: Node, seconds: float = 10.0) -> float:
-    """Percent of one core that the whole tree without podman uses when nothing happens."""
+def idle_cpu(node: Node, seconds: float = 30.0) -> float:
+    """Percent of one core that all that `_tree` counts uses when nothing happens."""
 
-    def ticks() -> int:
-        total = 0
-        pids = [int(module["pid"]) for name, module in node.modules().items() if name != "podman"]
-        assert node.process is not None
-        for pid in [node.process.pid, *pids, *_helpers(node).values()]:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-        return total
+    def ticks(pids: list[int]) -> int:
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+        return sum(int(each[11]) + int(each[12]) for each in fields)
 
-    before = ticks()
+    pids = list(_tree(node).values())
+    before = ticks(pids)
     time.sleep(seconds)
-    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds * 100
+    return (ticks(pids) - before) / os.sysconf("SC_CLK_TCK") / seconds * 100
 
 
 # --- peers
@@ -198,6 +223,7 @@ def measure(rounds: int = 5) -> dict[str, Any]:
         "stop_to_ready_max_s": max(frozen.values()),
         "all_killed_to_all_ready_ms": statistics.median(together) * 1000,
         "cold_start_s": statistics.median(colds),
+        "counted": "supervisor, its descendants, both leashes; not podman, conmon, containers, gocryptfs, etcd",
         "pss_mib": {name: round(value, 1) for name, value in pss.items()},
         "pss_total_mib": sum(pss.values()),
         "idle_cpu_percent": cpu,

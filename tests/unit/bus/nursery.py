@@ -14,6 +14,7 @@ from pathlib import Path
 
 from piccolod import config
 from piccolod.link import Link, LinkClosed, Message
+from piccolod.pulse import FD, PulseReader
 
 
 class Nursery:
@@ -51,7 +52,8 @@ class Nursery:
         if name in self.links:
             self.links[name].close()
         self.links[name] = link
-        names, fds = ["command"], [self._listener(self.paths.command_socket(name))]
+        pulse = PulseReader()
+        names, fds = [FD, "command"], [pulse.fd, self._listener(self.paths.command_socket(name))]
         if name == "broker":
             for what in ("publish", "subscribe", "snapshot"):
                 names.append(what)
@@ -63,6 +65,7 @@ class Nursery:
             },
             tuple(fds),
         )  # fmt: skip
+        pulse.close()
 
     def _listener(self, path: Path) -> int:
         if path not in self.listeners:

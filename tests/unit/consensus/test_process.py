@@ -27,6 +27,7 @@ from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader, create
 from piccolod.link import Link
 from piccolod.protocol.consensus import Campaign, Closing, GetHistory, GetLeadership, Withdraw
+from piccolod.pulse import FD, PulseReader
 
 _ENTRY = """
 import socket, sys
@@ -65,11 +66,13 @@ class Consensus:
         theirs.close()
         table = {"consensus": [self.process.pid, f"c{self.life}"], self.caller: [os.getpid(), "t1"]}
         self.peers.learn(table)
+        pulse = PulseReader()
         ours.send(
             {"t": "START", "module": "consensus", "inst": f"c{self.life}", "config": dataclasses.asdict(self.config),
-             "peers": table, "fds": ["command"], "wake": ""},
-            (self._listener.fileno(),),
+             "peers": table, "fds": [FD, "command"], "wake": ""},
+            (pulse.fd, self._listener.fileno()),
         )  # fmt: skip
+        pulse.close()
         give_up_at = clock.now() + _READY_S
         while clock.now() < give_up_at:
             select.select([ours.fileno()], [], [], 0.5)

@@ -15,6 +15,7 @@ from typing import Any
 from piccolod.leadership import page
 from piccolod.link import Link, LinkClosed, Message
 from piccolod.module import Module, await_start
+from piccolod.pulse import FD, PulseReader
 from tests.unit.bus.nursery import Nursery
 
 PERSISTENCE = "services.persistence.__main__:main"
@@ -48,11 +49,13 @@ class House(Nursery):
             with contextlib.suppress(LinkClosed):
                 other.send({"t": "PEERS", "peers": self.peers})
         self.links[name] = link
+        pulse = PulseReader()
         start = {
             "t": "START", "module": name, "inst": inst, "config": dataclasses.asdict(self.config), "peers": self.peers,
-            "fds": ["command", *(f"key:{deposit}" for deposit in self.deposits)],
+            "fds": [FD, "command", *(f"key:{deposit}" for deposit in self.deposits)],
         }  # fmt: skip
-        link.send(start, (self._listener(self.paths.command_socket(name)), *self.deposits.values()))
+        link.send(start, (pulse.fd, self._listener(self.paths.command_socket(name)), *self.deposits.values()))
+        pulse.close()
 
     def pump(self) -> None:
         """Obeys persistence as the supervisor does."""

@@ -25,6 +25,7 @@ from piccolod.leadership import page as deadline_page
 from piccolod.link import Link, LinkClosed, Message
 from piccolod.protocol.base import Request
 from piccolod.protocol.events import HealthChanged, RouteChanged
+from piccolod.pulse import FD, PulseReader
 
 from .harness import until
 
@@ -61,6 +62,7 @@ class Worker:
         self.tree.living[self.name] = self
         self.tree.tell_peers()
         config = dataclasses.asdict(self.tree.config)
+        pulse = PulseReader()
         self.link.send(
             {
                 "t": "START",
@@ -68,11 +70,12 @@ class Worker:
                 "inst": self.inst,
                 "config": config,
                 "peers": self.tree.table(),
-                "fds": ["command"],
+                "fds": [FD, "command"],
                 "wake": [],
             },
-            (self.tree.command[self.name].fileno(),),
+            (pulse.fd, self.tree.command[self.name].fileno()),
         )
+        pulse.close()
 
     def kill(self, how: int = signal.SIGKILL) -> None:
         self.process.send_signal(how)

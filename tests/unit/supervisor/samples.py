@@ -14,7 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from piccolod import clock
 from piccolod.link import Link, LinkClosed
+from piccolod.pulse import FD, Pulse
 
 
 class Sample:
@@ -128,7 +130,7 @@ def main(link: Link) -> None:
             done, _ = sample.ask({"t": "DEPOSIT", "name": "secret"}, (os.memfd_create("x"),))
             (sample.folder / f"{sample.name}.deposit").write_text(str(done["error"]))
         elif verb == "garbage":
-            for junk in (b"{", b"\xff\xfe", b"[" * 100_000, b'{"t": 5}', b'{"t":"BEAT","lag_ms":"x"}', b'{"t":"READY","applied_rev":-1}',
+            for junk in (b"{", b"\xff\xfe", b"[" * 100_000, b'{"t": 5}', b'{"t":"APPLIED","rev":"x"}', b'{"t":"READY","applied_rev":-1}',
                          b'{"t":"LISTEN","id":[],"proto":[],"address":{},"port":1e400}', b'{"t":"EXTEND","seconds":NaN}',
                          b'{"t":"VERIFIED","rev":"9"}', b'{"t":"RIGHTS","missing":7}', b'{"t":"NOSUCH"}'):  # fmt: skip
                 link.sock.send(junk)
@@ -142,14 +144,14 @@ def main(link: Link) -> None:
         listener.setblocking(False)
     sample.note("ready")
     sample.tell(t="READY", applied_rev=0, **({"reloads": True} if "reloads" in words else {}))
-    beat_at = 0.0
+    pulse, beat_at = Pulse(sample.fds[FD]), 0.0
     lock = "lock" in words
     every_s = float(next((word[5:] for word in words if word.startswith("beat=")), "0.1"))
     chatter = "chatter" in words
     while True:
         now = time.monotonic()
         if now >= beat_at:
-            sample.tell(t="BEAT", lag_ms=0.0, progress=0)
+            pulse.beat(clock.now(), 0.0)
             beat_at = now + every_s
             for order in (sample.folder / f"{sample.name}.orders").glob("*"):
                 obey(sample, json.loads(order.read_text()))
