@@ -522,7 +522,9 @@ def test_an_app_without_internet_has_no_way_out_and_one_with_it_has(machine: Mac
     asyncio.run(story())
 
 
-def test_a_crash_of_the_process_costs_little_and_a_crash_loop_ends_in_failed_and_tells_where_its_lines_are(machine: Machine) -> None:
+def test_a_crash_of_the_process_costs_little_and_a_crash_loop_ends_in_failed_and_tells_where_its_lines_are(
+    machine: Machine,
+) -> None:
     async def story() -> None:
         async with life(machine) as world:
             await world.install(manifest())

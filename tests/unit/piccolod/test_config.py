@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from piccolod import config
+from piccolod.__main__ import _greeting
 from piccolod.errors import Invalid
 
 
@@ -96,3 +97,11 @@ def test_the_documented_configuration_is_the_default() -> None:
     for section in dataclasses.fields(config.Config):
         for key in dataclasses.fields(type(getattr(default, section.name))) if section.name != "modules" else ():
             assert f"\n{key.name} = " in text.split(f"[{section.name}]")[1].split("\n[")[0], f"{section.name}.{key.name}"
+
+
+def test_the_greeting_names_each_address_as_it_is_served(tmp_path: Path) -> None:
+    keys = {"listen": ["127.0.0.1:8080", "[::1]:8080", "0.0.0.0:8443"], "cert": "/c", "key": "/k"}
+    node = {"state_dir": str(tmp_path / "s"), "run_dir": str(tmp_path / "r")}
+    for tls, scheme in (("auto", "https"), ("off", "http")):
+        said = _greeting(config.from_mapping({"node": node, "api": {**keys, "tls": tls}}))
+        assert f"API http://127.0.0.1:8080, http://[::1]:8080, {scheme}://0.0.0.0:8443," in said
