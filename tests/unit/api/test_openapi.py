@@ -45,7 +45,12 @@ IDS = [f"{method} {path}" for method, path, _ in OPERATIONS]
 
 
 def fill(path: str) -> str:
-    return path.replace("{resource}", "kernel").replace("{number}", "0123456789ab").replace("{name}", "x")
+    return (
+        path.replace("{resource}", "kernel")
+        .replace("{number}", "0123456789ab")
+        .replace("{volume}", "x.x")
+        .replace("{name}", "x")
+    )
 
 
 def send(client: Any, method: str, path: str, **more: Any) -> Any:
