@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from piccolod import config as configuration
-from piccolod.config import Config
+from piccolod.config import Config, is_plain
 from piccolod.errors import Invalid, PiccoloError
 
 
@@ -39,8 +39,8 @@ def _run(config: Config) -> int:
 
 
 def _greeting(config: Config) -> str:
-    scheme = "https" if config.api.cert and config.api.tls == "auto" else "http"
-    urls = ", ".join(f"{scheme}://{listen}" for listen in config.api.listen)
+    api = config.api
+    urls = ", ".join(f"{'http' if is_plain(api, item) else 'https'}://{item}" for item in api.listen)
     lines = [f"piccolod: node {config.node.name}, API {urls}, state {config.node.state_dir}"]
     if not config.paths.keyset.exists():
         lines.append(f"first start: set the password with `piccoloctl --socket {config.paths.api_socket} setup`")

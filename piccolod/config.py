@@ -269,6 +269,11 @@ def split_listen(item: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def is_plain(api: Api, item: str) -> bool:
+    """Whether an address of `api.listen` is served without TLS: on loopback, where a certificate proves nothing, always."""
+    return api.tls == "off" or not api.cert or ipaddress.ip_address(split_listen(item)[0]).is_loopback
+
+
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)

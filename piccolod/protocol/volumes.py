@@ -10,7 +10,7 @@ from piccolod.protocol.base import Nothing, Request
 
 
 class VolumeDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """`attached` is rw, ro or no. `orphan`: no app that is installed owns it (`apps` says which are)."""
+    """`attached` is rw, ro or no. A volume outlives its app, unless that is purged: `apps` says which are installed."""
 
     app: str
     name: str

@@ -74,12 +74,11 @@ def endpoint(
     body_bytes: int | None = BODY_BYTES,
     raw_body: dict[str, Any] | None = None,
     asks: bool = True,
-    succeeds: bool = True,
     tag: str = "",
 ) -> Callable[[Any], Any]:
     """`scope` None: for anybody. `accepts`: the media types of the body. `raw_body`: its schema when the route reads it.
 
-    `asks`: the answer comes from another process. `succeeds` False: on a node alone this can only be refused.
+    `asks`: the answer comes from another process.
     """
     kinds: Failures = (Invalid, *(ASKING if asks else ()), *fails, *(GUARDED if scope else ()), *(BODY if accepts else ()))
     if method not in ("GET", "HEAD") or scope not in (None, Scope.READ):
@@ -92,7 +91,7 @@ def endpoint(
         responses=_responses(kinds),
         opt={"scope": scope, "accepts": accepts, "declared": True},
         request_max_body_size=body_bytes,
-        operation_class=_operation(accepts, raw_body, str(status) if not succeeds else ""),
+        operation_class=_operation(accepts, raw_body),
         tags=[tag] if tag else None,
         security=[{"token": []}, {"session": []}] if scope else [{}],
     )
@@ -115,8 +114,8 @@ def _responses(kinds: Failures) -> dict[int, ResponseSpec]:
     }
 
 
-def _operation(accepts: tuple[str, ...], raw_body: dict[str, Any] | None, never: str) -> type[Operation]:
-    """What litestar cannot know of a route: the body that it reads itself, and the status that cannot be."""
+def _operation(accepts: tuple[str, ...], raw_body: dict[str, Any] | None) -> type[Operation]:
+    """What litestar cannot know of a route: the body that it reads itself."""
 
     @dataclass
     class Declared(Operation):
@@ -124,7 +123,5 @@ def _operation(accepts: tuple[str, ...], raw_body: dict[str, Any] | None, never:
             if raw_body is not None:
                 media = OpenAPIMediaType(schema=Schema(**raw_body))
                 self.request_body = RequestBody(required=True, content=dict.fromkeys(accepts, media))
-            if self.responses is not None:
-                self.responses.pop(never, None)
 
     return Declared

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
 from typing import Final
 
-from piccolod.config import split_listen
+from piccolod.config import is_plain, split_listen
 from piccolod.errors import PiccoloError
 from piccolod.module import Module
 from piccolod.protocol.base import Level
@@ -69,16 +68,13 @@ class Service:
 
     async def _open(self, item: str) -> None:
         host, port = split_listen(item)
-        tls = self._tls(host)
+        tls = self._tls(item)
         await self._server.serve(await self._module.listen("tcp", host, port), tls)
         self._faults.pop(item, None)
 
-    def _tls(self, host: str) -> ssl.SSLContext | None:
-        """`auto`: none on loopback, where a certificate proves nothing; the files elsewhere."""
+    def _tls(self, item: str) -> ssl.SSLContext | None:
         api = self._module.config.api
-        if api.tls == "off" or not api.cert or ipaddress.ip_address(host).is_loopback:
-            return None
-        return tls_context(api.cert, api.key)
+        return None if is_plain(api, item) else tls_context(api.cert, api.key)
 
     def _clear_uploads(self) -> None:
         try:

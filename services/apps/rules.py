@@ -219,7 +219,7 @@ def _is_signal(name: str) -> bool:
 def _warnings(manifest: Manifest, around: Surroundings) -> Iterator[str]:
     for index, secret in enumerate(manifest.secrets):
         if secret.env is not None:
-            yield f"secrets[{index}]: podman keeps environment variables on disk; `file` keeps the secret in memory"
+            yield f"secrets[{index}]: every process of the app sees an environment variable; a `file` can be kept from some"
     if manifest.cluster.on_store_loss is OnStoreLoss.KEEP:
         yield "cluster.on_store_loss: `keep` waives the promise that at most one node runs the app"
     if manifest.permissions.network.local_network is Access.DENY:

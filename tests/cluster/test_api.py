@@ -176,6 +176,11 @@ def test_one_node_alone_refuses_a_switchover_and_says_so(node: Node) -> None:
         assert client.get("/leadership/kernel/why").json()["explanation"]
         refused = client.post("/leadership/kernel/switchover")
         assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+        refused = client.post("/leadership/kernel/switchover", json={"to": "n1"})
+        assert (refused.status_code, refused.json()["code"]) == (409, "exists")
+        refused = client.post("/leadership/kernel/switchover", json={"to": "n9"})
+        assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+        assert client.post("/leadership/kernel/release").json()["code"] == "conflict"
         assert client.post("/leadership/app:nobody/release").status_code == 404
 
 

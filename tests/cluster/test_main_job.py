@@ -50,6 +50,18 @@ def test_the_demo_app_serves_on_its_public_port(node: Node) -> None:
     assert node.fetch(node.public_port("hello")).status == 200
 
 
+def test_a_disabled_app_serves_on_also_under_another_piccolod_of_this_boot(node: Node) -> None:
+    container = node.app("hello")["nodes"]["n1"]["container_id"]
+    assert node.ctl("apps", "disable", "hello").returncode == 0
+    node.stop()
+    node.start()
+    node.unlock()
+    app = node.wait_app("hello")
+    assert (app["enabled"], app["nodes"]["n1"]["container_id"]) == (False, container)
+    assert node.fetch(node.public_port("hello")).status == 200
+    assert node.ctl("apps", "enable", "hello").returncode == 0
+
+
 def test_a_second_install_is_refused_and_changes_nothing(node: Node) -> None:
     rev = node.get("/store/revision")["rev"]
     assert node.ctl("apps", "install", str(ROOT / "deploy/demo/app.yaml")).returncode == 1
@@ -104,6 +116,10 @@ def test_an_app_keeps_its_data_over_restarts_and_no_plain_text_rests_on_the_disk
     for path in (*ciphertext, *(node.state / "store").rglob("*"), *(node.state / "log").rglob("*")):
         if path.is_file():
             assert needle not in path.read_bytes(), path
+    shown = json.loads(node.ctl("-o", "json", "volumes", "show", "keeper.data").stdout)
+    assert (shown["app"], shown["name"], shown["attached"]) == ("keeper", "data", "rw")
+    assert shown["path"] == node.get("/volumes/keeper.data")["path"]
+    assert node.ctl("volumes", "show", "keeper.nothing").returncode == 3
     assert node.api("DELETE", "/apps/keeper?purge=true").status in (200, 204)
     until(lambda: node.api("GET", "/apps/keeper").status == 404, "the app gone")
 

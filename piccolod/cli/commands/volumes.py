@@ -6,8 +6,11 @@ from typing import Any, Final
 
 import click
 
+from piccolod.cli.client import path_of
+from piccolod.cli.complete import volume_names
 from piccolod.cli.options import Group
 from piccolod.cli.session import Printed, Session
+from piccolod.cli.sheet import sheet
 from piccolod.cli.table import Column, render
 from piccolod.units import format_size
 
@@ -42,3 +45,18 @@ def list_(session: Session) -> int:
         return [f"{item['app']}.{item['name']}" for item in found]
 
     return session.show(lambda: Printed(session.client().get("/volumes"), table, names))
+
+
+@volumes.command(view=True)
+@click.argument("volume", metavar="APP.VOLUME", shell_complete=volume_names)
+@click.pass_obj
+def show(session: Session, volume: str) -> int:
+    """One volume: where it is attached, how full it is, how its limit is kept."""
+
+    def look() -> Printed:
+        document = session.client().get(path_of("volumes", volume))
+        return Printed(
+            document, lambda found, _wide, width: sheet(found, width), lambda found: [f"{found['app']}.{found['name']}"]
+        )
+
+    return session.show(look)

@@ -252,7 +252,7 @@ ROUTES = (
     _verb("start", "Starts the app where it is to run."),
     _verb("stop", "Stops the app; it stays stopped until it is started."),
     _verb("restart", "Stops and starts the container."),
-    _verb("enable", "Lets the app come back by itself after a start of the node."),
-    _verb("disable", "Stops the app and keeps it stopped over restarts of the node."),
+    _verb("enable", "Lets the app come back by itself after a reboot of the machine."),
+    _verb("disable", "The app does not come back by itself after a reboot of the machine; what runs goes on."),
     logs,
 )

@@ -8,10 +8,10 @@ import msgspec
 from litestar import Response
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from piccolod.errors import Conflict, NoLeader, NotLeader, TermOver
-from piccolod.protocol.consensus import Change, GetHistory, GetLeadership, GetWhy, Leadership, Why
+from piccolod.errors import Conflict, Exists, NoLeader, NotLeader, TermOver
+from piccolod.protocol.consensus import Change, GetHistory, GetLeadership, GetWhy, Leadership, Release, Switchover, Why
 from services.api.actor import Scope
-from services.api.asked import BASE, Req, core_of
+from services.api.asked import BASE, Req, core_of, idem_of
 from services.api.documents import Holder
 from services.api.endpoint import JSON, UNKNOWN, Failures, endpoint
 
@@ -53,34 +53,21 @@ async def why(request: Req, resource: FromPath[str]) -> Why:
 
 
 @endpoint(
-    "POST", f"{_PATH}/switchover", succeeds=False, scope=Scope.WRITE, fails=(*UNKNOWN, Conflict), accepts=JSON, tag="leadership"
-)
-async def switchover(request: Req, resource: FromPath[str], data: JSONBody[SwitchoverBody | None] = None) -> Response[None]:
+    "POST", f"{_PATH}/switchover", scope=Scope.WRITE, fails=(*UNKNOWN, Conflict, Exists), accepts=JSON,
+    tag="leadership",
+)  # fmt: skip
+async def switchover(
+    request: Req, resource: FromPath[str], data: JSONBody[SwitchoverBody | None] = None
+) -> Response[Leadership]:
     """Hands the resource to another node."""
-    found = (await core_of(request).ask(GetLeadership(resource=resource))).leaderships[0]
-    raise _alone(found, (data or SwitchoverBody()).to)
+    order = Switchover(resource=resource, to=(data or SwitchoverBody()).to)
+    return Response(await core_of(request).order(order, idem=await idem_of(request)))
 
 
-@endpoint("POST", f"{_PATH}/release", succeeds=False, scope=Scope.WRITE, fails=(*UNKNOWN, Conflict), tag="leadership")
-async def release(request: Req, resource: FromPath[str]) -> Response[None]:
+@endpoint("POST", f"{_PATH}/release", scope=Scope.WRITE, fails=(*UNKNOWN, Conflict), tag="leadership")
+async def release(request: Req, resource: FromPath[str]) -> Response[Leadership]:
     """Gives the resource up, for another node to take."""
-    found = (await core_of(request).ask(GetLeadership(resource=resource))).leaderships[0]
-    raise _alone(found, "")
-
-
-def _alone(found: Leadership, to: str) -> Conflict:
-    """A node alone has nobody to hand anything to: the refusal is the whole truth, not a missing feature."""
-    others = [each for each in found.candidates if each.eligible and each.node != found.node]
-    if to == found.node and to:
-        return Conflict(f"{to} leads {found.resource} already")
-    if to:
-        return Conflict(f"there is no node {to[:50]!r}: this node is alone")
-    if others:
-        return Conflict(f"{found.resource} cannot be handed over by this version")
-    return Conflict(
-        f"{found.resource} stays on {found.node or 'this node'}: it is alone, there is nobody to take over",
-        hint="stop an app with `piccoloctl apps stop`; lock the node with `piccoloctl lock`",
-    )
+    return Response(await core_of(request).order(Release(resource=resource), idem=await idem_of(request)))
 
 
 def _leader_of(request: Req, resource: str) -> Holder:

@@ -55,6 +55,9 @@ def test_each_change_is_a_generation_and_no_change_is_none() -> None:
     assert change.start(desired, "boot", "") is desired
     assert change.apply(desired, desired.current.manifest, "", {}, "boot", "") is desired
     assert change.enable(desired, True, "") is desired
+    disabled = change.enable(desired, False, "")
+    assert disabled.running and disabled.wanted(disabled.boot_id), "what runs goes on"
+    assert not disabled.wanted("another boot")
     assert change.restart(desired, "boot", "").restarts == 1
 
 

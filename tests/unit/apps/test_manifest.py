@@ -261,7 +261,8 @@ def test_what_containers_may_have_is_read_from_the_process_that_starts_them(tmp_
 
 def test_a_secret_in_the_environment_is_warned_about() -> None:
     checked = validate(SMALL + "secrets: [{name: p, env: PASSWORD}]\n")
-    assert "podman keeps environment variables on disk" in checked.warnings[0]
+    assert "every process of the app sees an environment variable" in checked.warnings[0]
+    assert "disk" not in checked.warnings[0]
 
 
 def test_tabs_inside_of_text_are_text() -> None:

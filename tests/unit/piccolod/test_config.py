@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from piccolod import config
+from piccolod.__main__ import _greeting
 from piccolod.errors import Invalid
 
 
@@ -104,3 +105,11 @@ def test_folders_are_named_without_links_as_the_kernel_and_podman_name_them(tmp_
     parsed = config.parse(f'[node]\nstate_dir = "{tmp_path}/link/state"\nrun_dir = "{tmp_path}/link/run"')
     assert parsed.paths.state == tmp_path / "real/state"
     assert parsed.paths.run == tmp_path / "real/run"
+
+
+def test_the_greeting_names_each_address_as_it_is_served(tmp_path: Path) -> None:
+    keys = {"listen": ["127.0.0.1:8080", "[::1]:8080", "0.0.0.0:8443"], "cert": "/c", "key": "/k"}
+    node = {"state_dir": str(tmp_path / "s"), "run_dir": str(tmp_path / "r")}
+    for tls, scheme in (("auto", "https"), ("off", "http")):
+        said = _greeting(config.from_mapping({"node": node, "api": {**keys, "tls": tls}}))
+        assert f"API http://127.0.0.1:8080, http://[::1]:8080, {scheme}://0.0.0.0:8443," in said
