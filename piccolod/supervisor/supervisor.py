@@ -177,8 +177,12 @@ class Supervisor:
 
     def _podman_ended(self) -> None:
         """With podman's own mount on its storage left, nobody could delete the state folder."""
-        podman_conf.release(self._config)
-        self._end()
+        try:
+            podman_conf.release(self._config)
+        except (OSError, PiccoloError) as error:
+            self._say("warning", "what is mounted for podman stays", reason=error.detail if isinstance(error, PiccoloError) else str(error))
+        finally:
+            self._end()
 
     def _end(self) -> None:
         self._say("info", "stopped", after_s=round(clock.now() - self._began_at, 1))
