@@ -23,6 +23,7 @@ from piccolod.errors import Invalid, Problem, Unavailable
 from piccolod.paths import Paths
 
 QUOTA_BYTES: Final = 256 << 20
+_ELECTION_MOST_MS: Final = 50_000  # more is refused by etcd itself
 _STATES: Final = ("new", "existing")
 # 3.4 refuses to start on these unless it is told.
 _ARCHITECTURES: Final = {"aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i686": "386"}
@@ -159,6 +160,16 @@ def _problems(document: dict[str, Any]) -> list[Problem]:
     for name in ("peer_url", "client_url"):
         if not document[name].startswith("https://" if all(secure) else "http://"):
             found.append(Problem(name, "must be https with certificates, http without"))
-    if document.get("election_ms", 500) < 5 * document.get("heartbeat_ms", 100):
+    for name, url in document.get("cluster", {}).items():
+        if not isinstance(url, str) or not url or not name:
+            found.append(Problem("cluster", f"{name or 'a member'} must have a URL"))
+    heartbeat_ms, election_ms = document.get("heartbeat_ms", 100), document.get("election_ms", 500)
+    if not 1 <= heartbeat_ms <= _ELECTION_MOST_MS:
+        found.append(Problem("heartbeat_ms", f"must be 1 to {_ELECTION_MOST_MS}"))
+    if not 5 <= election_ms <= _ELECTION_MOST_MS:
+        found.append(Problem("election_ms", f"must be 5 to {_ELECTION_MOST_MS}"))
+    if document.get("quota_bytes", QUOTA_BYTES) <= 0:
+        found.append(Problem("quota_bytes", "must be more than 0"))
+    if election_ms < 5 * heartbeat_ms:
         found.append(Problem("election_ms", "must be at least 5 times heartbeat_ms"))
     return found

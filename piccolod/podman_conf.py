@@ -23,7 +23,7 @@ from typing import Final
 
 from piccolod import podman_memory, tmpfs
 from piccolod.config import Config
-from piccolod.errors import Failed, Unavailable
+from piccolod.errors import Busy, Failed, Unavailable
 from piccolod.supervisor.known_process import KnownProcess, pid_file
 
 _CONTAINER_LOG_BYTES: Final = 10 * 2**20
@@ -105,15 +105,17 @@ def prepare(config: Config) -> Podman:
 def release(config: Config) -> None:
     """Takes away what is mounted for podman, once no container is left there and its service has ended.
 
-    With it nobody could delete the state folder of a node that was stopped.
+    With it nobody could delete the state folder of a node that was stopped. Never waits, and looks only at what is there.
+    Raises Busy while somebody prepares podman, OSError.
     """
-    with _alone(config):
+    with _alone(config, waits=False):
         if _service_runs(config):
             return
-        home = _root(config) / _driver(_root(config))
-        if tmpfs.points_below(home) == [home]:  # podman's own: it binds its storage onto itself
-            tmpfs.unmount(home)
-        podman_memory.leave(_place(config))
+        if driver := _begun_with(_root(config)):
+            home = _root(config) / driver
+            if tmpfs.points_below(home) == [home]:  # podman's own: it binds its storage onto itself
+                tmpfs.unmount(home)
+        podman_memory.leave(config.paths.podman_run)
 
 
 def container_mounts(config: Config) -> list[Path]:
@@ -253,11 +255,14 @@ def _place(config: Config) -> podman_memory.Place:
 
 
 @contextmanager
-def _alone(config: Config) -> Iterator[None]:
-    """One at a time makes or takes away the memory of a node."""
+def _alone(config: Config, *, waits: bool = True) -> Iterator[None]:
+    """One at a time makes or takes away the memory of a node. Raises Busy instead of waiting where it must not."""
     lock = os.open(config.paths.podman_run.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy("podman is being prepared by a launch that does not end") from None
         yield
     finally:
         os.close(lock)
@@ -299,10 +304,12 @@ def _existing(folder: Path) -> Path:
 
 def _driver(root: Path) -> str:
     """What this storage was begun with; else overlay where the file system can, and vfs, which copies, where it cannot."""
-    for driver in ("overlay", "btrfs", "vfs"):
-        if (root / driver).is_dir():
-            return driver
-    return "overlay" if _can_overlay(root) else "vfs"
+    return _begun_with(root) or ("overlay" if _can_overlay(root) else "vfs")
+
+
+def _begun_with(root: Path) -> str:
+    """Empty where podman has kept nothing yet."""
+    return next((driver for driver in ("overlay", "btrfs", "vfs") if (root / driver).is_dir()), "")
 
 
 def _can_overlay(root: Path) -> bool:

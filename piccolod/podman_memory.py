@@ -56,10 +56,12 @@ def enter(place: Place, podman: Callable[[Sequence[str]], None], say: Callable[[
     """Makes the tmpfs, and removes from the disk what containers of an earlier one, or of an earlier piccolod, left there.
 
     `podman` runs it on this storage with the arguments, bounded in time, and raises Failed. Only while nothing else uses it.
-    Raises Failed where the disk holds containers that are not ours to remove.
+    Raises Failed where the disk holds what is not ours to remove.
     """
     if place.is_entered:
         return
+    # In a storage that somebody chose, layers that no image uses can be somebody's until our links have kept others out.
+    knows_layers = place.ours or any(link.is_symlink() for link in place.links)
     if not tmpfs.is_mounted(place.memory):
         _leave_the_disk(place, podman, say)
         tmpfs.mount(place.memory, _SIZE)
@@ -68,15 +70,16 @@ def enter(place: Place, podman: Callable[[Sequence[str]], None], say: Callable[[
         if not link.is_symlink() or link.readlink() != target:
             link.unlink(missing_ok=True)
             link.symlink_to(target)
-    _remove_orphans(place, podman, say)
+    if knows_layers:
+        _remove_orphans(place, podman, say)
     (place.memory / _MARK).touch()
 
 
-def leave(place: Place) -> None:
+def leave(memory: Path) -> None:
     """Unmounts it, once no container runs; else it stays, and the next `enter` adopts it."""
-    if tmpfs.points_below(place.memory) == [place.memory]:
+    if tmpfs.points_below(memory) == [memory]:
         # podman's monitors of a container's last commands may live for seconds more, with their files open.
-        tmpfs.unmount(place.memory, although_open=True)
+        tmpfs.unmount(memory, although_open=True)
 
 
 def _leave_the_disk(place: Place, podman: Callable[[Sequence[str]], None], say: Callable[[str], None]) -> None:
@@ -92,6 +95,12 @@ def _leave_the_disk(place: Place, podman: Callable[[Sequence[str]], None], say: 
             say("removes what an earlier version kept of containers on the disk")
         if tmpfs.points_below(folder):  # each running container has its shared memory mounted there
             podman(("rm", "--all", "--force", "--time", "10"))
+    database = [link for link in place.links if link != folder and link.exists() and not link.is_symlink()]
+    if database and not place.ours:
+        raise Failed(
+            f"{database[0]} is the database of another podman",
+            hint=f"empty the storage (`podman --root {place.root} system reset`), or choose another folder as podman.root",
+        )
     for path in (*place.links, *place.root.glob("db.sql-*"), *place.memory.iterdir()):
         _remove(path)
 

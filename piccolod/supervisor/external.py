@@ -61,6 +61,7 @@ class PodmanService:
         self._process: KnownProcess | None = None
         self._pidfd = -1
         self._told = -1
+        self._launching = -1  # pidfd of the launch, while `_told` is open
         self._ready_at = 0.0
         self._began_at = 0.0
         self._restarts = 0
@@ -109,7 +110,11 @@ class PodmanService:
             ended()
             return
         self._ended = ended
-        if self._told >= 0:  # on its way into being: it is ended once it is there
+        if self._told >= 0:
+            # On its way into being, and perhaps behind a disk that hangs: that it ends is heard by `_told`.
+            kill(self._launching, signal.SIGKILL)
+            self._cancel_look()
+            self._look_timer = self._loop.after(within_s, lambda: self._launched(0))
             return
         self._cause = "stopped"
         kill(self._pidfd, signal.SIGTERM)
@@ -139,7 +144,7 @@ class PodmanService:
             os.lseek(config, 0, os.SEEK_SET)
             argv = [sys.executable, "-I", _LAUNCH]
             env = {**environment(), **{name: os.environ[name] for name in _PASSED_ON if name in os.environ}}
-            detach.spawn(argv, env, log, (config, tell))
+            pid = detach.spawn(argv, env, log, (config, tell))
         except OSError as error:
             os.close(told)
             self._failed("failed", str(error))
@@ -149,6 +154,8 @@ class PodmanService:
                 os.close(fd)
         os.set_blocking(told, False)
         self._told = told
+        with suppress(OSError):  # it has ended already, or no descriptor is left for it
+            self._launching = os.pidfd_open(pid)
         self._set(State.STARTING, "")
         self._loop.watch(told, self._launched)
         self._look_timer = self._loop.after(_START_S, lambda: self._launched(0))
@@ -159,10 +166,7 @@ class PodmanService:
             failure = os.read(self._told, 4096)
         except BlockingIOError:
             failure = b'{"code": "failed", "detail": "podman\'s configuration cannot be prepared: a disk or mount hangs"}'
-        self._cancel_look()
-        self._loop.forget(self._told)
-        os.close(self._told)
-        self._told = -1
+        self._forget()
         if self._closed:
             self._end_newborn()
         elif failure:
@@ -248,11 +252,11 @@ class PodmanService:
         if self._ping is not None:
             self._ping.close()
         self._ping = None
-        for fd in (self._pidfd, self._told):
+        for fd in (self._pidfd, self._told, self._launching):
             if fd >= 0:
                 self._loop.forget(fd)
                 os.close(fd)
-        self._pidfd = self._told = -1
+        self._pidfd = self._told = self._launching = -1
 
     def _cancel_look(self) -> None:
         if self._look_timer is not None:

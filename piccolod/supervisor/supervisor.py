@@ -188,9 +188,14 @@ class Supervisor:
 
     def _release(self) -> None:
         """With what is mounted there left, nobody could delete the state folder."""
-        if self._remains is not None:
-            self._remains.release()
-        self._end()
+        try:
+            if self._remains is not None:
+                self._remains.release()
+        except (OSError, PiccoloError) as error:
+            reason = error.detail if isinstance(error, PiccoloError) else str(error)
+            self._say("warning", "what is mounted for podman stays", reason=reason)
+        finally:
+            self._end()
 
     def _end(self) -> None:
         self._say("info", "stopped", after_s=round(clock.now() - self._began_at, 1))

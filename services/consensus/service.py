@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from piccolod import clock, etcd_conf
-from piccolod.errors import Busy, Conflict, Exists, Forbidden, Invalid, NotFound
+from piccolod.errors import Busy, Conflict, Exists, Forbidden, Invalid, NotFound, PiccoloError
 from piccolod.leadership import leash_table
 from piccolod.leadership.page import PageReader, PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord, TermState
@@ -93,9 +93,19 @@ class Service:
 
     def _keep_etcd(self) -> None:
         """Where a member of etcd lives. Its imports are made before READY, for they hold up the beat."""
-        settings = etcd_conf.read(self._module.paths.etcd_conf)
-        if settings is None:
-            return
+        try:
+            settings = etcd_conf.read(self._module.paths.etcd_conf)
+            if settings is None:
+                return
+            self._keep(settings)
+        except (PiccoloError, OSError, ValueError) as error:
+            # The terms of this node need no etcd: without them nothing at all would run here.
+            reason = f"etcd of this node is not looked after: {error.detail if isinstance(error, PiccoloError) else error}"
+            self._module.log.warning("cannot look after etcd", reason=reason)
+            self._module.health(Level.WARN, reason)
+
+    def _keep(self, settings: etcd_conf.Settings) -> None:
+        """Raises PiccoloError, OSError, ValueError for settings or certificates that cannot be used."""
         from services.consensus.etcd.upkeep import Upkeep, local_client, tell_supervisor
 
         control = self._module.paths.supervisor_socket

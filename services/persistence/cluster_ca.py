@@ -6,7 +6,7 @@ node alone it signs nothing: it is there so that the log of one node stays valid
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -20,9 +20,10 @@ from services.persistence.state import State
 
 COLLECTION: Final = "pki"
 ID: Final = "ca"
-_YEARS: Final = 30
-# A node whose clock is late, as those without a battery are, must not take it for a certificate of the future.
-_BACKDATED: Final = timedelta(days=365)
+# Of no clock: one without a battery stands in 1970 when the store is set up, or years ahead. Nobody renews an authority
+# at home; the end is the one that RFC 5280 (4.1.2.5) keeps for "no well-defined expiration date".
+_NOT_BEFORE: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_NOT_AFTER: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
 class ClusterCa(msgspec.Struct, frozen=True):
@@ -51,9 +52,8 @@ class ClusterCa(msgspec.Struct, frozen=True):
         return key
 
 
-def create(cluster: str, now: datetime | None = None) -> ClusterCa:
-    """P-256: what every TLS library in use can check. Valid for some 30 years, since nobody renews an authority at home."""
-    now = now or datetime.now(UTC)
+def create(cluster: str) -> ClusterCa:
+    """P-256: what every TLS library in use can check."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"piccolo cluster {cluster}")])
     usage = x509.KeyUsage(
@@ -66,8 +66,8 @@ def create(cluster: str, now: datetime | None = None) -> ClusterCa:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + timedelta(days=365 * _YEARS))
+        .not_valid_before(_NOT_BEFORE)
+        .not_valid_after(_NOT_AFTER)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)

@@ -112,17 +112,19 @@ class Committer:
         try:
             await self.in_thread(self._store.probe)
         except PiccoloError as error:
-            self._disk_says(error)
+            trouble: PiccoloError | None = error
         else:
-            self._disk_says(None)
+            trouble = None
+        if self._closed is None:
+            self._disk_says(trouble)
 
     async def close(self, reason: PiccoloError | None = None) -> None:
         """Refuses what comes from now on, ends what is under way, and lets go of the disk. Idempotent."""
         self._closed = self._closed or reason or Locked("the control store is locked", hint="unlock it first")
         while self._flushing is not None:
             await asyncio.wait([self._flushing])
-        # The thread is drained: nothing of this store touches the disk any more.
-        self._thread.shutdown(wait=False)
+        # Drained, also of a probe that nobody waits for any more: SQLite must not be closed under a call.
+        await asyncio.to_thread(self._thread.shutdown)
         self._store.close()
 
     async def in_thread(self, work: Callable[[], T]) -> T:

@@ -217,3 +217,26 @@ def test_a_run_folder_behind_a_link_is_the_same_memory_at_the_next_start(storage
     assert tmpfs.points_below(storage.folder) == before, "another one was mounted over it"
     storage.enter()
     assert storage.call("ps", "--quiet", "--no-trunc") == container
+
+
+@pytest.mark.parametrize("storage", ["overlay"], indirect=True)
+def test_the_database_and_layers_of_a_podman_in_a_chosen_storage_are_never_removed(storage: Storage) -> None:
+    keep_on_the_disk(storage)
+    storage.call("volume", "create", "precious")
+    chosen = replace(storage.config, podman=Podman(root=str(storage.root)))
+    with pytest.raises(Failed, match="database of another podman"):
+        podman_conf.prepare(chosen)
+    assert storage.call("volume", "ls", "--quiet") == "precious"
+
+
+@pytest.mark.parametrize("storage", ["overlay"], indirect=True)
+def test_layers_without_an_image_in_a_chosen_storage_stay_at_the_first_entry(storage: Storage) -> None:
+    storage.run("a")
+    layers = storage.layers()
+    keep_on_the_disk(storage)
+    chosen = replace(storage.config, podman=Podman(root=str(storage.root)))
+    podman_conf.prepare(chosen)
+    assert storage.layers() == layers
+    storage.reboot()
+    podman_conf.prepare(chosen)
+    assert len(storage.layers()) == len(layers) - 1, "now they are ours"

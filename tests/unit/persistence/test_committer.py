@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -152,6 +153,34 @@ def test_what_is_under_way_at_a_lock_is_ended_and_what_comes_later_is_refused(be
         assert await asyncio.gather(*writes) == list(range(1, 11))
         with pytest.raises(Locked):
             await desk.put("late", 1)
+
+    with_desk(bench, work)
+
+
+def test_a_lock_waits_for_a_probe_of_the_disk_and_hears_nothing_of_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go_on, order = threading.Event(), threading.Event(), []
+
+    def probe() -> None:
+        began.set()
+        assert go_on.wait(20)
+        order.append("probed")
+
+    close = bench.store.close
+    monkeypatch.setattr(bench.store, "probe", probe)
+    monkeypatch.setattr(bench.store, "close", lambda: (order.append("closed"), close()))
+
+    async def work(desk: Desk) -> None:
+        desk.committer._trouble = StoreUnavailable("the disk refused a write")
+        asking = asyncio.ensure_future(desk.committer.recover())
+        await asyncio.to_thread(began.wait, 20)
+        asking.cancel()  # as the end of the module does
+        closing = asyncio.ensure_future(desk.committer.close())
+        for _ in range(20):  # all that it can do without the probe
+            await asyncio.sleep(0)
+        go_on.set()
+        await closing
+        assert order == ["probed", "closed"]
+        assert desk.troubles == []
 
     with_desk(bench, work)
 

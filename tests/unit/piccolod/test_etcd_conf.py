@@ -39,6 +39,11 @@ def test_no_file_is_no_member(tmp_path):
         ({"state": "old"}, "state must be new or existing"),
         ({"key": ""}, "ca ca, cert and key go together"),
         ({"client_url": "http://10.0.0.2:2379"}, "client_url must be https"),
+        ({"cluster": {"n1": 5}}, "cluster n1 must have a URL"),
+        ({"heartbeat_ms": -1}, "heartbeat_ms must be 1 to"),
+        ({"heartbeat_ms": 0, "election_ms": 1}, "heartbeat_ms must be 1 to"),
+        ({"election_ms": 60_000}, "election_ms must be 5 to"),
+        ({"quota_bytes": -1}, "quota_bytes must be more"),
         ({"election_ms": 249}, "election_ms must be at least 5 times heartbeat_ms"),
     ],
 )
