@@ -889,6 +889,22 @@ def test_images_come_from_files_and_a_pending_app_starts_when_its_image_comes(ma
             for kind in ("load", "import", "build"):
                 with pytest.raises(Invalid, match=f"podman cannot {kind} this file: ."):
                     await world.ask(protocol.AddImage(kind=kind, file=str(upload), name="localhost/garbage:1"))
+            machine.build("localhost/old:1", "LABEL old=1")
+            machine.build("localhost/old:1", "LABEL old=2")  # takes the name, which leaves the first without
+            before = {image.id: image.names for image in (await world.ask(protocol.ListImages())).images}
+            unnamed = {image_id for image_id, names in before.items() if not names}
+            assert len(unnamed) >= 1
+            gone = await world.ask(protocol.PruneImages())
+            assert {image.id for image in gone.images} >= unnamed
+            assert not any(image.names for image in gone.images)
+            gone = await world.ask(protocol.PruneImages(unused=True))
+            assert "localhost/old:1" in {name for image in gone.images for name in image.names}
+            left = {name for image in (await world.ask(protocol.ListImages())).images for name in image.names}
+            assert "localhost/apps-root:1" in left, "an app needs it"
+            assert "localhost/old:1" not in left
+            assert (await world.show("hello")).state == "running"
+            shutil.copy(images, upload)
+            await world.ask(protocol.AddImage(kind="load", file=str(upload)))
             listed = await world.ask(protocol.ListImages())
             assert {image.used_by for image in listed.images} == {(), ("hello",)}
             await world.install(
