@@ -499,6 +499,27 @@ def test_a_container_whose_term_ends_between_its_making_and_its_process_gets_non
     asyncio.run(story())
 
 
+def test_an_app_that_is_always_on_runs_without_a_term_and_is_not_guarded(machine: Machine) -> None:
+    async def story() -> None:
+        async with life(machine) as world:
+            await world.install(manifest(cluster="{policy: always_on}"))
+            await world.serving("hello")
+            assert await world.get("hello") == "one"
+            seen = world.inspect("hello")
+            assert "io.piccolo.resource" not in (seen["Config"].get("Annotations") or {})
+            page_now = PageReader(machine.paths.page).read()
+            assert page_now is not None
+            assert resource_for_app("hello") not in page_now.terms
+            assert leash_table.read(machine.paths.leash) == {}
+            os.kill(seen["State"]["Pid"], signal.SIGKILL)
+            await world.eventually(lambda: machine.routes["hello"].mode != "local", "the end seen")
+            await world.serving("hello")
+            await world.change("hello", "stop")
+            await world.until("hello", "stopped")
+
+    asyncio.run(story())
+
+
 def test_an_app_without_internet_has_no_way_out_and_one_with_it_has(machine: Machine) -> None:
     async def story() -> None:
         async with life(machine) as world:
