@@ -178,9 +178,7 @@ def _with_host_defaults(config: Config) -> Config:
     """Fills in what depends on the host: the name, and folders made absolute, so that a later chdir moves nothing."""
     node = dataclasses.replace(
         config.node,
-        name=config.node.name
-        or re.sub(r"[^a-z0-9-]", "-", socket.gethostname().split(".")[0].lower()).strip("-")[:50]
-        or "node",
+        name=config.node.name or _host_name(),
         state_dir=str(Path(config.node.state_dir).absolute()),
         run_dir=str(Path(config.node.run_dir).absolute()),
     )

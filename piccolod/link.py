@@ -5,7 +5,7 @@ Not the bus: a dead broker must not look like nine hung modules. Both ends use t
 
     module -> supervisor
       READY      {applied_rev, reloads}           the module does its work from now on; it understands RELOAD
-      BEAT       {lag_ms, progress}               from the module's own event loop
+      BEAT       {lag_ms}                         from the module's own event loop
       STATUS     {level, reason}                  for `piccoloctl modules`
       EXTEND     {seconds}                        the start takes longer, for a stated reason
       STOPPING   {}                               STOP was understood

@@ -72,7 +72,6 @@ class Module:
         self._deposits = {name.removeprefix("key:"): fd for name, fd in fds.items() if name.startswith("key:")}
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._next_id = 0
-        self._progress = 0
         self._closed = False
         self._untold: Message | None = None
         self._applied_rev = 0  # 0: whatever there was when it started
@@ -175,9 +174,6 @@ class Module:
         """`await callback(rev)` on RELOAD; APPLIED is reported when it returns."""
         self._on_reload = callback
 
-    def made_progress(self) -> None:
-        self._progress += 1
-
     # --- inside
 
     def open(self) -> None:
@@ -201,7 +197,7 @@ class Module:
         due_at = clock.now()
         while True:
             lag_ms = max(0.0, (clock.now() - due_at) * 1000)
-            self._tell({"t": "BEAT", "lag_ms": round(lag_ms, 1), "progress": self._progress})
+            self._tell({"t": "BEAT", "lag_ms": round(lag_ms, 1)})
             if self._untold is not None:
                 self._tell(self._untold)
             due_at = clock.now() + every_s

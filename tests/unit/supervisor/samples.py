@@ -149,7 +149,7 @@ def main(link: Link) -> None:
     while True:
         now = time.monotonic()
         if now >= beat_at:
-            sample.tell(t="BEAT", lag_ms=0.0, progress=0)
+            sample.tell(t="BEAT", lag_ms=0.0)
             beat_at = now + every_s
             for order in (sample.folder / f"{sample.name}.orders").glob("*"):
                 obey(sample, json.loads(order.read_text()))
