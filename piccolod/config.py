@@ -182,9 +182,7 @@ def _with_host_defaults(config: Config) -> Config:
     """
     node = dataclasses.replace(
         config.node,
-        name=config.node.name
-        or re.sub(r"[^a-z0-9-]", "-", socket.gethostname().split(".")[0].lower()).strip("-")[:50]
-        or "node",
+        name=config.node.name or _host_name(),
         state_dir=os.path.realpath(config.node.state_dir),
         run_dir=os.path.realpath(config.node.run_dir),
     )

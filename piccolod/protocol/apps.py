@@ -244,6 +244,15 @@ class AddImage(Request[ImageDocuments], frozen=True, kw_only=True):
     name: str = ""
 
 
+class PruneImages(Request[ImageDocuments], frozen=True, kw_only=True):
+    """Removes images without a name that no version of an app needs, the one to revert to included. `unused`: named ones as
+    well, which an app that is not installed yet could not run without a registry. The answer: what is gone."""
+
+    command: ClassVar[str] = "apps.prune_images"
+    reply: ClassVar[type] = ImageDocuments
+    unused: bool = False
+
+
 class ManifestSchema(msgspec.Struct, frozen=True, kw_only=True):
     """`document` is a JSON Schema of the manifest."""
 

@@ -60,11 +60,6 @@ class Book:
         lines = list(self._lines)[-count:] if count > 0 else []
         return [line.decode(errors="replace") for line in lines]
 
-    @property
-    def lost_bytes(self) -> int:
-        """What the disk has not taken since it fell behind."""
-        return self._lost
-
     def _keep(self, line: bytes) -> None:
         line = line[:_LINE_BYTES]
         self._lines.append(line)

@@ -41,6 +41,7 @@ from piccolod.protocol.apps import (
     LogLines,
     ManifestSchema,
     PlanApp,
+    PruneImages,
     Quiesce,
     Quiesced,
     Resume,
@@ -61,9 +62,10 @@ from services.apps.capabilities import as_good_as_root
 from services.apps.checks import CHECKS
 from services.apps.desired import Desired, Version
 from services.apps.documents import Stored
-from services.apps.images import with_prefix
+from services.apps.images import reference, with_prefix
 from services.apps.manifest import Manifest, Pull
 from services.apps.node import Node
+from services.apps.podman import PodmanError
 from services.apps.quiet import PATIENCE_S
 from services.apps.rules import Surroundings
 from services.apps.schema import schema
@@ -104,6 +106,7 @@ class Commands:
         serve(GetAppLogs, self.logs)
         serve(ListImages, self.images)
         serve(AddImage, self.add_image)
+        serve(PruneImages, self.prune_images)
         serve(GetManifestSchema, self.schema)
 
     # --- questions
@@ -354,6 +357,22 @@ class Commands:
         with uploaded(Path(request.file), self._node.module.paths.uploads) as file:
             ids = await self._node.images.add(request.kind, file, request.name)
         return await self._image_documents(ids)
+
+    async def prune_images(self, request: PruneImages, caller: Caller) -> ImageDocuments:
+        await self._writable()
+        desired = [app.stored.desired for app in self._apps.values()]
+        versions = [one for each in desired for one in (each.current, each.previous, each.candidate) if one is not None]
+        needed = {with_prefix(version.image_id) for version in versions} | {reference(one.manifest) for one in versions}
+        gone = []
+        for image in (await self._image_documents(None)).images:
+            if (image.names and not request.unused) or not needed.isdisjoint((image.id, *image.names)):
+                continue
+            try:
+                await self._node.images.remove(image.id, image.names)
+            except PodmanError:
+                continue  # a container or another image stands on it
+            gone.append(image)
+        return ImageDocuments(images=tuple(gone))
 
     async def _image_documents(self, ids: Sequence[str] | None) -> ImageDocuments:
         users: dict[str, list[str]] = {}

@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from piccolod import clock
 from piccolod.errors import Invalid, NotFound, PiccoloError
@@ -110,6 +111,12 @@ class Images:
 
     async def listed(self) -> list[dict[str, Any]]:
         return await self._podman.images()
+
+    async def remove(self, image_id: str, names: Sequence[str]) -> None:
+        """Raises PodmanError where a container or another image stands on it."""
+        for name in names:  # by name until the last is gone: podman refuses the id of what has several
+            await self._podman.remove_image(quote(name, safe=""))
+        await self._podman.remove_image(image_id.removeprefix("sha256:"))
 
     async def add(self, kind: str, file: Path, name: str) -> list[str]:
         """Ids of what came in. `kind` is load, import or build. Raises Invalid for a file that is not what it should be."""

@@ -139,6 +139,13 @@ class Podman:
     async def images(self) -> list[dict[str, Any]]:
         return list(await self._json("get", "images/json") or [])
 
+    async def remove_image(self, image_id: str) -> None:
+        """Raises PodmanError where a container or another image stands on it."""
+        try:
+            await self._done("delete", f"images/{image_id}")
+        except NotFound:
+            return
+
     async def pull(self, reference: str, *, always: bool) -> str:
         """The image's id. Raises PodmanError with the registry's reason."""
         params = {"reference": reference, "policy": "always" if always else "missing"}

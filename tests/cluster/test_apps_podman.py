@@ -499,6 +499,27 @@ def test_a_container_whose_term_ends_between_its_making_and_its_process_gets_non
     asyncio.run(story())
 
 
+def test_an_app_that_is_always_on_runs_without_a_term_and_is_not_guarded(machine: Machine) -> None:
+    async def story() -> None:
+        async with life(machine) as world:
+            await world.install(manifest(cluster="{policy: always_on}"))
+            await world.serving("hello")
+            assert await world.get("hello") == "one"
+            seen = world.inspect("hello")
+            assert "io.piccolo.resource" not in (seen["Config"].get("Annotations") or {})
+            page_now = PageReader(machine.paths.page).read()
+            assert page_now is not None
+            assert resource_for_app("hello") not in page_now.terms
+            assert leash_table.read(machine.paths.leash) == {}
+            os.kill(seen["State"]["Pid"], signal.SIGKILL)
+            await world.eventually(lambda: machine.routes["hello"].mode != "local", "the end seen")
+            await world.serving("hello")
+            await world.change("hello", "stop")
+            await world.until("hello", "stopped")
+
+    asyncio.run(story())
+
+
 def test_an_app_without_internet_has_no_way_out_and_one_with_it_has(machine: Machine) -> None:
     async def story() -> None:
         async with life(machine) as world:
@@ -889,6 +910,22 @@ def test_images_come_from_files_and_a_pending_app_starts_when_its_image_comes(ma
             for kind in ("load", "import", "build"):
                 with pytest.raises(Invalid, match=f"podman cannot {kind} this file: ."):
                     await world.ask(protocol.AddImage(kind=kind, file=str(upload), name="localhost/garbage:1"))
+            machine.build("localhost/old:1", "LABEL old=1")
+            machine.build("localhost/old:1", "LABEL old=2")  # takes the name, which leaves the first without
+            before = {image.id: image.names for image in (await world.ask(protocol.ListImages())).images}
+            unnamed = {image_id for image_id, names in before.items() if not names}
+            assert len(unnamed) >= 1
+            gone = await world.ask(protocol.PruneImages())
+            assert {image.id for image in gone.images} >= unnamed
+            assert not any(image.names for image in gone.images)
+            gone = await world.ask(protocol.PruneImages(unused=True))
+            assert "localhost/old:1" in {name for image in gone.images for name in image.names}
+            left = {name for image in (await world.ask(protocol.ListImages())).images for name in image.names}
+            assert "localhost/apps-root:1" in left, "an app needs it"
+            assert "localhost/old:1" not in left
+            assert (await world.show("hello")).state == "running"
+            shutil.copy(images, upload)
+            await world.ask(protocol.AddImage(kind="load", file=str(upload)))
             listed = await world.ask(protocol.ListImages())
             assert {image.used_by for image in listed.images} == {(), ("hello",)}
             await world.install(

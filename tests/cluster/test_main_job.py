@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.node import PASSWORD, ROOT, Node, until
+from tests.unit.apps.test_manifest import bombs
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +178,23 @@ def test_ctrl_c_stops_everything(node: Node) -> None:
     assert node.stop(signal.SIGINT) < 8.0
     until(lambda: not node.survivors(), "no process left", 5)
     assert node.podman("ps", "--format", "{{.Names}}").strip() == ""
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_a_bomb_sent_to_validate_is_refused_and_the_module_stays_small(node: Node, name: str) -> None:
+    before_kib, pid = peak_kib(node.pid("apps")), node.pid("apps")
+    began = time.monotonic()
+    reply = node.api("POST", "/apps/validate", bombs()[name], kind="application/yaml")
+    took_s = time.monotonic() - began
+    assert reply.status in (200, 400, 413), reply
+    if reply.status == 200:
+        assert not reply.json["valid"]
+    assert took_s < 3.0, "the figure is 1 s; here other tests' load may be beside it"
+    assert node.pid("apps") == pid
+    assert peak_kib(pid) - before_kib < 50 * 1024
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory that the process ever had, in KiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

@@ -77,6 +77,22 @@ def build(session: Session, folder: str, name: str) -> int:
     return _send(session, lambda sent: of_folder(folder, sent), kind="build", name=name)
 
 
+@images.command()
+@click.option("--unused", is_flag=True, help="Images with a name too, when no app needs them.")
+@click.pass_obj
+def prune(session: Session, unused: bool) -> int:
+    """Remove images without a name that no app needs, nor could revert to."""
+    path = path_of("images", "prune", unused=unused)
+    gone: list[dict[str, Any]] = session.client().send("POST", path)
+    session.write(Printed(gone, lambda found, *_: _removed(found), _names))
+    return 0
+
+
+def _removed(found: list[dict[str, Any]]) -> str:
+    freed_bytes = sum(int(item.get("size_bytes") or 0) for item in found)
+    return f"{len(found)} images removed, {format_size(freed_bytes)} at most freed"
+
+
 def _send(session: Session, open_upload: Callable[[Callable[[int], None]], Upload], **query: str) -> int:
     """As long as it takes, unless --timeout says otherwise."""
     client, path = session.client(endless=True), path_of("images", **query)

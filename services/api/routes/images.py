@@ -8,13 +8,14 @@ from typing import Annotated, Final
 from litestar.params import FromQuery, QueryParameter
 
 from piccolod.errors import Busy, StoreFull, TooMany
-from piccolod.protocol.apps import AddImage, ImageDocument, ListImages
+from piccolod.protocol.apps import AddImage, ImageDocument, ListImages, PruneImages
 from services.api import uploads
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, core_of
-from services.api.endpoint import TAR, endpoint
+from services.api.endpoint import COMMIT, TAR, endpoint
 
 _ADD_S: Final = 900.0
+_PRUNE_S: Final = 120.0
 
 
 class ImageKind(StrEnum):
@@ -44,4 +45,13 @@ async def add(
             return (await core.order(order, timeout_s=_ADD_S)).images
 
 
-ROUTES = (list_images, add)
+@endpoint("POST", f"{BASE}/images/prune", scope=Scope.WRITE, fails=COMMIT, tag="images")
+async def prune(
+    request: Req,
+    unused: Annotated[bool, QueryParameter(description="Images with a name too, when no app needs them.")] = False,
+) -> tuple[ImageDocument, ...]:
+    """Removes images without a name that no app needs, nor could revert to; the answer names what is gone."""
+    return (await core_of(request).order(PruneImages(unused=unused), timeout_s=_PRUNE_S)).images
+
+
+ROUTES = (list_images, add, prune)

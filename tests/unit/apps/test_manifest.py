@@ -17,6 +17,7 @@ from piccolod.errors import Invalid, Problem
 from services.apps import capabilities
 from services.apps import host as host_probe
 from services.apps.host import Host
+from services.apps.later import LATER_KEYS, LATER_VALUES
 from services.apps.manifest import Manifest, Policy
 from services.apps.rules import Surroundings
 from services.apps.validate import validate
@@ -199,6 +200,15 @@ GOLDEN = [
     (SMALL + "resources: {limits: {cpu: 1e999}}\n", "resources.limits.cpu", 4, 27, "must be 0"),
     (SMALL + "resources: {limits: {cpu: 65}}\n", "resources.limits.cpu", 4, 27, "must be 0 to 64"),
     (SMALL + "resources: {limits: {cpu: -1}}\n", "resources.limits.cpu", 4, 27, "must be 0 to 64"),
+    (SMALL + "storage: {persistent: {d: {container: /sys/x}}}\n", "storage.persistent.d.container", 4, 39, "/sys"),
+    (SMALL + "storage: {temporary: {d: {container: /dev}}}\n", "storage.temporary.d.container", 4, 38, "/dev"),
+    (SMALL + "permissions: {network: {internet: deny, dns: allow}}\n", "permissions.network.dns", 4, 46, "not supported yet: names"),
+    (SMALL + "environment: {P: x}\nsecrets: [{name: p, env: P}]\n", "secrets[0].env", 5, 26, "also in `environment`"),
+    (SMALL.replace("80", "443, flow: tls") + "healthcheck: {http: {port: web}}\n", "healthcheck.http.port", 4, 28, "speaks TLS"),
+    (SMALL.replace("80", "80, client_ip: proxy-v2") + "healthcheck: {http: {port: web}}\n", "healthcheck.http.port", 4, 28, "PROXY header"),
+    (SMALL.replace("80", "80, client_ip: proxy-v2") + "healthcheck: {tcp: {port: web}}\n", "healthcheck.tcp.port", 4, 27, "PROXY header"),
+    (SMALL + "healthcheck: {tcp: {port: web}, interval: 50ms}\n", "healthcheck.interval", 4, 43, "at least 100ms"),
+    (SMALL.replace("80}]", "80, public_port: 8080}, {name: b, guest_port: 81, public_port: 8080}]"), "listeners[1].public_port", 3, 100, "already used by listeners[0]"),
 ]  # fmt: skip
 
 
@@ -211,6 +221,34 @@ def test_a_mistake_is_named_with_its_place(text: str, path: str, line: int, colu
     problem = problems[0]
     assert (problem.path, problem.line, problem.column) == (path, line, column), problem
     assert message in problem.message
+
+
+def asking(key: str) -> str:
+    """A manifest that asks for what the key, a path of LATER_KEYS, would do."""
+    first, *rest = key.split(".")
+    if first == "listeners":
+        return SMALL.replace("80}", f"80, {rest[0]}: [x]}}")
+    if first == "build":
+        return SMALL.replace("image: localhost/notes:1", f"build: {{containerfile: x, {rest[0]}: [x]}}")
+    body = "[x]" if rest else "{x: y}"
+    for part in reversed(rest):
+        body = f"{{{part}: {body}}}"
+    return f"{SMALL}{first}: {body}\n"
+
+
+@pytest.mark.parametrize("key", LATER_KEYS)
+def test_what_comes_later_is_refused_and_never_ignored(key: str) -> None:
+    (problem,) = mistakes(asking(key))
+    assert problem.path.replace("[0]", "") == key
+    assert problem.message == f"not supported yet: {LATER_KEYS[key]}"
+
+
+@pytest.mark.parametrize(("key", "value"), LATER_VALUES)
+def test_a_value_that_comes_later_is_refused_too(key: str, value: str) -> None:
+    first, name = key.split(".")
+    assert first == "listeners", "write down how else one asks for it"
+    (problem,) = mistakes(SMALL.replace("80}", f"80, {name}: {value}}}"))
+    assert problem.message == f"not supported yet: {LATER_VALUES[key, value]}"
 
 
 def test_all_mistakes_come_at_once_in_the_order_of_the_text() -> None:

@@ -3,9 +3,45 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+
+import jsonschema
+import pytest
+from ruamel.yaml import YAML
 
 from services.apps.manifest import Manifest
 from services.apps.schema import schema
+from tests.node import ROOT
+from tests.unit.apps.test_manifest import FULL, GOLDEN, SMALL
+
+# Paths of GOLDEN that one field alone decides, so that an editor can tell as well.
+ONE_FIELD = (
+    "name", "imag", "ports", "title", "pull", "command", "environment", "listeners[0].flow", "cluster.prefer", "backup",
+    "storage.persistent.d.host", "permissions.devices", "resources.x", "resources.limits.cpu",
+)  # fmt: skip
+
+
+def objections(text: str) -> list[str]:
+    """What an editor would underline."""
+    document: Any = YAML(typ="safe", pure=True).load(text)
+    return [error.message for error in jsonschema.Draft202012Validator(schema()).iter_errors(document)]
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+@pytest.mark.parametrize(
+    "text", [SMALL, FULL, *((ROOT / f"deploy/demo/{name}.yaml").read_text() for name in ("app", "counter"))]
+)
+def test_what_the_reader_takes_the_schema_takes(text: str) -> None:
+    assert objections(text) == []
+
+
+@pytest.mark.parametrize("path", ONE_FIELD)
+def test_a_mistake_in_one_field_is_one_for_the_schema_too(path: str) -> None:
+    text = [row[0] for row in GOLDEN if row[1] == path][-1]
+    assert objections(text)
 
 
 def test_every_field_is_in_the_schema_and_nothing_else_is_allowed() -> None:
