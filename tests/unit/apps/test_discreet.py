@@ -77,7 +77,9 @@ def test_gos_quotes_do_not_help() -> None:
 
 
 def test_values_of_secrets_are_named_by_their_places() -> None:
-    assert without("bad variable TOKEN=hunter22", [("environment.TOKEN", "hunter22")]) == "bad variable TOKEN=(environment.TOKEN)"
+    assert (
+        without("bad variable TOKEN=hunter22", [("environment.TOKEN", "hunter22")]) == "bad variable TOKEN=(environment.TOKEN)"
+    )
 
 
 def test_thousands_of_lines_hold_up_nobody() -> None:
