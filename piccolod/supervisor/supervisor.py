@@ -180,7 +180,11 @@ class Supervisor:
         try:
             podman_conf.release(self._config)
         except (OSError, PiccoloError) as error:
-            self._say("warning", "what is mounted for podman stays", reason=error.detail if isinstance(error, PiccoloError) else str(error))
+            self._say(
+                "warning",
+                "what is mounted for podman stays",
+                reason=error.detail if isinstance(error, PiccoloError) else str(error),
+            )
         finally:
             self._end()
 

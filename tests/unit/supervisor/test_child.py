@@ -35,5 +35,3 @@ def test_it_ends_though_its_last_words_cannot_be_borne(tmp_path: Path) -> None:
     assert ends == [Ending(code=1)] and life.ended
     other.close()
     loop.close()
-
-

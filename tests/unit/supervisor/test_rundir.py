@@ -81,7 +81,9 @@ def test_a_file_in_the_place_of_a_folder_is_named(paths: Paths) -> None:
         prepare(paths)
 
 
-def test_who_died_before_a_folder_had_its_mode_is_followed_by_one_who_gives_it(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_died_before_a_folder_had_its_mode_is_followed_by_one_who_gives_it(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def dies(fd: int, *_: int) -> None:
         raise OSError("stands for a death")
 
