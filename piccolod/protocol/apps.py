@@ -177,14 +177,22 @@ class Quiesce(Request[Quiesced], frozen=True, kw_only=True):
     """Before a lock: stops every led app, detaches its volumes and clears its secrets.
 
     They stay stopped until the store is unlocked again, or for 30 s when no lock follows. Their documents are untouched.
+    `wish` names the lock that is to follow.
     """
+
+    wish: str = ""
 
     command: ClassVar[str] = "apps.quiesce"
     reply: ClassVar[type] = Quiesced
 
 
 class Resume(Request[Nothing], frozen=True, kw_only=True):
-    """The lock that `Quiesce` came before has failed: led apps come back at once. No-op when the lock came all the same."""
+    """The lock that `Quiesce` came before has failed: led apps come back at once.
+
+    No-op when the lock came all the same, and after the `Quiesce` of another `wish`.
+    """
+
+    wish: str = ""
 
     command: ClassVar[str] = "apps.resume"
     reply: ClassVar[type] = Nothing

@@ -198,7 +198,14 @@ class Life:
     def _ended(self, ending: Ending) -> None:
         if self.ended:
             return
-        self._hear_the_rest()
+        try:
+            self._hear_the_rest()
+        finally:  # whatever a message of it does to us, it is over
+            self._end(ending)
+
+    def _end(self, ending: Ending) -> None:
+        if self.ended:
+            return
         self.ended = True
         if self._timer is not None:
             self._timer.cancel()

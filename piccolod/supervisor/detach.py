@@ -21,7 +21,8 @@ _LOOKS: Final = 20
 def spawn(argv: Sequence[str], env: Mapping[str, str], stderr: int, fds: Sequence[int] = ()) -> int:
     """Runs `argv` with stdout and stderr on `stderr` and `fds` as 3, 4, ... Returns its pid. Raises OSError.
 
-    Not while a fork of the zygote is under way: for a moment we adopt nobody, and it would go to init.
+    Not while a fork that was asked of the zygote is under way: for a moment we adopt nobody, and it would go to init. A spare
+    that the zygote makes for itself in that very moment can still go there: it waits for an order, or ends with the zygote.
     """
     told, tell = os.pipe()
     try:

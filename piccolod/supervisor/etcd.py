@@ -137,6 +137,7 @@ class Etcd:
             ended()
             return
         self._ended = ended
+        self._cause = ""  # what was under way is asked again: the kill that would have followed was just called off
         self._terminate("stopped")
         self._after(STOP_S + 0.5, self._let_go)
 

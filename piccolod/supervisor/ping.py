@@ -15,28 +15,30 @@ class Ping:
         """Calls `answered` once, in a later turn: with the status of the answer, empty when there was none in time."""
         self._loop = loop
         self._answered = answered
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
+        self._socket: socket.socket | None = None
         self._timer: Timer | None = None
         try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             self._socket.connect(str(path))
             self._socket.send(question)
-        except OSError:  # nobody listens, or nobody accepts
+        except OSError:  # nobody listens, nobody accepts, or no descriptor is left
             self._timer = loop.after(0.0, lambda: self._end(b""))
             return
-        loop.watch(self._socket.fileno(), self._readable, select.EPOLLIN)
+        made = self._socket
+        loop.watch(made.fileno(), lambda _events: self._readable(made), select.EPOLLIN)
         self._timer = loop.after(within_s, lambda: self._end(b""))
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._socket.fileno() >= 0:
+        if self._socket is not None:
             self._loop.forget(self._socket.fileno())
             self._socket.close()
+            self._socket = None
 
-    def _readable(self, _events: int) -> None:
+    def _readable(self, made: socket.socket) -> None:
         try:
-            answer = self._socket.recv(4096)
+            answer = made.recv(4096)
         except BlockingIOError:
             return
         except OSError:
@@ -45,7 +47,7 @@ class Ping:
         self._end(words[1] if len(words) > 1 else b"")
 
     def _end(self, status: bytes) -> None:
-        if self._socket.fileno() >= 0 or self._timer is not None:
+        if self._socket is not None or self._timer is not None:
             self.close()
             self._timer = None
             self._answered(status)

@@ -6,6 +6,7 @@ import fcntl
 import grp
 import os
 import pwd
+import stat
 import struct
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from piccolod.paths import Paths
 GROUP: Final = "piccolo"
 _TICK: Final = struct.Struct("<d")
 _TICK_AT: Final = 64
+_UNFINISHED: Final = 0o700
 _LOCK_WAIT_S: Final = 1.0
 
 
@@ -32,9 +34,9 @@ class RunDir:
         self._paths = paths
         try:
             # Theirs are only set when they are made: a person may have chosen a folder that was there.
-            if not paths.state.is_dir():
+            if _is_unfinished(paths.state):
                 _keep(paths.state, 0o711)
-            if not paths.run.is_dir():
+            if _is_unfinished(paths.run):
                 _keep(paths.run, 0o710, group_id())
             self._fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
@@ -108,7 +110,8 @@ def _keep(folder: Path, mode: int, gid: int = -1, user: str = "root") -> None:
 
     Where the host has no such user it is root's. What is in it goes along when the owner changes.
     """
-    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=_UNFINISHED, exist_ok=True)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.geteuid() == 0:
@@ -119,6 +122,17 @@ def _keep(folder: Path, mode: int, gid: int = -1, user: str = "root") -> None:
         os.fchmod(fd, mode)
     finally:
         os.close(fd)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Not there, or as who died between making it and giving it its mode left it: root's, closed to all others, empty."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return True
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or stat.S_IMODE(found.st_mode) != _UNFINISHED:
+        return False
+    return not any(folder.iterdir())
 
 
 def _ids(user: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from services.apps import desired as change
 from services.apps import links, spec, subnets
 from services.apps.badge import Badge, container_name
 from services.apps.desired import Desired, Version
+from services.apps.discreet import discreet, without
 from services.apps.documents import Stored
 from services.apps.manifest import Manifest
 from services.apps.node import Node
@@ -132,7 +133,12 @@ class Actions:
         await self._provide(manifest)
         await self._ensure_network(spec.wants_internet(manifest))
         body = spec.container(version, badge, self._node.host, self._node.module.paths, self.attached or {}, variables)
-        await self._node.podman.create(body)
+        try:
+            await self._node.podman.create(body)
+        except PiccoloError as error:
+            # Their values are known here alone; whoever hears of it hides what the manifest says.
+            error.detail = without(error.detail, [(f"environment.{name}", value) for name, value in variables.items()])
+            raise
 
     async def _provide(self, manifest: Manifest) -> None:
         """The files that the app is given, as they are now."""
@@ -205,7 +211,9 @@ class Actions:
             else:
                 await self._node.podman.stop(container_name(self._app), grace_s)
         except PiccoloError as error:
-            self._node.module.log.warning("kills a container that podman does not stop", app=self._app, reason=error.detail)
+            versions = [each.manifest for each in (self._desired.current, self._desired.candidate) if each is not None]
+            reason = discreet(error.detail, *versions)
+            self._node.module.log.warning("kills a container that podman does not stop", app=self._app, reason=reason)
             await asyncio.to_thread(kill_process, pid)
         await self._proof(self._entry(str(found["Id"])), pid)
 

@@ -19,7 +19,7 @@ from services.apps import observe
 from services.apps.actions import Actions
 from services.apps.backoff import HEALTHY_S, Failures
 from services.apps.desired import Desired, Version
-from services.apps.discreet import discreet
+from services.apps.discreet import discreet, frames
 from services.apps.documents import Stored
 from services.apps.health import Phase
 from services.apps.node import Node
@@ -155,8 +155,8 @@ class App:
             keeps = isinstance(error, Unavailable) and self.shown.state in (State.RUNNING, State.DEGRADED)
             self._say(self.shown.state if keeps else _stuck(self.shown.state), reason)
         except Exception as error:  # a bug in one app's way must not take the others' care away
-            self._log.exception("failed by a bug")
-            self._say(_stuck(self.shown.state), self._discreet(f"a bug of piccolod: {type(error).__name__}: {error}"))
+            self._log.error("failed by a bug", error=type(error).__name__, frames=frames(error))
+            self._say(_stuck(self.shown.state), f"a bug of piccolod: {type(error).__name__}")
         self._troubles += 1
         return min(_AGAIN_S * 2.0 ** (self._troubles - 1), _AGAIN_MOST_S)
 

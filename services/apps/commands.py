@@ -306,7 +306,7 @@ class Commands:
     async def quiesce(self, request: Quiesce, caller: Caller) -> Quiesced:
         """Answers when every led app is at rest, or says which is not by the deadline."""
         # A module that has just started takes the store for locked; what it hears first is then no unlock.
-        self._node.silence.begin(locked=self._node.locked and self._node.known.is_set())
+        self._node.silence.begin(request.wish, locked=self._node.locked and self._node.known.is_set())
         asyncio.get_running_loop().call_later(PATIENCE_S, self._wake_all)
         self._wake_all()
         led = {name: app for name, app in self._apps.items() if app.stored.desired.current.manifest.is_led}
@@ -317,7 +317,7 @@ class Commands:
         return Quiesced(still_running=tuple(sorted(led.keys() - rested)))
 
     async def resume(self, request: Resume, caller: Caller) -> Nothing:
-        self._node.silence.call_off()
+        self._node.silence.call_off(request.wish)
         self._wake_all()
         return Nothing()
 

@@ -12,6 +12,7 @@ from piccolod.protocol.volumes import Detach, ListVolumes
 from services.apps import badge, links, spec
 from services.apps.badge import NODE_LABEL, container_name
 from services.apps.node import Node
+from services.apps.podman import named
 
 
 async def seen(node: Node) -> set[str]:
@@ -35,7 +36,7 @@ async def end(node: Node, app: str) -> None:
     try:
         await node.podman.stop(container_name(app), grace_s=8.0)
     except PiccoloError as error:
-        node.module.log.warning("kills a container that podman does not stop", app=app, reason=error.detail)
+        node.module.log.warning("kills a container that podman does not stop", app=app, reason=named(error))
     for entry in node.guarded(app):
         await asyncio.to_thread(leash_table.kill, entry)
         await node.leashes.disarm(entry)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import requests
 from podman.api.client import APIClient
 
-from piccolod.errors import Failed, Invalid, NotFound, Unavailable
+from piccolod.errors import Failed, Invalid, NotFound, PiccoloError, Unavailable
 
 QUERY_S: Final = 5.0
 CHANGE_S: Final = 30.0
@@ -28,6 +28,11 @@ _THREADS: Final = 8
 
 class PodmanError(Failed):
     """podman understood and could not do it; the detail is its own."""
+
+
+def named(error: PiccoloError) -> str:
+    """Without podman's own words: for where no manifest says what of them is nobody's business."""
+    return "podman could not do it" if isinstance(error, PodmanError) else error.detail
 
 
 class Podman:

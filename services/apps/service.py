@@ -34,7 +34,7 @@ from services.apps.files import AppFiles
 from services.apps.images import Images
 from services.apps.node import Node
 from services.apps.plan import State
-from services.apps.podman import Podman
+from services.apps.podman import Podman, named
 from services.apps.quiet import PATIENCE_S
 from services.apps.routes import ANSWER_S, Routes
 from services.apps.silence import Silence
@@ -177,7 +177,7 @@ class Service:
         try:
             await orphans.end(self._node, name)
         except PiccoloError as error:
-            self._module.log.warning("cannot end an app that nobody knows", app=name, reason=error.detail)
+            self._module.log.warning("cannot end an app that nobody knows", app=name, reason=named(error))
             self._refresh.set()
 
     def _adopt(self, stored: Stored) -> App:

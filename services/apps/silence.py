@@ -30,14 +30,14 @@ class Silence:
     def holds(self) -> bool:
         return self._quiet.holds(clock.now())
 
-    def begin(self, *, locked: bool) -> None:
-        self._become(quiet.begun(self._quiet, clock.now(), locked=locked))
+    def begin(self, wish: str, *, locked: bool) -> None:
+        self._become(quiet.begun(self._quiet, clock.now(), locked=locked, wish=wish))
 
     def lock_is(self, locked: bool) -> None:
         self._become(quiet.after_news(self._quiet, clock.now(), locked=locked))
 
-    def call_off(self) -> None:
-        self._become(quiet.called_off(self._quiet))
+    def call_off(self, wish: str) -> None:
+        self._become(quiet.called_off(self._quiet, wish))
 
     def _become(self, now: Quiet) -> None:
         if now != self._quiet:

@@ -71,7 +71,9 @@ class Service:
         self._documents = DocumentCommands(self._vault, module.log)
         self._announced = 0
         self._disk = WELL
-        self._ending = Reason.LOCKED  # why the term that was closed last ends
+        self._ending = Reason.RELEASED  # why the term that was closed last ends; a former life did not leave its reason
+        self._stopping = False
+        self._repairs = 0
         self._nudge = asyncio.Event()
         self._aligning = asyncio.Lock()
         self._said: LockStateChanged | None = None
@@ -103,6 +105,7 @@ class Service:
 
     async def stop(self) -> None:
         """The term lives on: the next life of this module goes on in it."""
+        self._stopping = True
         await self._vault.close()
 
     async def _open(self) -> None:
@@ -242,7 +245,11 @@ class Service:
 
     async def _repair(self, request: Repair, caller: Caller) -> StoreReport:
         await self._vault.opened.wait()
-        report = await self._vault.repair()
+        self._repairs += 1
+        try:
+            report = await self._vault.repair()
+        finally:
+            self._repairs -= 1
         self._judge_health()
         if self._vault.store is not None:
             await self._after_unlock()
@@ -271,6 +278,8 @@ class Service:
     async def _align(self) -> bool:
         """Makes the term of `kernel` follow: led while the store takes writes, given up while not. False when it could not."""
         async with self._aligning:
+            if self._stopping or (self._repairs and not self._disk.persists):
+                return False  # the store is let go of for a moment, and not given up
             unlocked = self._vault.store is not None
             if not unlocked and self._vault.condition is Condition.UNAVAILABLE and not self._disk.persists:
                 return True  # it may be back in a moment, and the very term with it

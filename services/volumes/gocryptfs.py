@@ -115,6 +115,7 @@ def _prepare(pid: int) -> None:
     """Before the key comes: no core dump will hold it. Descriptors: one for each file that the app has open."""
     with suppress(OSError, ValueError):
         resource.prlimit(pid, resource.RLIMIT_CORE, NO_CORE_DUMP)
+    with suppress(OSError, ValueError):
         _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
     with suppress(OSError):

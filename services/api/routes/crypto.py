@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from contextlib import suppress
 from typing import Annotated, Final
 
@@ -94,11 +95,12 @@ async def unlock(request: Req, data: JSONBody[PasswordBody]) -> CryptoStatus:
 async def lock(request: Req) -> LockView:
     """Stops led apps, detaches volumes and drops the keys. What still runs is named; the keys are dropped all the same."""
     core = core_of(request)
-    left, warning = await _quiesce(core)
+    wish = secrets.token_hex(8)
+    left, warning = await _quiesce(core, wish)
     try:
         locked = await core.order(Lock(), timeout_s=_LOCK_S)
     except PiccoloError as error:
-        await _resume(core, error)
+        await _resume(core, wish, error)
         raise
     return LockView(**msgspec.structs.asdict(locked), still_running=left, warning=warning)
 
@@ -148,26 +150,26 @@ async def _sessions_ended(request: Req, changed: CryptoStatus) -> Response[Crypt
     return response
 
 
-async def _quiesce(core: Core) -> tuple[tuple[str, ...], str]:
+async def _quiesce(core: Core, wish: str) -> tuple[tuple[str, ...], str]:
     """(What still runs, why that is not known). Never raises: who wants the keys gone gets them gone."""
     if not core.config.module("apps").enabled:
         return (), ""
     try:
         async with asyncio.timeout(_QUIESCE_S):
-            return (await core.ask(Quiesce(), timeout_s=_QUIESCE_S)).still_running, ""
+            return (await core.ask(Quiesce(wish=wish), timeout_s=_QUIESCE_S)).still_running, ""
     except PiccoloError as error:
         return (), f"apps may still run, they could not be asked to stop: {error.detail}"
     except TimeoutError:
         return (), f"apps may still run: they did not answer within {_QUIESCE_S:g} s"
 
 
-async def _resume(core: Core, error: PiccoloError) -> None:
+async def _resume(core: Core, wish: str, error: PiccoloError) -> None:
     """Brings the apps back after a lock that has failed for certain. One that may still come is waited for by apps itself."""
     if isinstance(error, DeadlineExceeded) or not core.config.module("apps").enabled:
         return
     with suppress(PiccoloError):
         if not (await core.ask(GetCryptoStatus())).locked:
-            await core.order(Resume())
+            await core.order(Resume(wish=wish))
 
 
 def _check_setup_place(core: Core, request: Req, code: str) -> None:

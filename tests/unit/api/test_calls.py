@@ -111,7 +111,9 @@ def test_a_lock_that_failed_for_certain_brings_the_apps_back(
     )
     with node.unix() as client:
         assert client.post("/crypto/lock").status_code == error.status
-    assert [type(request) for request, _, _ in node.modules.calls if isinstance(request, Resume)] == [Resume] * resumed
+    wishes = [request.wish for request, _, _ in node.modules.calls if isinstance(request, Quiesce)]
+    assert wishes[0]
+    assert [request.wish for request, _, _ in node.modules.calls if isinstance(request, Resume)] == wishes * resumed
 
 
 def test_a_lock_is_done_though_apps_do_not_answer(node: Node, monkeypatch: Any) -> None:

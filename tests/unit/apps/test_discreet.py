@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from services.apps.discreet import discreet
+import time
+
+from piccolod.errors import Unavailable
+from services.apps.discreet import discreet, frames, without
 from services.apps.manifest import Manifest
+from services.apps.podman import PodmanError, named
 from services.apps.validate import validate
 
 
@@ -56,3 +60,45 @@ def test_the_longest_value_is_meant_and_words_are_left_whole() -> None:
 
 def test_both_versions_of_an_update_are_known() -> None:
     assert discreet("first second", manifest("command: [first]"), manifest("command: [second]")) == "(command[0]) (command[0])"
+
+
+def test_what_stands_for_a_value_is_not_searched_for_others() -> None:
+    assert discreet("/srv/abcde", manifest("command: [/srv/abcde, command]")) == "(command[0])"
+
+
+def test_short_words_are_left_so_that_sentences_stay_readable() -> None:
+    app = manifest("command: [the, file, container-7, secret]")
+    assert discreet("the file of container-7 has no secret", app) == "the file of (command[2]) has no (command[3])"
+
+
+def test_gos_quotes_do_not_help() -> None:
+    app = manifest(r'command: ["bell\a\u007f\u00a0\v"]')
+    assert discreet(r'exec: "bell\a\x7f\u00a0\v": failed', app) == 'exec: "(command[0])": failed'
+
+
+def test_values_of_secrets_are_named_by_their_places() -> None:
+    assert (
+        without("bad variable TOKEN=hunter22", [("environment.TOKEN", "hunter22")]) == "bad variable TOKEN=(environment.TOKEN)"
+    )
+
+
+def test_thousands_of_lines_hold_up_nobody() -> None:
+    lines = "\\n".join(["FROM scratch", *(f"RUN {number}" for number in range(1000, 8000))])
+    app = manifest("", f'build: {{containerfile: "{lines}"}}')
+    words = "building at STEP " + "RUN 12 " * 200
+    began = time.process_time()
+    assert discreet(words, app) == words
+    assert time.process_time() - began < 0.4
+
+
+def test_of_a_bug_the_places_are_told_and_not_the_words() -> None:
+    try:
+        raise KeyError("hidden")
+    except KeyError as error:
+        told = frames(error)
+    assert len(told) == 1 and told[0].startswith("test_discreet.py:") and "hidden" not in told[0]
+
+
+def test_of_an_app_that_nobody_knows_podmans_words_are_not_told() -> None:
+    assert named(PodmanError("exec hidden")) == "podman could not do it"
+    assert named(Unavailable("podman is silent")) == "podman is silent"

@@ -40,6 +40,15 @@ def test_a_lock_that_failed_ends_it_unless_it_came_all_the_same() -> None:
     assert quiet.called_off(quiet.after_news(wished, 10.0, locked=True)).holds(10.0)
 
 
+def test_a_lock_that_failed_does_not_call_off_the_silence_of_another() -> None:
+    first = quiet.begun(NONE, 10.0, locked=False, wish="first")
+    second = quiet.begun(first, 11.0, locked=False, wish="second")
+    assert quiet.called_off(second, "first").holds(12.0)
+    assert not quiet.called_off(second, "second").holds(12.0)
+    heard = quiet.resumed(quiet.after_news(second, 11.0, locked=False), 11.0)
+    assert quiet.called_off(heard, "first").holds(12.0), "news and a restart change nothing in that"
+
+
 def test_a_former_life_gives_no_more_patience_than_there_is() -> None:
     assert quiet.resumed(Quiet(1e9), 5.0) == Quiet(5.0 + PATIENCE_S)
 
@@ -50,7 +59,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_it_survives_a_restart_at_any_point_before_the_unlock(file: Path) -> None:
-    Silence(file).begin(locked=False)
+    Silence(file).begin("a", locked=False)
     assert Silence(file).holds()
     Silence(file).lock_is(False)
     assert Silence(file).holds()
@@ -63,7 +72,7 @@ def test_it_survives_a_restart_at_any_point_before_the_unlock(file: Path) -> Non
 
 
 def test_it_survives_a_restart_no_longer_than_without_one(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Silence(file).begin(locked=False)
+    Silence(file).begin("a", locked=False)
     later = clock.now() + PATIENCE_S
     monkeypatch.setattr(clock, "now", lambda: later)
     assert not Silence(file).holds()
@@ -71,8 +80,8 @@ def test_it_survives_a_restart_no_longer_than_without_one(file: Path, monkeypatc
 
 def test_a_lock_that_failed_leaves_nothing_behind(file: Path) -> None:
     silence = Silence(file)
-    silence.begin(locked=False)
-    silence.call_off()
+    silence.begin("a", locked=False)
+    silence.call_off("a")
     assert not Silence(file).holds() and not file.exists()
 
 
@@ -83,6 +92,6 @@ def test_garbage_is_no_silence(file: Path, content: bytes) -> None:
 
 
 def test_the_silence_of_another_boot_is_over(file: Path) -> None:
-    Silence(file).begin(locked=True)
+    Silence(file).begin("a", locked=True)
     file.write_text(json.dumps({**json.loads(file.read_text()), "boot_id": "another"}))
     assert not Silence(file).holds()

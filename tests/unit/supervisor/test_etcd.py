@@ -20,6 +20,9 @@ from piccolod import etcd_conf
 from piccolod.errors import StoreUnavailable
 from piccolod.etcd_conf import Settings
 from piccolod.paths import Paths
+from piccolod.supervisor.etcd import Etcd
+from piccolod.supervisor.loop import Loop
+from piccolod.supervisor.reaper import Reaper
 from services.consensus.etcd import lease, status
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.transaction import Put, Range, Transaction, created
@@ -335,3 +338,24 @@ def _states(pid: int) -> set[bytes]:
         with contextlib.suppress(OSError):
             states.add((thread / "stat").read_bytes().rpartition(b")")[2].split()[0])
     return states
+
+
+def test_one_that_was_being_ended_when_all_ends_is_killed_in_time(tmp_path):
+    """It hears no SIGTERM: the kill that was to follow must not be called off with the other timers."""
+    errors = []
+    loop = Loop(errors.append)
+    member = Etcd(loop, Reaper(loop), Paths(state=tmp_path, run=tmp_path), lambda _: None, lambda *_, **__: None, lambda: None)
+    deaf = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; echo; exec sleep 60"], stdout=subprocess.PIPE)
+    try:
+        assert deaf.stdout is not None and deaf.stdout.readline()
+        member._pid = deaf.pid
+        member.restart()
+        ended = []
+        member.end(lambda: ended.append(True))
+        wait_for(lambda: (loop.turn(0.1), ended)[1], "the supervisor goes on", 20)
+        assert deaf.wait(5) == -signal.SIGKILL
+    finally:
+        deaf.kill()
+        deaf.communicate()
+        loop.close()
+    assert errors == []

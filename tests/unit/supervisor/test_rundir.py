@@ -79,3 +79,29 @@ def test_a_file_in_the_place_of_a_folder_is_named(paths: Paths) -> None:
     paths.log.write_text("")
     with pytest.raises(Failed, match=str(paths.log)):
         prepare(paths)
+
+
+def test_who_died_before_a_folder_had_its_mode_is_followed_by_one_who_gives_it(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(fd: int, *_: int) -> None:
+        raise OSError("stands for a death")
+
+    for folder in (paths.state, paths.run):
+        with monkeypatch.context() as patch, pytest.raises(Failed):
+            patch.setattr(os, "fchmod", dies)
+            patch.setattr(os, "fchown", dies)
+            RunDir(paths)
+        assert seen(folder)[0] & 0o077 == 0
+        if folder == paths.state:  # the next dies one folder later
+            folder.chmod(0o711)
+    RunDir(paths).close()
+    assert seen(paths.state)[0] == 0o711
+    assert seen(paths.run) == (0o710, 0, max(0, group_id()))
+
+
+def test_a_closed_folder_that_somebody_chose_and_uses_stays_closed(paths: Paths) -> None:
+    paths.state.mkdir(mode=0o700)
+    (paths.state / "theirs").touch()
+    RunDir(paths).close()
+    assert seen(paths.state)[0] == 0o700
