@@ -11,10 +11,11 @@ App = dict[str, Any]
 
 
 def addresses(app: App) -> list[str]:
-    """One for each listener: a URL where a browser can open it."""
+    """One for each listener that is bound: a URL where a browser can open it. Elsewhere another program may answer."""
     host = str((app.get("leader") or {}).get("address") or "127.0.0.1")
     host = f"[{host}]" if ":" in host else host
-    return [_address(host, listener) for listener in app.get("listeners") or [] if listener.get("public_port")]
+    served = [one for one in app.get("listeners") or [] if one.get("public_port") and one.get("bound") is not False]
+    return [_address(host, listener) for listener in served]
 
 
 def unbound(app: App) -> list[str]:

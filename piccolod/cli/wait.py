@@ -6,6 +6,7 @@ import time
 from typing import Any, Final
 
 from piccolod import clock
+from piccolod.cli.app_view import unbound
 from piccolod.cli.client import Client, path_of
 from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import Session
@@ -15,7 +16,7 @@ _LOOK_S: Final = 0.1
 # A reconciler looks again within milliseconds after a commit. What it showed before may still be shown at the first
 # looks: a resting state counts when it was reached by a change that we saw, or has lasted this long.
 _OLD_NEWS_S: Final = 0.5
-# `pending` is a stage on the way, or the end: when it lasts, somebody has to do something.
+# `pending` and a port that is taken are stages on the way, or the end: when they last, somebody has to do something.
 _PENDING_S: Final = 2.0
 _UP: Final = frozenset({"running", "standby"})
 _RESTING: Final = frozenset({"running", "standby", "stopped", "failed"})
@@ -47,7 +48,9 @@ class Progress:
 def until_settled(
     session: Session, app: dict[str, Any], generation: int = 0, patience_s: float | None = None
 ) -> dict[str, Any]:
-    """The app's document once it rests: running, stopped, failed, or pending for good. DeadlineExceeded before that.
+    """The app's document once it rests: running, stopped, failed, or for good pending or without its port.
+
+    DeadlineExceeded before that.
 
     Documents before `generation` (by default the one of `app`) are old news.
     """
@@ -103,7 +106,7 @@ def _look(client: Client, name: str) -> dict[str, Any] | None:
 
 def _settled(app: dict[str, Any], progress: Progress) -> bool:
     state = app.get("state")
-    if state == "pending":
+    if state == "pending" or (state == "degraded" and unbound(app)):
         return progress.lasts(_PENDING_S)
     if state not in _RESTING:
         return False

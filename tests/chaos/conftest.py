@@ -1,4 +1,4 @@
-"""One unlocked node with the demo app, shared by the tests of a file: each leaves it healthy or fails."""
+"""One unlocked node with the demo app and its volume, shared by the tests of a file: each leaves it healthy or fails."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def node() -> Iterator[Node]:
         node.start()
         node.unlock()
         node.load_demo_image()
-        node.install(node.demo_manifest())
+        node.install(node.demo_manifest(extra="storage: {persistent: {data: {container: /data, size_limit: 16MiB}}}\n"))
         yield node

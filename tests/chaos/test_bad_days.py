@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,6 +17,8 @@ import pytest
 
 from tests.node import Node, Poller, until
 
+_PAGE = 4096  # of SQLite
+
 
 @pytest.fixture
 def node() -> Iterator[Node]:
@@ -25,11 +29,11 @@ def node() -> Iterator[Node]:
 
 
 def _damage(node: Node, cut: bool) -> None:
-    """One flipped bit in the header of an entry (who wrote it), or the second half of the file gone."""
+    """One flipped bit in the header of an entry (who wrote it), or the page of the newest entries gone."""
     file = node.state / "store/control.db"
     content = bytearray(file.read_bytes())
     if cut:
-        content = content[: len(content) // 2]
+        content = content[: content.rindex(b"root") // _PAGE * _PAGE]
     else:
         content[content.rindex(b"root")] ^= 1
     file.write_bytes(content)
@@ -37,8 +41,11 @@ def _damage(node: Node, cut: bool) -> None:
 
 @pytest.mark.parametrize("cut", [False, True], ids=["flipped", "truncated"])
 def test_a_damaged_store_is_named_refused_and_repaired_with_nothing_deleted(node: Node, cut: bool) -> None:
+    written = {}  # rev -> the title as of then
     for number in range(20):
-        assert node.ctl("settings", "set", f"title=night {number}").returncode == 0
+        reply = node.api("PUT", "/settings", {"title": f"night {number}"})
+        assert reply.status == 200, reply
+        written[int(reply.headers["piccolo-rev"])] = f"night {number}"
     node.stop(signal.SIGTERM)
     _damage(node, cut)
     damaged = (node.state / "store/control.db").read_bytes()
@@ -51,12 +58,18 @@ def test_a_damaged_store_is_named_refused_and_repaired_with_nothing_deleted(node
     check = node.ctl("store", "check")
     assert check.returncode != 0
     assert "control.db" in check.stdout + check.stderr
-    repaired = node.ctl("store", "repair", "-y")
+    repaired = node.ctl("-o", "json", "store", "repair", "-y")
     assert repaired.returncode == 0, repaired
-    aside = list((node.state / "store").glob("control.db.corrupt-*"))
-    assert any(path.read_bytes()[: len(damaged)][:4096] == damaged[:4096] for path in aside), "the damaged file is kept"
+    report = json.loads(repaired.stdout)
+    assert Path(report["set_aside"]).read_bytes() == damaged, "the damaged file is kept"
     node.unlock()
     until(lambda: node.api("GET", "/health/ready").status == 200, "ready after the repair", 15)
+    kept = [rev for rev in written if rev <= report["good_rev"]]
+    assert 0 < len(kept) < len(written), report
+    promised = int(re.search(r"good up to rev (\d+)", check.stdout + check.stderr)[1])  # type: ignore[index]
+    assert promised <= report["good_rev"], "what was promised before the repair"
+    settings = node.get("/settings")
+    assert (settings["title"], settings["generation"]) == (written[kept[-1]], kept[-1]), "every entry up to the damage is kept"
     assert node.ctl("settings", "set", "title=morning").returncode == 0
 
 
@@ -67,10 +80,14 @@ def test_a_port_that_another_program_holds_is_named_and_taken_when_it_is_free(no
         other.listen()
         port = other.getsockname()[1]
         manifest = node.demo_manifest().replace("public_port: auto", f"public_port: {port}")
-        node.install(manifest, running=False)
-        until(
-            lambda: str(port) in node.api("GET", "/routes").body.decode() and "taken" in _reasons(node), "the holder named", 15
-        )
+        done = node.ctl("apps", "install", "-", text=manifest)
+        assert done.returncode == 1, done
+        named = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+        assert named in done.stdout + done.stderr, "whoever installs is told at once"
+        until(lambda: str(port) in _reasons(node) and named in _reasons(node), "the holder named", 15)
+        assert named in node.app("hello")["reason"]
+        for told in (done.stdout + done.stderr, node.ctl("apps", "list").stdout, node.ctl("apps", "show", "hello").stdout):
+            assert f"127.0.0.1:{port}" not in told, "an address that another program answers"
     until(lambda: _serves(node, port), "served once the port is free", 15)
 
 

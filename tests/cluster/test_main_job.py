@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.node import PASSWORD, ROOT, Node, until
+from piccolod.kernel import MODULES
+from tests.node import PASSWORD, ROOT, Failed, Node, until
 from tests.unit.apps.test_manifest import bombs
 
 
@@ -128,6 +131,21 @@ def test_an_app_keeps_its_data_over_restarts_and_no_plain_text_rests_on_the_disk
 
 def test_lock_refuses_management_and_the_app_serves_on_after_unlock(node: Node) -> None:
     assert node.ctl("lock").returncode == 0
+    before = node.get("/store/revision")["rev"]
+    sealed = (node.state / "store/control.db").read_bytes()
+    for method, path, body, kind in (
+        ("POST", "/apps", node.demo_manifest("late"), "application/yaml"),
+        ("PUT", "/apps/hello", node.demo_manifest(extra="title: Late\n"), "application/yaml"),
+        ("POST", "/apps/hello/stop", {}, "application/json"),
+        ("DELETE", "/apps/hello", None, ""),
+        ("PUT", "/settings", {"title": "late"}, "application/json"),
+        ("PUT", "/secrets/late", {"value": "late"}, "application/json"),
+        ("POST", "/auth/tokens", {"name": "late", "scope": "read"}, "application/json"),
+    ):
+        refused = node.api(method, path, body, kind=kind)
+        assert (refused.status, refused.json["code"]) == (423, "locked"), (method, path, refused)
+        assert node.get("/store/revision")["rev"] == before, (method, path)
+        assert (node.state / "store/control.db").read_bytes() == sealed, (method, path)
     assert node.ctl("apps", "list").returncode == 4
     assert node.api("GET", "/apps").status == 423
     wrong = node.ctl("unlock", "--password-stdin", text="not the password\n")
@@ -153,31 +171,18 @@ def test_metrics_count_the_modules(node: Node) -> None:
 
 
 def test_no_secret_shows_in_processes_logs_or_state(node: Node) -> None:
-    for pid in node.survivors():
+    processes = node.processes()
+    assert {node.pid(spec.name) for spec in MODULES} < {one.pid for one in processes}
+    for one in processes:
         for name in ("cmdline", "environ"):
             try:
-                assert PASSWORD.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
-            except FileNotFoundError:
+                assert PASSWORD.encode() not in Path(f"/proc/{one.pid}/{name}").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
                 continue
     for folder in (node.state / "log", node.state / "store", node.state / "journal", node.state / "consensus"):
         for path in folder.rglob("*"):
             if path.is_file():
                 assert PASSWORD.encode() not in path.read_bytes(), path
-
-
-def test_uninstall_closes_the_port_and_removes_the_container(node: Node) -> None:
-    port = node.public_port("hello")
-    assert node.ctl("apps", "uninstall", "hello", "-y").returncode == 0
-    until(lambda: "piccolo-hello" not in node.podman("ps", "--all", "--format", "{{.Names}}"), "no container")
-    with pytest.raises(OSError, match=r"refused|reset"):
-        node.fetch(port)
-
-
-def test_ctrl_c_stops_everything(node: Node) -> None:
-    node.install(node.demo_manifest("last"))
-    assert node.stop(signal.SIGINT) < 8.0
-    until(lambda: not node.survivors(), "no process left", 5)
-    assert node.podman("ps", "--format", "{{.Names}}").strip() == ""
 
 
 @pytest.mark.parametrize("name", bombs())
@@ -194,7 +199,34 @@ def test_a_bomb_sent_to_validate_is_refused_and_the_module_stays_small(node: Nod
     assert peak_kib(pid) - before_kib < 50 * 1024
 
 
+def test_uninstall_closes_the_port_and_removes_the_container(node: Node) -> None:
+    port = node.public_port("hello")
+    assert node.ctl("apps", "uninstall", "hello", "-y").returncode == 0
+    until(lambda: "piccolo-hello" not in node.podman("ps", "--all", "--format", "{{.Names}}"), "no container")
+    with pytest.raises(OSError, match=r"refused|reset"):
+        node.fetch(port)
+
+
+def test_ctrl_c_stops_everything(node: Node) -> None:
+    node.install(node.demo_manifest("last"))
+    before = node.processes()
+    assert {node.pid(spec.name) for spec in MODULES} < {one.pid for one in before}
+    assert node.stop(signal.SIGINT) < 8.0
+    with contextlib.suppress(Failed):
+        until(lambda: not any(lives(one) for one in before), "no process left", 5)
+    assert [one for one in before if lives(one)] == []
+    assert node.survivors() == []
+    assert node.podman("ps", "--format", "{{.Names}}").strip() == ""
+
+
 def peak_kib(pid: int) -> int:
     """The most memory that the process ever had, in KiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def lives(one: psutil.Process) -> bool:
+    """Whether that very process, not another with its number, is more than a zombie that waits for this host's init."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
+    return False

@@ -273,13 +273,15 @@ def test_consent_goes_with_an_update_and_a_revert(ctl: Ctl, double: ApiDouble, a
     assert [each.query for each in double.bodies("POST", f"/apps/hello/{action}")] == [{}, {"consent": "true"}]
 
 
-def test_an_app_whose_port_is_not_bound_is_1_and_names_it(
-    ctl: Ctl, double: ApiDouble, app: dict[str, Any], manifest: str
+@pytest.mark.parametrize("state", ["running", "degraded"])
+def test_an_app_whose_port_is_not_bound_is_1_and_names_it_and_no_address(
+    ctl: Ctl, double: ApiDouble, app: dict[str, Any], manifest: str, state: str
 ) -> None:
     double.on("POST", "/apps", changed(app), status=201)
-    double.on("GET", "/apps/hello", {**app, "listeners": [{**app["listeners"][0], "bound": False}]})
+    double.on("GET", "/apps/hello", {**app, "state": state, "listeners": [{**app["listeners"][0], "bound": False}]})
     done = ctl("apps", "install", manifest)
     assert done.code == 1
+    assert ":35000" not in done.out, "another program answers there"
     assert "the listener web on port 35000 is not bound" in done.err
 
 
