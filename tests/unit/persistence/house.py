@@ -24,8 +24,10 @@ PERSISTENCE = "services.persistence.__main__:main"
 class House(Nursery):
     """Keeps deposits as the supervisor does, and what persistence told it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, entry: str = PERSISTENCE) -> None:
+        """`entry` is what persistence starts with."""
         super().__init__(folder)
+        self._entry = entry
         page.create(self.paths.page)
         self.deposits: dict[str, int] = {}
         self.told: list[Message] = []
@@ -35,7 +37,7 @@ class House(Nursery):
         self.await_message("broker", "READY")
         self.start("consensus", "services.consensus.__main__:main")
         self.await_message("consensus", "READY")
-        self.start("persistence", PERSISTENCE)
+        self.start("persistence", self._entry)
         self.await_message("persistence", "READY")
 
     def admit(self, name: str, pid: int, link: Link) -> None:
@@ -87,8 +89,13 @@ class House(Nursery):
             self.kill("persistence")
         else:
             self.children.pop("persistence").wait(10)
+        self.revive_persistence()
+
+    def revive_persistence(self) -> None:
+        """Starts the next one after one that has ended, and was reaped."""
+        self.pump()
         self.links.pop("persistence").close()
-        self.start("persistence", PERSISTENCE)
+        self.start("persistence", self._entry)
 
     def close(self) -> None:
         super().close()

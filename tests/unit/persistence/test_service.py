@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -39,18 +41,20 @@ from piccolod.protocol.persistence import (
     VerifyPassword,
     Write,
 )
+from services.persistence import keyset as keysets
+from services.persistence.keyset import Keyset
 
-from .house import House, member, until
+from .house import PERSISTENCE, House, member, until
 
 PASSWORD = "correct horse battery"
 
 MADE = 1  # the rev of the cluster's certificate authority, which the setup makes
 
 
-@pytest.fixture
-def house() -> Iterator[House]:
+@contextmanager
+def begun(entry: str = PERSISTENCE) -> Iterator[House]:
     with tempfile.TemporaryDirectory(prefix="pers") as folder:
-        house = House(Path(folder))
+        house = House(Path(folder), entry)
         try:
             house.begin()
             yield house
@@ -58,10 +62,22 @@ def house() -> Iterator[House]:
             house.close()
 
 
-def in_loop(test: Callable[[House], Awaitable[None]]) -> Callable[[House], None]:
+@pytest.fixture
+def house() -> Iterator[House]:
+    with begun() as house:
+        yield house
+
+
+@pytest.fixture
+def hasty() -> Iterator[House]:
+    with begun("tests.unit.persistence.hasty:main") as house:
+        yield house
+
+
+def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     @wraps(test)
-    def run(house: House) -> None:
-        asyncio.run(test(house))  # type: ignore[arg-type]
+    def run(**houses: House) -> None:
+        asyncio.run(test(**houses))  # type: ignore[arg-type]
 
     return run
 
@@ -220,7 +236,7 @@ async def test_kills_in_the_middle_of_many_writers_lose_no_acknowledged_rev(hous
                     await asyncio.sleep(0.005)
 
         writers = [asyncio.create_task(writer(name)) for name in range(8)]
-        for _ in range(5):
+        for _ in range(25):
             had = len(acknowledged)
             await until(lambda had=had: len(acknowledged) > had + 40, "writes go on")
             house.replace_persistence()
@@ -373,6 +389,62 @@ async def test_damage_under_a_running_store_stops_writes_not_reads_and_repair_lo
         assert await commit(api, write("new", {"v": 1})) == MADE + 21
         await replaced(house, api)
         assert (await api.call(GetRevision())).rev == MADE + 21
+
+
+@in_loop
+async def test_damage_that_nobody_asks_about_is_found_in_the_background(hasty: House) -> None:
+    async with member(house := hasty) as api:
+        health: list[HealthChanged] = []
+        api.on(HealthChanged, health.append, "persistence")
+        await set_up(api)
+        for number in range(20):
+            await commit(api, write(f"k{number}", {"v": number}))
+        await until(lambda: health and health[-1].level == "OK", "well at first")
+        spoil_end(Path(f"{house.paths.control_db}-wal"), 150)
+        named = str(house.paths.control_db)
+        await until(lambda: health[-1].level == "ERROR" and named in health[-1].reason, "health names the file")
+
+
+@in_loop
+async def test_the_old_or_the_new_password_works_after_each_of_20_kills_of_the_module_that_changes_it(hasty: House) -> None:
+    async with member(house := hasty) as api:
+        await set_up(api)
+        await commit(api, write("a", {"v": 1}))
+        words = (await api.call(NewRecovery(password=PASSWORD, source="t"), timeout_s=20)).words
+        loop, current = asyncio.get_running_loop(), PASSWORD
+        began = loop.time()
+        await api.call(ChangePassword(old=current, new=current, source="t"), timeout_s=20)
+        took_s = loop.time() - began
+        changed = 0
+        for number in range(20):
+            new = f"another password {number}"
+            order = asyncio.create_task(api.call(ChangePassword(old=current, new=new, source="t"), timeout_s=20))
+            # The length of the life that is cut. Every fifth is long enough for the answer.
+            await asyncio.wait([order], timeout=20 if number % 5 == 4 else took_s * random.uniform(0.0, 1.5))
+            house.kill("persistence")
+            house.revive_persistence()
+            acknowledged = not isinstance((await asyncio.gather(order, return_exceptions=True))[0], BaseException)
+            keyset = keysets.load(house.paths.keyset)
+            assert keyset is not None, f"kill {number}: the keyset is damaged"
+            working = [password for password in (current, new) if opens(keyset, password)]
+            assert len(working) == 1, f"kill {number}: {working} work"
+            assert not acknowledged or working == [new], f"kill {number}: a change that was acknowledged is gone"
+            changed += working == [new]
+            current = working[0]
+            await until(lambda: api.peers.instance("persistence") == house.peers["persistence"][1], "the new one is known")
+            assert not (await api.call(GetCryptoStatus(), timeout_s=20)).locked
+        assert 0 < changed < 20, "kills before and after the change"
+        await api.call(VerifyPassword(password=current, source="t"), timeout_s=20)
+        assert not (await api.call(ResetPassword(words=words, new=PASSWORD, source="t"), timeout_s=20)).locked
+        assert (await api.call(Read(collection="settings", id="a"))).body == {"v": 1}
+
+
+def opens(keyset: Keyset, password: str) -> bool:
+    try:
+        keysets.open_by_password(keyset, password)
+    except errors.WrongPassword:
+        return False
+    return True
 
 
 @in_loop
