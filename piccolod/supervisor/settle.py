@@ -18,6 +18,7 @@ _LARGEST: Final = 512  # above it malloc serves
 _BYTES_HEAD: Final = sys.getsizeof(b"")
 _POOL_BYTES: Final = 16 * 1024
 _POOL_HEAD: Final = 48
+_NEIGHBOURS: Final = 4  # two can be places that were freed one after the other
 _MOST_BLOCKS: Final = 20_000  # of a size: a bound, should an allocator of another kind never show a fresh pool
 
 _filling: list[Any] = []
@@ -61,14 +62,15 @@ def settle() -> None:
 
 
 def _fill(size: int) -> list[Any]:
-    """Objects of one size of pymalloc's, up to the first two neighbours at the begin of a pool, which was empty then."""
+    """Objects of one size of pymalloc's, up to the first neighbours at the begin of a pool, which was empty then."""
     taken: list[Any] = []
-    before = 0
+    before = run = 0
     for _ in range(_MOST_BLOCKS):
         made = _object(size)
         taken.append(made)
         at = id(made)
-        if at == before + size and before % _POOL_BYTES == _POOL_HEAD:
+        run = 1 if at % _POOL_BYTES == _POOL_HEAD else run + 1 if run and at == before + size else 0
+        if run == _NEIGHBOURS:
             break
         before = at
     return taken

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from piccolod.pulse import PulseReader
 from piccolod.supervisor.child import Life
 from piccolod.supervisor.logs import LogPipe
 from piccolod.supervisor.loop import Loop
@@ -23,7 +24,7 @@ def test_it_ends_though_its_last_words_cannot_be_borne(tmp_path: Path) -> None:
         def add(self, *_: object) -> None: ...
 
     pipe = LogPipe(loop, Silent(), lambda _: None)  # type: ignore[arg-type]
-    life = Life(loop, Reaper(loop), pipe, "i", fails, lambda _: None, lambda _, ending: ends.append(ending))
+    life = Life(loop, Reaper(loop), pipe, PulseReader(), "i", fails, lambda _: None, lambda _, ending: ends.append(ending))
     theirs = life._pair()
     from piccolod.link import Link
 

@@ -81,7 +81,7 @@ def test_no_key_is_in_the_zygote_the_log_writer_or_another_module(make_node):
     tree = node.tree()
     assert node.process is not None
     for pid in (tree["zygote"]["pid"], tree["log_writer"]["pid"], node.pid("api")):
-        assert not any("memfd" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in _fds(pid))
+        assert not any("memfd:secret" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in _fds(pid))
     assert sum("memfd:secret" in os.readlink(f"/proc/{node.process.pid}/fd/{fd}") for fd in _fds(node.process.pid)) == 1
 
 

@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_a_hint(folder):
     (folder / "state").write_text("a file")
     done = piccolod("--config", config(folder))
     assert done.returncode == 1
-    assert "cannot make the folders of this node" in done.stderr
+    assert "cannot prepare a folder of this node" in done.stderr
     assert "Traceback" not in done.stderr
 
 
