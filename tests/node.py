@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,6 +93,7 @@ class Node:
     """One piccolod. The context manager ends it and removes every trace, whatever happened in between."""
 
     name, address = "n1", "127.0.0.1"
+    within: Sequence[str] = ()  # what runs piccolod, as `unshare` does; see `beside`
 
     def __init__(self, folder: Path | None = None, extra_config: str = "") -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="pn"))
@@ -103,7 +104,6 @@ class Node:
         self.process: Process | None = None
         self.config_file = self.folder / "piccolod.toml"
         self.output = self.folder / "output"
-        self.within: list[str] = []  # what runs piccolod, as `unshare` does; see `beside`
         self._write_config(f"{first_port}-{first_port + 99}", f'listen = ["127.0.0.1:{self.port}"]', extra_config)
 
     def _write_config(self, public_ports: str, api: str, extra: str) -> None:
