@@ -115,21 +115,27 @@ def serves(node: Node, image: str = "") -> bool:
     if app["state"] != "running" or (image and app["image"] != image):
         return False
     runs = node.podman("inspect", "--format", "{{.State.Status}} {{.ImageName}}", CONTAINER).split()
-    return runs == ["running", app["image"]] and _answers(node)
+    return runs == ["running", app["image"]] and not _answers(node)
 
 
-def _answers(node: Node) -> bool:
+def _answers(node: Node) -> str:
+    """Empty: it does."""
     try:
-        return node.fetch(node.public_port(APP)).status == 200
-    except OSError:
-        return False
+        status = node.fetch(node.public_port(APP)).status
+        return "" if status == 200 else str(status)
+    except OSError as error:
+        return repr(error)
 
 
 def check_whole(node: Node, acknowledged: bool, new: str, old: str) -> None:
-    if acknowledged:
-        until(lambda: serves(node, new), f"the app on {new}, as was promised", 20, 0.1)
-    else:
-        until(lambda: serves(node, old) or serves(node, new), "the app on the old image or the new one", 20, 0.1)
+    try:
+        if acknowledged:
+            until(lambda: serves(node, new), f"the app on {new}, as was promised", 20, 0.1)
+        else:
+            until(lambda: serves(node, old) or serves(node, new), "the app on the old image or the new one", 20, 0.1)
+    except Failed as error:
+        runs = node.podman("inspect", "--format", "{{.State.Status}} {{.ImageName}}", CONTAINER)
+        raise Failed(f"{error}; {runs}; answers: {_answers(node)}; {node.api('GET', f'/apps/{APP}')}") from None
     assert traces(node)["containers"] == 1
     assert marker(node).read_text() == "precious"
 
