@@ -68,7 +68,7 @@ def enter(place: Place, podman: Callable[[Sequence[str]], None], say: Callable[[
     for link, target in place.links.items():
         (target.parent if target.suffix else target).mkdir(mode=0o700, parents=True, exist_ok=True)
         if not link.is_symlink() or link.readlink() != target:
-            link.unlink(missing_ok=True)
+            _remove(link)  # a monitor of a container that was just removed can have made it again
             link.symlink_to(target)
     if knows_layers:
         _remove_orphans(place, podman, say)

@@ -125,7 +125,7 @@ def test_an_app_keeps_its_data_over_restarts_and_no_plain_text_rests_on_the_disk
     assert (shown["app"], shown["name"], shown["attached"]) == ("keeper", "data", "rw")
     assert shown["path"] == node.get("/volumes/keeper.data")["path"]
     assert node.ctl("volumes", "show", "keeper.nothing").returncode == 3
-    assert node.api("DELETE", "/apps/keeper?purge=true").status in (200, 204)
+    assert node.api("DELETE", "/apps/keeper?purge=true", timeout_s=90).status in (200, 204)
     until(lambda: node.api("GET", "/apps/keeper").status == 404, "the app gone")
 
 
