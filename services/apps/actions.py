@@ -284,7 +284,9 @@ class Actions:
     # --- the document
 
     async def _judge(self, after: Desired) -> None:
-        self.stored = await self._node.documents.put(self.stored, after, "apps")
+        done = await self._node.documents.put(self.stored, after, "apps")
+        if done.generation > self.stored.generation:  # a newer one may have been heard of before this answer
+            self.stored = done
 
     async def _purge(self) -> None:
         await self._node.module.call(Purge(app=self._app), timeout_s=_VOLUME_S)

@@ -166,9 +166,12 @@ class App:
         return discreet(words, *(version.manifest for version in versions if version is not None))
 
     async def _look_and_act(self) -> float:
+        stored = self.stored
         seen = await observe.look(self._node, self._actions, self._memory())
         seen = await self._account(seen)
         self._looked = True
+        if self.stored is not stored:
+            return 0.0  # what was seen was compared with another document
         held = self.held
         made = plan(self._wanted(), seen)
         if made.steps or not held:
@@ -184,6 +187,8 @@ class App:
         if made.failed:
             self._fail(made.failed)
         for step in made.steps:
+            if self.stored is not stored:
+                return 0.0  # it was planned for another document; each step can be the last (a death can come as well)
             await self._actions.run(step, made, seen)
             if step is Do.START:
                 self._live = True

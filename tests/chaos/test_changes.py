@@ -20,7 +20,7 @@ from tests.node import DEMO_IMAGE, Failed, Node, Reply, until
 
 SEED = int(os.environ.get("PICCOLO_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 NEW_IMAGE = DEMO_IMAGE.replace(":1", ":2")
-VICTIMS = ["apps", "persistence", "volumes", "podman"]
+VICTIMS = ["apps", "persistence", "volumes", "podman", "everything"]
 APP = "shop"
 CONTAINER = f"piccolo-{APP}"
 UPDATE = {"image": NEW_IMAGE, "without_snapshot": True}
@@ -61,8 +61,13 @@ class Change:
 
 
 def kill(node: Node, victim: str) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(node.pid(victim), signal.SIGKILL)
+    if victim == "everything":
+        node.kill()
+        node.start()
+        node.unlock()
+    else:
+        with suppress(ProcessLookupError):
+            os.kill(node.pid(victim), signal.SIGKILL)
     until(node.all_ready, f"all ready after the death of {victim}", 15)
 
 
