@@ -50,21 +50,6 @@ class ControlStoreCommit(Event, frozen=True, kw_only=True):
     collections: tuple[str, ...] = ()
 
 
-class ModuleDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """A module as `modules` shows it. `reason` says why it is in its state; `log` is kept by the supervisor."""
-
-    name: str
-    pid: int
-    instance: str
-    state: str
-    reason: str
-    restarts: int
-    uptime_s: float
-    rss_bytes: int
-    applied_rev: int
-    restart_on_kernel_rev_change: bool
-
-
 class ModuleStateChanged(Event, frozen=True, kw_only=True):
     """A module started, got ready, died, hangs. Emitted by the supervisor, through the broker."""
 

@@ -64,7 +64,7 @@ class ThirdGuard:
                     self._say("warning", "killed a container: its term is over", container=entry.container, epoch=entry.epoch)
         self._told &= entries.keys()
         self._keep_page(page, now)
-        return next_look_s(page, now) if entries and page is not None else CALM_S
+        return next_look_s(page, now)
 
     def _keep_page(self, page: Page | None, now: float) -> None:
         self._unread = 0 if page is not None else self._unread + 1

@@ -25,6 +25,7 @@ LATER_KEYS: Final[dict[str, str]] = {
 
 LATER_VALUES: Final[dict[tuple[str, str], str]] = {
     ("listeners.flow", "udp"): "udp listeners",
+    ("cluster.policy", "follower_ok_ro"): "followers that run with read-only volumes",
 }
 
 # What people write who know compose files or the first piccolod.

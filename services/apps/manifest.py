@@ -90,7 +90,6 @@ class Pull(StrEnum):
 
 class Policy(StrEnum):
     LEADER_ONLY = "leader_only"
-    FOLLOWER_OK_RO = "follower_ok_ro"
     FOLLOWER_PROXY = "follower_proxy"
     ALWAYS_ON = "always_on"
 

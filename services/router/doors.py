@@ -47,9 +47,6 @@ class Doors:
         """Why a wanted port is not open."""
         return self._refused
 
-    def is_open(self, number: int) -> bool:
-        return number in self._open
-
     def want(self, wanted: dict[int, Port]) -> None:
         self._wanted = wanted
 

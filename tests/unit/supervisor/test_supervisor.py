@@ -230,11 +230,11 @@ def test_events_have_the_fields_that_the_protocol_names(make_node):
 def test_documents_have_the_fields_that_the_protocol_names(make_node):
     import msgspec
 
-    from piccolod.protocol.events import ModuleDocument
+    from services.api.documents import ModuleView
 
     node = make_node(THREE).start()
     for document in node.ask("modules"):
-        made = msgspec.convert(document, ModuleDocument)
+        made = msgspec.convert(document, ModuleView)
         assert made.rss_bytes > 1 << 20 and made.pid > 0 and made.uptime_s >= 0
 
 
