@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Final, TypeVar
 
 from piccolod import clock
@@ -25,7 +24,6 @@ from piccolod.errors import (
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.module import Caller
 from piccolod.protocol.apps import (
-    AddImage,
     AppDocument,
     AppDocuments,
     ApplyApp,
@@ -33,15 +31,11 @@ from piccolod.protocol.apps import (
     Changed,
     GetAppLogs,
     GetManifestSchema,
-    ImageDocument,
-    ImageDocuments,
     InstallApp,
     ListApps,
-    ListImages,
     LogLines,
     ManifestSchema,
     PlanApp,
-    PruneImages,
     Quiesce,
     Quiesced,
     Resume,
@@ -62,14 +56,12 @@ from services.apps.capabilities import as_good_as_root
 from services.apps.checks import CHECKS
 from services.apps.desired import Desired, Version
 from services.apps.documents import Stored
-from services.apps.images import reference, with_prefix
+from services.apps.image_commands import ImageCommands
 from services.apps.manifest import Manifest, Pull
 from services.apps.node import Node
-from services.apps.podman import PodmanError
 from services.apps.quiet import PATIENCE_S
 from services.apps.rules import Surroundings
 from services.apps.schema import schema
-from services.apps.uploads import uploaded
 from services.apps.validate import Checked, validate
 
 T = TypeVar("T")
@@ -89,8 +81,10 @@ class Commands:
         self, node: Node, apps: dict[str, App], adopt: Callable[[Stored], App], read: Callable[[], Awaitable[object]]
     ) -> None:
         self._node, self._apps, self._adopt, self._read = node, apps, adopt, read
+        self._images = ImageCommands(node, apps, self._writable)
 
     def serve(self) -> None:
+        self._images.serve()
         serve = self._node.module.serve
         serve(ListApps, self.list)
         serve(ShowApp, self.show)
@@ -104,9 +98,6 @@ class Commands:
         serve(Quiesce, self.quiesce)
         serve(Resume, self.resume)
         serve(GetAppLogs, self.logs)
-        serve(ListImages, self.images)
-        serve(AddImage, self.add_image)
-        serve(PruneImages, self.prune_images)
         serve(GetManifestSchema, self.schema)
 
     # --- questions
@@ -339,61 +330,6 @@ class Commands:
                 if error.errors or attempt == _TRIES - 1:
                     raise
         raise Conflict(f"{name} is being changed by somebody else", hint="try again")
-
-    # --- images
-
-    async def images(self, request: ListImages, caller: Caller) -> ImageDocuments:
-        return await self._image_documents(None)
-
-    async def add_image(self, request: AddImage, caller: Caller) -> ImageDocuments:
-        await self._writable()
-        if request.kind not in ("load", "import", "build"):
-            raise Invalid(f"{request.kind!r} is no way to add an image", hint="load, import, build")
-        if request.kind != "load":
-            try:
-                CHECKS["image"](request.name)
-            except ValueError as error:
-                raise Invalid(str(error)) from None
-        with uploaded(Path(request.file), self._node.module.paths.uploads) as file:
-            ids = await self._node.images.add(request.kind, file, request.name)
-        return await self._image_documents(ids)
-
-    async def prune_images(self, request: PruneImages, caller: Caller) -> ImageDocuments:
-        await self._writable()
-        desired = [app.stored.desired for app in self._apps.values()]
-        versions = [one for each in desired for one in (each.current, each.previous, each.candidate) if one is not None]
-        needed = {with_prefix(version.image_id) for version in versions} | {reference(one.manifest) for one in versions}
-        gone = []
-        for image in (await self._image_documents(None)).images:
-            if (image.names and not request.unused) or not needed.isdisjoint((image.id, *image.names)):
-                continue
-            try:
-                await self._node.images.remove(image.id, image.names)
-            except PodmanError:
-                continue  # a container or another image stands on it
-            gone.append(image)
-        return ImageDocuments(images=tuple(gone))
-
-    async def _image_documents(self, ids: Sequence[str] | None) -> ImageDocuments:
-        users: dict[str, list[str]] = {}
-        for name, app in self._apps.items():
-            for version in (app.stored.desired.current, app.stored.desired.candidate):
-                if version is not None and version.image_id:
-                    users.setdefault(with_prefix(version.image_id), []).append(name)
-        documents = []
-        for found in await self._node.images.listed():
-            image_id = with_prefix(str(found["Id"]))
-            if ids is None or image_id in ids:
-                documents.append(
-                    ImageDocument(
-                        id=image_id,
-                        names=tuple(found.get("Names") or found.get("RepoTags") or ()),
-                        size_bytes=int(found.get("Size") or 0),
-                        created_ms=int(found.get("Created") or 0) * 1000,
-                        used_by=tuple(sorted(set(users.get(image_id, ())))),
-                    )
-                )
-        return ImageDocuments(images=tuple(documents))
 
     # --- common
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import Node, Poller, until
+from tests.node import Node, until
+from tests.poller import Poller
 
 _PAGE = 4096  # of SQLite
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from piccolod.kernel import MODULES
-from tests.node import Lateness, Node, Poller, processes_of, until
+from tests.node import Node, processes_of, until
+from tests.poller import Lateness, Poller
 
 MODULE_NAMES = [spec.name for spec in MODULES]
 ROUTERS = {"router.0", "router.1"}
