@@ -11,10 +11,13 @@ say() { [ -n "$quiet" ] || echo "deps: $*"; }
 fail() { echo "deps: $*" >&2; exit 1; }
 
 apt_run="podman runc conmon netavark aardvark-dns catatonit nftables iptables busybox-static gocryptfs fuse3
-    btrfs-progs e2fsprogs iproute2 util-linux mount procps curl ca-certificates etcd-server etcd-client"
+    btrfs-progs e2fsprogs iproute2 util-linux mount procps curl ca-certificates"
+# No command forms a cluster yet: only tests run etcd.
+apt_test="etcd-server etcd-client"
 apt_bench="haproxy wrk iperf3 nats-server supervisor runit"
 dnf_run="podman runc conmon netavark aardvark-dns catatonit nftables iptables-nft busybox gocryptfs fuse3
-    btrfs-progs e2fsprogs iproute util-linux procps-ng curl ca-certificates etcd"
+    btrfs-progs e2fsprogs iproute util-linux procps-ng curl ca-certificates"
+dnf_test="etcd"
 dnf_bench="haproxy iperf3 supervisor"
 
 # The venv module comes with every Python but the one of Debian's minimal package.
@@ -75,12 +78,14 @@ case $set_wanted in run | test | bench) ;; *) fail "unknown set '$set_wanted': r
 
 if command -v apt-get >/dev/null 2>&1; then
     wanted="$apt_run"
+    [ "$set_wanted" = run ] || wanted="$wanted $apt_test"
     [ "$set_wanted" != bench ] || wanted="$wanted $apt_bench"
     # shellcheck disable=SC2046,SC2086
     missing=$(missing_deb $wanted)
     missing="$missing$(python_packages)"
 elif command -v dnf >/dev/null 2>&1; then
     wanted="$dnf_run"
+    [ "$set_wanted" = run ] || wanted="$wanted $dnf_test"
     [ "$set_wanted" != bench ] || wanted="$wanted $dnf_bench"
     # shellcheck disable=SC2046,SC2086
     missing=$(missing_rpm $wanted)
