@@ -177,7 +177,13 @@ class Node:
         return {module["name"]: module for module in self.supervisor("modules") or []}
 
     def pid(self, module: str) -> int:
+        """0 while it has no process."""
         return int(self.modules()[module]["pid"])
+
+    def signal(self, module: str, number: int) -> None:
+        """To its process, once it has one: 0 would be this very process and all that it was started with."""
+        pid = until(lambda: self.pid(module), f"{module} has a process", 40)
+        os.kill(pid, number)
 
     def instance(self, module: str) -> str:
         return str(self.modules()[module]["instance"])

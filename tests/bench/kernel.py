@@ -33,7 +33,7 @@ _CALM_S = 0.3  # between two faults, so that one restart does not pay for the on
 
 def _ready_again(node: Node, module: str, instance: str, number: int) -> float:
     began = time.monotonic()
-    os.kill(node.pid(module), number)
+    node.signal(module, number)
     until(lambda: node.is_replaced(module, instance), f"{module} ready", 10, every_s=0.001)
     return time.monotonic() - began
 

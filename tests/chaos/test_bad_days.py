@@ -142,7 +142,7 @@ def test_a_node_without_podman_says_so_serves_the_rest_and_recovers_when_it_is_i
 
         with Poller(port) as client:
             absence.begin()
-            os.kill(node.pid("podman"), signal.SIGKILL)
+            node.signal("podman", signal.SIGKILL)
             until(lambda: node.modules()["podman"]["state"] == "absent", "podman missed again", 15)
             node.install(node.demo_manifest("second"), running=False)
             until(lambda: _is_named(node, "second"), "the new app says what it lacks", 15)

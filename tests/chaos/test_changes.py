@@ -67,7 +67,7 @@ def kill(node: Node, victim: str) -> None:
         node.unlock()
     else:
         with suppress(ProcessLookupError):
-            os.kill(node.pid(victim), signal.SIGKILL)
+            node.signal(victim, signal.SIGKILL)
     until(node.all_ready, f"all ready after the death of {victim}", 15)
 
 

@@ -64,7 +64,7 @@ def _is_running(node: Node) -> bool:
 def test_ctrl_c_while_apps_restarts_ends_its_containers_too(node: Node) -> None:
     node.install(node.demo_manifest(extra=_VOLUME))
     for after_s in (0.0, 0.004, 0.012, 0.05):
-        os.kill(node.pid("apps"), signal.SIGKILL)
+        node.signal("apps", signal.SIGKILL)
         time.sleep(after_s)  # the moment is the test
         _ends_whole(node)
         _runs_again(node)
@@ -74,7 +74,7 @@ def test_ctrl_c_while_apps_restarts_ends_its_containers_too(node: Node) -> None:
 
 def test_ctrl_c_while_apps_is_frozen_ends_its_containers_too(node: Node) -> None:
     node.install(node.demo_manifest(extra=_VOLUME))
-    os.kill(node.pid("apps"), signal.SIGSTOP)
+    node.signal("apps", signal.SIGSTOP)
     _ends_whole(node)
     assert "killing containers" not in node.tail(), "its next life ends them politely"
     _runs_again(node)

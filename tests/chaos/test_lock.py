@@ -37,7 +37,7 @@ def container_pid(node: Node) -> int:
 
 def kill(node: Node, module: str) -> None:
     instance = node.instance(module)
-    os.kill(node.pid(module), signal.SIGKILL)
+    node.signal(module, signal.SIGKILL)
     until(lambda: node.is_replaced(module, instance), f"{module} replaced", 10)
 
 
@@ -76,7 +76,7 @@ def test_persistence_dies_before_the_lock_and_the_apps_are_back_before_their_pat
     pid = container_pid(node)
     with lock_under_way(node) as answers:
         until(lambda: not lives(pid), "the app stopped for the lock", 15, 0.001)
-        os.kill(node.pid("persistence"), signal.SIGKILL)
+        node.signal("persistence", signal.SIGKILL)
     if answers[0].status == 200:  # the lock was faster
         node.unlock()
     node.wait_app("hello", within_s=15)

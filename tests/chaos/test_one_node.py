@@ -74,7 +74,7 @@ def test_all_modules_killed_at_once_come_back_and_a_client_hardly_notices(node: 
 def test_kill_9_of_a_module_is_not_seen_by_a_client(node: Node, module: str) -> None:
     container, instance = container_of(node), node.instance(module)
     with client_of(node) as client:
-        os.kill(node.pid(module), signal.SIGKILL)
+        node.signal(module, signal.SIGKILL)
         until(lambda: node.is_replaced(module, instance), f"{module} replaced and ready", 5)
         time.sleep(0.3)
     check_client(client, DEATH_S, in_flight=3 if module in ROUTERS else 0)
@@ -86,7 +86,7 @@ def test_a_frozen_module_is_replaced_and_a_client_waits_at_most_for_that(node: N
     container, instance = container_of(node), node.instance(module)
     with client_of(node) as client:
         began = time.monotonic()
-        os.kill(node.pid(module), signal.SIGSTOP)
+        node.signal(module, signal.SIGSTOP)
         until(lambda: node.is_replaced(module, instance), f"{module} replaced and ready", 5)
         took = time.monotonic() - began
         time.sleep(0.3)
@@ -109,7 +109,7 @@ def test_a_program_beside_the_modules_is_replaced_and_the_container_runs_on(node
 
 def test_persistence_killed_does_not_lock_the_node(node: Node) -> None:
     instance = node.instance("persistence")
-    os.kill(node.pid("persistence"), signal.SIGKILL)
+    node.signal("persistence", signal.SIGKILL)
     until(lambda: node.is_replaced("persistence", instance), "persistence replaced", 5)
     until(lambda: node.get("/crypto/status")["locked"] is False, "unlocked by the key that the supervisor kept", 5)
     assert node.app("hello")["state"] == "running"
@@ -141,7 +141,7 @@ def test_the_zygote_is_replaced_modules_still_restart_and_the_app_serves_on(node
     zygote, instance = _zygote(node), node.instance("telemetry")
     with client_of(node) as client:
         os.kill(zygote, fault)
-        os.kill(node.pid("telemetry"), signal.SIGKILL)
+        node.signal("telemetry", signal.SIGKILL)
         until(lambda: node.is_replaced("telemetry", instance), "telemetry replaced without a zygote", 10)
         until(lambda: _zygote(node) not in (0, zygote), "another zygote", 10)
     check_client(client, DEATH_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 
@@ -26,7 +25,7 @@ def guess(node: Node, password: str) -> Reply:
 
 def kill_persistence(node: Node) -> None:
     instance = node.instance("persistence")
-    os.kill(node.pid("persistence"), signal.SIGKILL)
+    node.signal("persistence", signal.SIGKILL)
     until(lambda: node.is_replaced("persistence", instance), "persistence replaced", 5)
 
 

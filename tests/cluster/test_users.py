@@ -98,7 +98,7 @@ def test_an_image_is_loaded_installed_and_serves(node: Node, tmp_path: Path) -> 
 @pytest.mark.parametrize("module", [spec.name for spec in MODULES])
 def test_a_killed_module_comes_back_as_the_same_user_and_the_app_serves_on(node: Node, module: str) -> None:
     before = node.instance(module)
-    os.kill(node.pid(module), signal.SIGKILL)
+    node.signal(module, signal.SIGKILL)
     until(lambda: node.is_replaced(module, before), f"{module} replaced and ready", 20)
     assert user_of(node, module) == BY_NAME[module].user
     assert node.wait_app("hello")["state"] == "running"
