@@ -6,10 +6,12 @@ What a client can do with time: send its head or its body drop by drop, or not r
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import secrets
 import socket
 import struct
 import sys
+import termios
 from typing import Any, Final
 
 import h11
@@ -29,6 +31,7 @@ _BODY_SILENCE_S: Final = 20.0
 _BODY_GRACE_S: Final = 30.0
 _BODY_BYTES_PER_S: Final = 1024  # after the grace: 64 KiB in a minute
 _WRITE_S: Final = 30.0  # that a client does not read
+_FRESH_S: Final = 0.1  # a client that has just come, or begun to ask, is about to go on
 
 
 class Book:
@@ -39,7 +42,7 @@ class Book:
         self.most_per_client = most_per_client
         self.state = ServerState()
         self.by_client: dict[str, int] = {}
-        self.closed = False  # a connection whose accept was under way then is cut as it comes
+        self.closed = False  # a connection whose accept was under way then gets one answer
 
     def cut_slow(self) -> int:
         now = clock.now()
@@ -68,8 +71,6 @@ class Connection(H11Protocol):
         count = self._book.by_client[self._address] = self._book.by_client.get(self._address, 0) + 1
         if len(self.connections) > self._book.most or (self._address and count > self._book.most_per_client):
             self._refuse()
-        elif self._book.closed:
-            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -89,6 +90,29 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self.cycle is not before:
             self._head_at, self._request_at, self._body_bytes = None, now, 0
+            if self._book.closed and not self.cycle.response_complete:
+                self.cycle.keep_alive = False
+
+    def leave(self) -> None:
+        """Ends with the answer under way, or now where none is due. Safe to call again and again.
+
+        A close with a request unread would reach its client as a reset, and it could not know whether it was heard.
+        """
+        if self.transport.is_closing():
+            return
+        if not self._idle():
+            self.cycle.keep_alive = False
+        elif not self._is_about_to_ask(clock.now()):
+            self.shutdown()
+
+    def _is_about_to_ask(self, now: float) -> bool:
+        if self._head_at is not None and now - self._head_at < _FRESH_S:
+            return True
+        sock: Any = self.transport.get_extra_info("socket")
+        try:
+            return any(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
+        except OSError:
+            return False
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
@@ -26,6 +27,14 @@ def dial(node: Node, data: bytes = b"") -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", node.port), timeout=10)
     sock.sendall(data)
     return sock
+
+
+def answer(sock: socket.socket) -> bytes:
+    """One answer of /health/live, whole; what there was of it when the connection ended."""
+    got = b""
+    while not got.endswith(b"}") and (more := sock.recv(65536)):
+        got += more
+    return got
 
 
 def ended(sock: socket.socket) -> bool:
@@ -145,6 +154,52 @@ def test_a_call_under_way_is_answered_when_the_module_stops(node: Node) -> None:
     thread.join(5)
     assert got == [200]
     assert len(node.modules.asked(ListApps)) == 1
+
+
+def test_a_request_that_was_sent_before_the_stop_and_not_read_yet_is_answered(node: Node) -> None:
+    ask = b"GET /api/v1/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with dial(node, ask) as kept:
+        assert answer(kept).startswith(b"HTTP/1.1 200")
+
+        async def ask_and_stop() -> None:
+            kept.sendall(ask)  # the loop is here, so it has read nothing of it
+            await node.service.stop()
+
+        asyncio.run_coroutine_threadsafe(ask_and_stop(), node.loop).result(5)
+        assert answer(kept).startswith(b"HTTP/1.1 200")
+        assert ended(kept)
+
+
+def test_no_client_is_reset_by_a_stop(node: Node) -> None:
+    ask = b"GET /api/v1/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    kept = [socket.socket(fileno=os.dup(each.fileno())) for each in node.module.sockets]  # as the supervisor does
+    faults: list[object] = []
+    answered: list[object] = []
+    stopping = threading.Event()
+
+    def poll() -> None:
+        while not stopping.is_set():
+            try:
+                with dial(node, ask) as sock:
+                    sock.settimeout(1.5)  # who was not accepted waits for the next life of the module
+                    got = answer(sock)
+                    (answered if got.startswith(b"HTTP/1.1 200") else faults).append(got)
+            except TimeoutError:
+                return
+            except OSError as error:
+                faults.append(error)
+
+    clients = [threading.Thread(target=poll) for _ in range(8)]
+    for client in clients:
+        client.start()
+    until(lambda: len(answered) > 50)
+    asyncio.run_coroutine_threadsafe(node.service.stop(), node.loop).result(5)
+    stopping.set()
+    for client in clients:
+        client.join(5)
+    for each in kept:
+        each.close()
+    assert faults == []
 
 
 def test_an_idle_server_does_not_wake(node: Node) -> None:
