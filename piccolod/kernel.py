@@ -71,7 +71,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         target="services.consensus.__main__:main",
         needs=("broker",),
         publishes=("LeadershipRoleChanged", "ControlRevChanged", "NodeStateChanged", "HealthChanged"),
-        may_call=("persistence.revision", "persistence.drain", "persistence.export_log"),
+        may_call=("persistence.revision", "persistence.drain", "persistence.export_log", "persistence.crypto_status"),
         heartbeat_ms=100,
     ),
     ModuleSpec(

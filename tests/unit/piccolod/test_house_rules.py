@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from piccolod import kernel
-from piccolod.protocol import apps, consensus, persistence, router, telemetry, volumes
+from piccolod.protocol import apps, cluster, consensus, log, persistence, router, telemetry, volumes
 from piccolod.protocol.base import Request
 from piccolod.protocol.events import EVENTS
 
@@ -19,7 +19,7 @@ ROOT = Path(kernel.__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("piccolod/**/*.py"), *ROOT.glob("services/**/*.py"), *ROOT.glob("broker/**/*.py")])
 COMMANDS = {
     kind.command
-    for module in (apps, consensus, persistence, router, telemetry, volumes)
+    for module in (apps, cluster, consensus, log, persistence, router, telemetry, volumes)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Request) and hasattr(kind, "command")
 }
