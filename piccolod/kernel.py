@@ -71,7 +71,9 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         target="services.consensus.__main__:main",
         needs=("broker",),
         publishes=("LeadershipRoleChanged", "ControlRevChanged", "NodeStateChanged", "HealthChanged"),
-        may_call=("persistence.revision", "persistence.drain", "persistence.export_log"),
+        may_call=(
+            "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.issue_certificate",
+        ),
         heartbeat_ms=100,
     ),
     ModuleSpec(
@@ -133,7 +135,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         target="services.api.__main__:main",
         needs=("broker",),
         restart_on_kernel_rev_change=True,
-        reads=("settings", "tokens", "users"),
+        reads=("nodes", "settings", "tokens", "users"),
         writes=("settings", "tokens", "users", "secrets"),
         publishes=("HealthChanged", "Audit"),
         may_call=("persistence.*", "consensus.*", "apps.*", "router.routes", "router.test", "volumes.list", "telemetry.*"),
@@ -153,6 +155,9 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "consensus.withdraw": frozenset({"persistence", "apps"}),
     "persistence.drain": frozenset({"consensus"}),
     "persistence.export_log": frozenset({"consensus"}),
+    "persistence.issue_certificate": frozenset({"consensus", "api"}),
+    "persistence.redeem": frozenset({"api"}),
+    "consensus.keep_certificate": frozenset({"api"}),
     **dict.fromkeys(_LOG_COMMANDS, frozenset({"persistence"})),
 }
 
