@@ -71,7 +71,10 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         target="services.consensus.__main__:main",
         needs=("broker",),
         publishes=("LeadershipRoleChanged", "ControlRevChanged", "NodeStateChanged", "HealthChanged"),
-        may_call=("persistence.revision", "persistence.drain", "persistence.export_log", "persistence.crypto_status"),
+        may_call=(
+            "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.issue_certificate",
+            "persistence.crypto_status",
+        ),
         heartbeat_ms=100,
     ),
     ModuleSpec(
@@ -133,8 +136,8 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         target="services.api.__main__:main",
         needs=("broker",),
         restart_on_kernel_rev_change=True,
-        reads=("settings", "tokens", "users"),
-        writes=("settings", "tokens", "users", "secrets"),
+        reads=("nodes", "settings", "tokens", "users"),
+        writes=("settings", "tokens", "users", "secrets", "nodes"),
         publishes=("HealthChanged", "Audit"),
         may_call=("persistence.*", "consensus.*", "apps.*", "router.routes", "router.test", "volumes.list", "telemetry.*"),
         listens=("tcp", "unix:api.sock"),
@@ -153,6 +156,9 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "consensus.withdraw": frozenset({"persistence", "apps"}),
     "persistence.drain": frozenset({"consensus"}),
     "persistence.export_log": frozenset({"consensus"}),
+    "persistence.issue_certificate": frozenset({"consensus", "api"}),
+    "persistence.redeem": frozenset({"api"}),
+    "consensus.keep_certificate": frozenset({"api"}),
     **dict.fromkeys(_LOG_COMMANDS, frozenset({"persistence"})),
 }
 
