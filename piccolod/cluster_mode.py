@@ -64,6 +64,16 @@ def enter(folder: Path, mode: Mode) -> None:
     finally:
         os.close(fd)
     os.replace(draft, folder / "mode")
+    _sync(folder)
+
+
+def leave(folder: Path) -> None:
+    """From now on this node is alone: durable when this returns. Raises OSError."""
+    (folder / "mode").unlink(missing_ok=True)
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
     sync = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(sync)

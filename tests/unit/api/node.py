@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,10 @@ def example(kind: Any) -> Any:
         return (example(args[0]),)
     if origin is dict:
         return {"x": example(args[1])}
+    if origin is typing.Literal:
+        return args[0]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return next(iter(kind))
     if origin in (types.UnionType, typing.Union):
         return example(args[0])
     return {str: "x", int: 1, float: 1.0, bool: True, bytes: b"x", Any: "x"}[kind]

@@ -12,6 +12,7 @@ import pytest
 from piccolod import clock
 from piccolod.errors import BY_CODE
 from piccolod.leadership import page
+from piccolod.protocol.cluster import Cluster, GetCluster
 from piccolod.protocol.events import LeadershipRoleChanged, ModuleStateChanged
 from piccolod.protocol.persistence import Document
 from services.api.actor import Scope
@@ -32,6 +33,9 @@ BODIES: dict[str, dict[str, Any]] = {
     f"{BASE}/auth/login": {"password": "correct horse battery"},
     f"{BASE}/auth/tokens": {"name": "ci"},
     f"{BASE}/leadership/{{resource}}/switchover": {},
+    f"{BASE}/cluster/init": {},
+    f"{BASE}/cluster/join": {"address": "10.0.0.1", "token": "t"},
+    f"{BASE}/cluster/tokens": {},
     f"{BASE}/routes/test": {"app": "hello", "listener": "web"},
 }
 
@@ -50,6 +54,7 @@ def fill(path: str) -> str:
         .replace("{number}", "0123456789ab")
         .replace("{volume}", "x.x")
         .replace("{name}", "x")
+        .replace("{node}", "x")
     )
 
 
@@ -125,6 +130,8 @@ def prepare(node: Node, path: str) -> None:
             root.put("/secrets/x", json={"value": "v"})
         if "/leader/" in path:
             lead(node, "app:x", "kernel")
+        gone = path.endswith("/cluster/leave")
+        node.modules.replies[GetCluster] = Cluster(mode="etcd", node="x") if gone else Cluster(mode="alone", node="x")
 
 
 def lead(node: Node, *resources: str) -> None:

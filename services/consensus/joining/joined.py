@@ -1,0 +1,127 @@
+"""The commands of membership on a member."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from piccolod import cluster_mode
+from piccolod.cluster_mode import Mode
+from piccolod.errors import Conflict, LeaderHint, NoLeader, NotLeader, PiccoloError
+from piccolod.leadership.records import TermState
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.module import Caller, Module
+from piccolod.protocol.base import Nothing
+from piccolod.protocol.cluster import (
+    AddMember,
+    Admission,
+    Cluster,
+    GetCluster,
+    InitCluster,
+    JoinCluster,
+    Leave,
+    RemoveMember,
+)
+from services.consensus import cluster_records
+from services.consensus.etcd.client import Client
+from services.consensus.joining import checks
+from services.consensus.joining.folder import Folder, set_store_aside
+from services.consensus.joining.init import undo
+from services.consensus.joining.members import Membership
+from services.consensus.joining.supervised import Supervised
+from services.consensus.leaser import Leaser
+
+_ANSWERED_S: Final = 0.2
+
+
+class Joined:
+    def __init__(self, module: Module, leaser: Leaser, client: Client, mode: Mode) -> None:
+        self._module = module
+        self._leaser = leaser
+        self._mode = mode
+        self._folder = Folder(module.paths)
+        self._supervised = Supervised(module.paths)
+        self._members = Membership(
+            client, cluster_records.prefix(mode.cluster), self._folder, mode.node, self._leads, module.log
+        )
+
+    async def start(self) -> None:
+        """Ends what a crash of the join left undone. Raises PiccoloError, OSError."""
+        if await asyncio.to_thread(self._folder.settle_store):
+            self._module.log.info("set the store aside that this node had alone")
+            await self._supervised.restart("persistence")
+
+    def serve(self) -> None:
+        self._module.serve(GetCluster, self._cluster)
+        self._module.serve(InitCluster, self._init)
+        self._module.serve(JoinCluster, self._join)
+        self._module.serve(AddMember, self._add)
+        self._module.serve(RemoveMember, self._remove)
+        self._module.serve(Leave, self._leave)
+        self._module.spawn(self._members.run(), name="members")
+
+    async def _cluster(self, request: GetCluster, caller: Caller) -> Cluster:
+        found = await self._members.cluster(self._mode.cluster)
+        if self._mode.node in {each.node for each in found.members}:
+            return found
+        gone = f"{self._mode.node} was taken out of the cluster: `piccoloctl cluster leave` makes it a node alone"
+        return Cluster(
+            mode=found.mode, node=found.node, cluster=found.cluster, profile=found.profile, members=found.members,
+            warnings=(*found.warnings, gone),
+        )  # fmt: skip
+
+    async def _init(self, request: InitCluster, caller: Caller) -> Cluster:
+        raise self._member_already()
+
+    async def _join(self, request: JoinCluster, caller: Caller) -> Cluster:
+        raise self._member_already()
+
+    def _member_already(self) -> PiccoloError:
+        try:
+            checks.may_found_or_join(self._module.config)
+        except PiccoloError as error:
+            return error
+        return Conflict("this node has just ceased to be a member", hint="try again in a moment")
+
+    async def _add(self, request: AddMember, caller: Caller) -> Admission:
+        self._check_leads()
+        return await self._members.add(request, self._mode.cluster)
+
+    async def _remove(self, request: RemoveMember, caller: Caller) -> Nothing:
+        self._check_leads()
+        await self._members.remove(request.node)
+        return Nothing()
+
+    async def _leave(self, request: Leave, caller: Caller) -> Nothing:
+        """The store goes first: without `mode` and with it this would be a node alone that has all of the cluster's data."""
+        if self._mode.node in await self._members.records():
+            raise Conflict(f"{self._mode.node} is still a member", hint="`piccoloctl cluster leave` takes it out first")
+        paths = self._module.paths
+        await asyncio.to_thread(set_store_aside, paths)
+        await asyncio.to_thread(cluster_mode.leave, paths.cluster)
+        await undo(self._folder, self._supervised)
+        self._module.log.info("left the cluster", cluster=self._mode.cluster)
+        self._module.spawn(self._restart(), name="restart alone")
+        return Nothing()
+
+    async def _restart(self) -> None:
+        await self._supervised.restart("persistence", "apps")
+        await asyncio.sleep(_ANSWERED_S)
+        await self._supervised.restart("api", "consensus")
+
+    # --- who leads
+
+    def _leads(self) -> bool:
+        record = self._leaser.records().get(RESOURCE_KERNEL)
+        return record is not None and record.node == self._mode.node and record.state is TermState.OPEN
+
+    def _check_leads(self) -> None:
+        """Raises NotLeader with a hint, or NoLeader."""
+        if self._leads():
+            return
+        record = self._leaser.records().get(RESOURCE_KERNEL)
+        if record is None or not record.held or record.node == self._mode.node:
+            raise NoLeader("nobody leads the kernel", hint="`piccoloctl cluster list` shows who is there", retry_after_s=1.0)
+        known = self._folder.members().get(record.node)
+        hint = LeaderHint(record.node, known.address if known else "", known.api_url if known else "", record.epoch)
+        raise NotLeader(f"{record.node} leads the kernel", leader=hint)
