@@ -41,6 +41,7 @@ from services.persistence.committer import Committer
 from services.persistence.disk import WELL, refused
 from services.persistence.documents import DocumentCommands
 from services.persistence.guesses import Guesses
+from services.persistence.joining import JoiningCommands
 from services.persistence.kernel_term import Step, steps
 from services.persistence.secret import SecretKey
 from services.persistence.state import ABSENT, put
@@ -92,6 +93,7 @@ class Service:
         module.serve(NewRecovery, self._new_recovery)
         module.serve(ResetPassword, self._reset_password)
         self._documents.serve(module)
+        JoiningCommands(self._vault, module).serve(module)
         module.serve(GetRevision, self._revision)
         module.serve(GetLog, self._log)
         module.serve(Check, self._check)
