@@ -21,6 +21,7 @@ from piccolod.pki.authority import Authority
 from piccolod.pki.identity import Identity
 from piccolod.protocol.joining import (
     CreateJoinToken,
+    ForgetNode,
     GetJoinTokens,
     IssueCertificate,
     Issued,
@@ -61,6 +62,7 @@ class JoiningCommands:
         module.serve(GetJoinTokens, self._tokens)
         module.serve(RevokeJoinToken, self._revoke_token)
         module.serve(Redeem, self._redeem)
+        module.serve(ForgetNode, self._forget_node)
 
     # --- certificates
 
@@ -158,6 +160,20 @@ class JoiningCommands:
                     continue  # another node came with it at the same moment, or under this name
                 self._log.info("let a node in", node=request.node, role=request.role, address=request.address, token=request.id)
             return Redeemed(cluster=self._vault.cluster, certificate=certificate, ca=ca.pem, rev=rev)
+        raise _busy()
+
+    async def _forget_node(self, request: ForgetNode, caller: Caller) -> Revoked:
+        for _ in range(_TRIES):
+            state, _ = await self._open()
+            if _node(state, request.node) is None:
+                return Revoked(rev=state.rev)
+            seen = _seen(state, (NODES, request.node))
+            try:
+                rev = await self._commit([delete(NODES, request.node)], seen, request.author)
+            except Conflict:
+                continue
+            self._log.info("forgot a node", node=request.node, author=request.author)
+            return Revoked(rev=rev)
         raise _busy()
 
     # --- what they stand on

@@ -1,4 +1,4 @@
-"""Several machines for a person. Usage: python -m tests.bed [--nodes N] | --clean"""
+"""A cluster for a person. Usage: python -m tests.bed [--nodes N] [--alone] | --clean"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 
-from tests.bed import remains
+from tests.bed import forming, remains
 from tests.bed.cluster import Cluster
 from tests.bed.machine import API_PORT
 from tests.node import PASSWORD, PICCOLOD
@@ -15,6 +15,7 @@ from tests.node import PASSWORD, PICCOLOD
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bed", description="Several machines on this one, until Ctrl-C.")
     parser.add_argument("--nodes", type=int, default=3, help="how many machines (3)")
+    parser.add_argument("--alone", action="store_true", help="machines that are alone, instead of one cluster")
     parser.add_argument("--clean", action="store_true", help="remove every trace of beds that died, and end")
     options = parser.parse_args()
     cleaned = remains.clean()
@@ -32,7 +33,11 @@ def main() -> int:
             print(f"starting {options.nodes} machines ...", flush=True)
             cluster.start()
             cluster.load_demo_image()
-            cluster.unlock()
+            if options.alone:
+                cluster.unlock()
+            else:
+                print("making one cluster of them ...", flush=True)
+                forming.form(cluster, profile="auto")
             describe(cluster)
             signal.pause()
     except KeyboardInterrupt:

@@ -33,6 +33,7 @@ from piccolod.pki.identity import Identity, Role
 from piccolod.pki.token import JoinToken
 from piccolod.protocol.joining import (
     CreateJoinToken,
+    ForgetNode,
     GetJoinTokens,
     IssueCertificate,
     Issued,
@@ -325,6 +326,21 @@ def test_open_tokens_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert type(await desk.refused(CreateJoinToken(author="admin"))) is TooMany
         await desk.ask(RevokeJoinToken(id=first.id, author="admin"))
         await desk.token()
+
+    with_desk(tmp_path, work)
+
+
+def test_the_name_of_a_node_that_was_taken_out_is_free_for_another_machine(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        await desk.ask(Machine("n2").redeem(await desk.token()))
+        anew = Machine("n2", "10.77.0.3")
+        assert type(await desk.refused(anew.redeem(await desk.token()))) is Exists
+        before = desk.rev
+        gone = await desk.ask(ForgetNode(node="n2", author="admin"))
+        assert desk.node("n2") is None and gone.rev == desk.rev == before + 1
+        assert (await desk.ask(ForgetNode(node="n2", author="admin"))).rev == desk.rev == before + 1, "nothing left to do"
+        await desk.ask(anew.redeem(await desk.token()))
+        assert desk.node("n2") is not None
 
     with_desk(tmp_path, work)
 
