@@ -73,6 +73,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         publishes=("LeadershipRoleChanged", "ControlRevChanged", "NodeStateChanged", "HealthChanged"),
         may_call=(
             "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.issue_certificate",
+            "persistence.crypto_status",
         ),
         heartbeat_ms=100,
     ),
@@ -136,7 +137,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         needs=("broker",),
         restart_on_kernel_rev_change=True,
         reads=("nodes", "settings", "tokens", "users"),
-        writes=("settings", "tokens", "users", "secrets"),
+        writes=("settings", "tokens", "users", "secrets", "nodes"),
         publishes=("HealthChanged", "Audit"),
         may_call=("persistence.*", "consensus.*", "apps.*", "router.routes", "router.test", "volumes.list", "telemetry.*"),
         listens=("tcp", "unix:api.sock"),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from piccolod import clock
+from piccolod import clock, control
 from piccolod.config import Config
 from piccolod.errors import DeadlineExceeded, PeerRestarted, PiccoloError
 from piccolod.kernel import MODULES, ROUTERS
@@ -23,7 +23,7 @@ from piccolod.protocol.events import (
     ModuleStateChanged,
 )
 from piccolod.protocol.persistence import GetRevision
-from services.api import control, origin, readiness
+from services.api import origin, readiness
 from services.api.credentials import Credentials
 from services.api.documents import ModuleView
 from services.api.limits import Seats
