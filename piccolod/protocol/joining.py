@@ -115,6 +115,15 @@ class RevokeJoinToken(Request[Revoked], frozen=True, kw_only=True):
     author: str
 
 
+class ForgetNode(Request[Revoked], frozen=True, kw_only=True):
+    """Takes a node off the list: its certificate counts no more, its name is free. One that is not on it is no error."""
+
+    command: ClassVar[str] = "persistence.forget_node"
+    reply: ClassVar[type] = Revoked
+    node: str
+    author: str
+
+
 class Redeemed(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     certificate: str

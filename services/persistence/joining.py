@@ -21,6 +21,7 @@ from piccolod.pki.authority import Authority
 from piccolod.pki.identity import Identity
 from piccolod.protocol.joining import (
     CreateJoinToken,
+    ForgetNode,
     GetJoinTokens,
     IssueCertificate,
     Issued,
@@ -61,6 +62,7 @@ class JoiningCommands:
         module.serve(GetJoinTokens, self._tokens)
         module.serve(RevokeJoinToken, self._revoke_token)
         module.serve(Redeem, self._redeem)
+        module.serve(ForgetNode, self._forget_node)
 
     # --- certificates
 
@@ -159,6 +161,15 @@ class JoiningCommands:
                 self._log.info("let a node in", node=request.node, role=request.role, address=request.address, token=request.id)
             return Redeemed(cluster=self._vault.cluster, certificate=certificate, ca=ca.pem, rev=rev)
         raise _busy()
+
+    async def _forget_node(self, request: ForgetNode, caller: Caller) -> Revoked:
+        state, _ = await self._open()
+        self._check_member()
+        if request.node == self._own_node:
+            raise Conflict(
+                f"{request.node} is this very node", hint="another node has to lead: `piccoloctl leaders switchover kernel`"
+            )
+        return Revoked(rev=await self._commit([delete(NODES, request.node)], {}, request.author))
 
     # --- what they stand on
 
