@@ -158,6 +158,7 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "persistence.export_log": frozenset({"consensus"}),
     "persistence.issue_certificate": frozenset({"consensus", "api"}),
     "persistence.redeem": frozenset({"api"}),
+    "persistence.forget_node": frozenset({"api"}),
     "consensus.keep_certificate": frozenset({"api"}),
     **dict.fromkeys(_LOG_COMMANDS, frozenset({"persistence"})),
 }

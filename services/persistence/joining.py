@@ -163,18 +163,13 @@ class JoiningCommands:
         raise _busy()
 
     async def _forget_node(self, request: ForgetNode, caller: Caller) -> Revoked:
-        for _ in range(_TRIES):
-            state, _ = await self._open()
-            if _node(state, request.node) is None:
-                return Revoked(rev=state.rev)
-            seen = _seen(state, (NODES, request.node))
-            try:
-                rev = await self._commit([delete(NODES, request.node)], seen, request.author)
-            except Conflict:
-                continue
-            self._log.info("forgot a node", node=request.node, author=request.author)
-            return Revoked(rev=rev)
-        raise _busy()
+        state, _ = await self._open()
+        self._check_member()
+        if request.node == self._own_node:
+            raise Conflict(
+                f"{request.node} is this very node", hint="another node has to lead: `piccoloctl leaders switchover kernel`"
+            )
+        return Revoked(rev=await self._commit([delete(NODES, request.node)], {}, request.author))
 
     # --- what they stand on
 

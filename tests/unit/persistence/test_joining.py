@@ -330,21 +330,6 @@ def test_open_tokens_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with_desk(tmp_path, work)
 
 
-def test_the_name_of_a_node_that_was_taken_out_is_free_for_another_machine(tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        await desk.ask(Machine("n2").redeem(await desk.token()))
-        anew = Machine("n2", "10.77.0.3")
-        assert type(await desk.refused(anew.redeem(await desk.token()))) is Exists
-        before = desk.rev
-        gone = await desk.ask(ForgetNode(node="n2", author="admin"))
-        assert desk.node("n2") is None and gone.rev == desk.rev == before + 1
-        assert (await desk.ask(ForgetNode(node="n2", author="admin"))).rev == desk.rev == before + 1, "nothing left to do"
-        await desk.ask(anew.redeem(await desk.token()))
-        assert desk.node("n2") is not None
-
-    with_desk(tmp_path, work)
-
-
 def test_a_node_alone_has_nothing_to_join(tmp_path: Path) -> None:
     async def work(desk: Desk) -> None:
         for request in (CreateJoinToken(author="admin"), Machine("n2").redeem(tokens.issue("0" * 64))):
@@ -398,6 +383,25 @@ def test_a_renewal_is_for_who_is_listed_with_this_key_and_role_and_commits_nothi
         assert type(await desk.refused(Machine("n3").certificate())) is NotFound
         witness = n2.certificate(role=Role.WITNESS)
         assert "listed as a member" in (await desk.refused(witness)).detail
+
+    with_desk(tmp_path, work)
+
+
+def test_a_node_that_was_removed_gets_no_certificate_and_its_name_is_free(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        token, n2 = await desk.token(), Machine("n2")
+        await desk.ask(n2.redeem(token))
+        await desk.ask(ForgetNode(node="n2", author="admin"))
+        assert desk.node("n2") is None
+        assert type(await desk.refused(n2.certificate())) is NotFound
+        assert type(await desk.refused(n2.redeem(token))) is Conflict, "its token is used up all the same"
+        anew = Machine("n2")
+        await desk.ask(anew.redeem(await desk.token()))
+        assert type(await desk.refused(n2.certificate())) is Forbidden, "the former one has another key"
+        before = desk.rev
+        await desk.ask(ForgetNode(node="n7", author="admin"))
+        assert desk.rev == before
+        assert type(await desk.refused(ForgetNode(node="n1", author="admin"))) is Conflict
 
     with_desk(tmp_path, work)
 
