@@ -25,6 +25,7 @@ cluster.add_command(tokens)
 _LOOK_S: Final = 0.2
 # The API gives a join so long: the member answers within 45 s, and etcd here may take 30 s to start.
 _JOIN_S: Final = 120.0
+_LEAVE_S: Final = 90.0
 
 _TOKENS: Final = (
     Column("ID", lambda item: item.get("id")),
@@ -84,9 +85,15 @@ def join(session: Session, address: str, join_token: str, witness: bool, discard
 @cluster.command()
 @click.pass_obj
 def leave(session: Session) -> int:
-    """Make this node, which the others have removed, a node alone again: locked and empty, its store set aside."""
+    """Take this node out, and make it a node alone again: locked and empty, its store set aside."""
     session.confirm("Leave the cluster? This node forgets the cluster's store and keys.")
-    session.client().request("POST", "/cluster/leave", repeat=False)
+    session.timeout_s = session.timeout_s or _LEAVE_S
+    client = session.client()
+    found = client.get("/cluster")
+    if found["node"] in {each["node"] for each in found.get("members") or ()}:
+        session.say("the others take this node out")
+        client.send("POST", path_of("nodes", str(found["node"]), "remove"))
+    client.request("POST", "/cluster/leave", repeat=False)
     session.say("this node is alone: `piccoloctl setup` sets a password, `piccoloctl cluster join` makes it a member again")
     return 0
 
