@@ -163,7 +163,7 @@ class JoiningCommands:
         raise _busy()
 
     async def _forget_node(self, request: ForgetNode, caller: Caller) -> Revoked:
-        state, _ = await self._open()
+        await self._open()
         self._check_member()
         if request.node == self._own_node:
             raise Conflict(

@@ -12,11 +12,13 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from piccolod import clock, cluster_mode, etcd_conf
 from piccolod.config import Config, at_port
 from piccolod.errors import StoreUnavailable, Unavailable
 from piccolod.leadership import keys
-from piccolod.leadership.keys import EpochRecord, GenRecord
+from piccolod.leadership.keys import EpochRecord
 from piccolod.leadership.records import TermRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.timing import Choice
@@ -26,9 +28,10 @@ from piccolod.protocol.cluster import KnownMember, Timing
 from piccolod.protocol.joining import IssueCertificate
 from piccolod.protocol.log import Exported, ExportLog
 from piccolod.protocol.persistence import CryptoStatus
-from services.consensus import cluster_records, wire
+from services.consensus import cluster_records, seed, wire
+from services.consensus.cluster_records import NodeRecord
 from services.consensus.etcd.client import Client
-from services.consensus.etcd.transaction import Put, Range, Transaction
+from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Range, Transaction
 from services.consensus.etcd.upkeep import local_client
 from services.consensus.gen import GenFile
 from services.consensus.joining import measure
@@ -92,9 +95,9 @@ class Init:
         client, prefix = local_client(settings), cluster_records.prefix(cluster)
         try:
             gen = await self._begin(client, prefix, chosen.timing.span_s)
-            move = Move(client, prefix, self._export)
+            move = Move(client, prefix, gen, self._export)
             await move.begin()
-            await move.finish(gen, HOLD_S)
+            await move.finish(HOLD_S)
             await self._close_kernel()
         finally:
             await client.close()
@@ -105,13 +108,12 @@ class Init:
         least = max((record.gen for record in held.values()), default=0)
         gen = GenFile(self._module.paths.consensus / "gen").next(least)
         await self._healthy(client, prefix)
-        puts = [
-            Put(prefix + keys.GEN, wire.encode(GenRecord(gen, client.lineage.cluster_id))),
-            Put(prefix + cluster_records.NODE + self._node, wire.encode(own_record(self._module))),
-            *epochs(prefix, held, self._node, span_s),
-        ]
-        for at in range(0, len(puts), 100):
-            await client.transact(Transaction(then=tuple(puts[at : at + 100])), _PUT_S)
+        await seed.put_gen(client, prefix, gen)
+        own = own_record(self._module)
+        await seed.put_node(client, prefix, self._node, NodeRecord(**msgspec.structs.asdict(own)))
+        puts = epochs(prefix, held, self._node, span_s)
+        for at in range(0, len(puts), MOST_OPERATIONS):
+            await client.transact(Transaction((), tuple(puts[at : at + MOST_OPERATIONS])), _PUT_S)
         return gen
 
     async def _healthy(self, client: Client, prefix: str) -> None:

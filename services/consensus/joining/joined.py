@@ -7,7 +7,7 @@ from typing import Final
 
 from piccolod import cluster_mode
 from piccolod.cluster_mode import Mode
-from piccolod.errors import Conflict, LeaderHint, NoLeader, NotLeader, PiccoloError
+from piccolod.errors import Conflict, NoLeader, NotLeader, PiccoloError
 from piccolod.leadership.records import TermState
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.module import Caller, Module
@@ -22,28 +22,25 @@ from piccolod.protocol.cluster import (
     Leave,
     RemoveMember,
 )
-from services.consensus import cluster_records
-from services.consensus.etcd.client import Client
+from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.joining import checks
 from services.consensus.joining.folder import Folder, set_store_aside
 from services.consensus.joining.init import undo
 from services.consensus.joining.members import Membership
 from services.consensus.joining.supervised import Supervised
-from services.consensus.leaser import Leaser
 
 _ANSWERED_S: Final = 0.2
 
 
 class Joined:
-    def __init__(self, module: Module, leaser: Leaser, client: Client, mode: Mode) -> None:
+    def __init__(self, module: Module, leaser: EtcdLeaser, mode: Mode) -> None:
         self._module = module
         self._leaser = leaser
         self._mode = mode
         self._folder = Folder(module.paths)
         self._supervised = Supervised(module.paths)
-        self._members = Membership(
-            client, cluster_records.prefix(mode.cluster), self._folder, mode.node, self._leads, module.log
-        )
+        store = leaser.driver.store
+        self._members = Membership(store.client, store.prefix, self._folder, mode.node, self._leads, module.log)
 
     async def start(self) -> None:
         """Ends what a crash of the join left undone. Raises PiccoloError, OSError."""
@@ -116,12 +113,10 @@ class Joined:
         return record is not None and record.node == self._mode.node and record.state is TermState.OPEN
 
     def _check_leads(self) -> None:
-        """Raises NotLeader with a hint, or NoLeader."""
+        """Raises NotLeader, which names who does, or NoLeader."""
         if self._leads():
             return
-        record = self._leaser.records().get(RESOURCE_KERNEL)
-        if record is None or not record.held or record.node == self._mode.node:
+        hint = self._leaser.hint(RESOURCE_KERNEL)
+        if hint is None:
             raise NoLeader("nobody leads the kernel", hint="`piccoloctl cluster list` shows who is there", retry_after_s=1.0)
-        known = self._folder.members().get(record.node)
-        hint = LeaderHint(record.node, known.address if known else "", known.api_url if known else "", record.epoch)
-        raise NotLeader(f"{record.node} leads the kernel", leader=hint)
+        raise NotLeader(f"{hint.node} leads the kernel", hint=f"ask {hint.node}", leader=hint)

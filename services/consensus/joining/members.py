@@ -19,11 +19,12 @@ from piccolod.leadership import keys
 from piccolod.leadership.keys import EpochRecord, SessionRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.protocol.cluster import AddMember, Admission, Cluster, KnownMember, Member
-from services.consensus import cluster_records, wire
+from services.consensus import cluster_records, seed, wire
+from services.consensus.cluster_records import NodeRecord
 from services.consensus.etcd import members as etcd_members
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.members import Member as Peer
-from services.consensus.etcd.transaction import Delete, Put, Transaction
+from services.consensus.etcd.transaction import Delete, Transaction
 from services.consensus.joining.folder import Folder
 
 _LOOK_S: Final = 1.0
@@ -75,8 +76,7 @@ class Membership:
             others = await self.records()
             check_free(request.node, record, others)
             await self._learner(request.node, request.peer_url)
-            put = Put(self._node_key(request.node), wire.encode(record))
-            await self._client.transact(Transaction(then=(put,)), _RPC_S)
+            await seed.put_node(self._client, self._prefix, request.node, NodeRecord(**msgspec.structs.asdict(record)))
             peers = await etcd_members.members(self._client, _RPC_S)
         self._log.info("let a node in", node=request.node, role=request.role, address=request.address)
         return Admission(
@@ -131,25 +131,20 @@ class Membership:
 
             await patiently(act, f"etcd does not let {node} go yet")
             gone = (Delete(self._node_key(node)), Delete(f"{self._prefix}{cluster_records.CANDIDATE}{node}"))
-            await self._client.transact(Transaction(then=gone), _RPC_S)
+            await self._client.transact(Transaction((), gone), _RPC_S)
         self._log.info("took a node out", node=node)
 
     # --- looked after
 
     async def run(self) -> None:
-        """Makes a voter of what can become one, and keeps the list of members for the next start."""
-        kept: dict[str, KnownMember] = {}
+        """Makes a voter of what can become one, for as long as the process lives."""
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                records = await self.records()
-                if records and records != kept:
-                    await asyncio.to_thread(self._folder.keep_members, records)
-                    kept = records
                 if self._leads() and not self._turn.locked():
                     await self._grow()
-            except (PiccoloError, OSError) as error:
-                self._log.debug("could not look after the members", reason=str(error))
+            except PiccoloError as error:
+                self._log.debug("could not look after the votes", reason=error.detail)
 
     async def _grow(self) -> None:
         peer = due(await etcd_members.members(self._client, _RPC_S))

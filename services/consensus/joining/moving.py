@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
+import msgspec
+
 from piccolod.errors import Conflict
 from piccolod.leadership import keys
 from piccolod.protocol.log import APPEND_BYTES, APPEND_ENTRIES, CHUNK_BYTES, Exported, ExportLog, SealedEntry
-from services.consensus import cluster_records, wire
-from services.consensus.cluster_records import HeadRecord, SnapshotRecord, chunk_key, log_key
+from services.consensus import seed, wire
+from services.consensus.cluster_records import HeadRecord
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.transaction import Put, Transaction
 
-_PUT_S: Final = 10.0
+_PUT_S: Final = 5.0
 
 Ask = Callable[[ExportLog], Awaitable[Exported]]
 
@@ -21,50 +23,43 @@ Ask = Callable[[ExportLog], Awaitable[Exported]]
 class Move:
     """Of one log into an etcd that nobody else writes yet."""
 
-    def __init__(self, client: Client, prefix: str, ask: Ask) -> None:
+    def __init__(self, client: Client, prefix: str, gen: int, ask: Ask) -> None:
         self._client = client
         self._prefix = prefix
+        self._gen = gen
         self._ask = ask
         self._rev = 0
-        self._digest = b""
+        self._digest: bytes | None = None  # of the last entry that was moved; a snapshot stands for one that was not
 
     async def begin(self) -> None:
         """All that there is now. What is written meanwhile comes with `finish`."""
         first = await self._ask(ExportLog(after=0))
         if first.snapshot is not None:
-            await self._put_snapshot(first.snapshot)
-            self._rev, self._digest = first.snapshot.rev, first.snapshot.digest
-        await self._rest(first)
+            raw = msgspec.msgpack.encode(first.snapshot)
+            chunks = [raw[at : at + CHUNK_BYTES] for at in range(0, len(raw), CHUNK_BYTES)]
+            await seed.put_snapshot(self._client, self._prefix, first.snapshot.rev, chunks)
+            self._rev = first.snapshot.rev
+        await self._move(first)
 
-    async def finish(self, gen: int, hold_s: float) -> None:
-        """The rest, while writes are held back; then the head. Raises Conflict unless it is all there is."""
-        last = await self._rest(await self._ask(ExportLog(after=self._rev, hold_s=hold_s)))
-        if (self._rev, self._digest) != (last.head_rev, last.head_digest):
-            raise Conflict(f"the log moved is at rev {self._rev}, the one here at {last.head_rev}", hint="try again")
+    async def finish(self, hold_s: float) -> None:
+        """The rest, while writes are held back for `hold_s`. Raises Conflict unless etcd has exactly what is here."""
+        last = await self._move(await self._ask(ExportLog(after=self._rev, hold_s=hold_s)))
+        if self._rev != last.head_rev or self._digest not in (None, last.head_digest):
+            raise Conflict(f"the log in etcd ends at rev {self._rev}, the one here at {last.head_rev}", hint="try again")
         keyset = (await self._ask(ExportLog(after=0, limit=1))).keyset  # it may have changed since
-        head = HeadRecord(rev=self._rev, digest=self._digest, gen=gen)
-        await self._put(Put(self._prefix + keys.KEYSET, keyset), Put(self._prefix + keys.KERNEL_HEAD, wire.encode(head)))
+        head = HeadRecord(last.head_rev, last.head_digest, self._gen)
+        puts = (Put(self._prefix + keys.KEYSET, keyset), Put(self._prefix + keys.KERNEL_HEAD, wire.encode(head)))
+        await self._client.transact(Transaction((), puts), _PUT_S)
 
-    async def _rest(self, exported: Exported) -> Exported:
+    async def _move(self, exported: Exported) -> Exported:
+        """These entries and all after them. Returns the export that had none left."""
         while True:
             for batch in batches(exported.entries):
-                await self._put(*(Put(self._prefix + log_key(each.rev), wire.encode(each)) for each in batch))
+                await seed.put_log(self._client, self._prefix, self._gen, batch)
                 self._rev, self._digest = batch[-1].rev, batch[-1].digest
             if not exported.entries or self._rev >= exported.head_rev:
                 return exported
             exported = await self._ask(ExportLog(after=self._rev))
-
-    async def _put_snapshot(self, snapshot: SealedEntry) -> None:
-        """The record that makes it count comes last."""
-        raw = wire.encode(snapshot)
-        chunks = [raw[at : at + CHUNK_BYTES] for at in range(0, len(raw), CHUNK_BYTES)]
-        for index, chunk in enumerate(chunks):
-            await self._put(Put(self._prefix + chunk_key(snapshot.rev, index), chunk))
-        record = SnapshotRecord(rev=snapshot.rev, chunks=len(chunks), size_bytes=len(raw))
-        await self._put(Put(self._prefix + cluster_records.SNAPSHOT, wire.encode(record)))
-
-    async def _put(self, *operations: Put) -> None:
-        await self._client.transact(Transaction(then=operations), _PUT_S)
 
 
 def batches(entries: Sequence[SealedEntry]) -> Iterator[list[SealedEntry]]:
