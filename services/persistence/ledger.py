@@ -75,6 +75,14 @@ class Ledger:
         """Makes durable entries visible."""
         return [self._fold(item) for item in items]
 
+    def stand_on(self, header: SnapshotHeader, state: State) -> list[Folded]:
+        """Goes on from a verified snapshot, which stands for all that was here and for the revs up to it."""
+        touched = {collection for before in (self.state, state) for collection, _, _ in before.documents()}
+        self.state = state
+        self.chain.stand_on(header)
+        self.snapshot_rev = header.rev
+        return [Folded(header.rev, tuple(sorted(touched)))]
+
     def wants_snapshot(self) -> bool:
         return self.state.rev - self.snapshot_rev >= SNAPSHOT_EVERY
 
