@@ -44,6 +44,12 @@ class Chain:
         self.gen = 0
         self.epoch = 0
 
+    def fork(self) -> Chain:
+        """Another chain that stands where this one does, for entries that are yet to be believed. It crosses no gap."""
+        fork = Chain(self._cluster)
+        fork.rev, fork.digest, fork.gen, fork.epoch = self.rev, self.digest, self.gen, self.epoch
+        return fork
+
     def accept(self, entry: Sealed) -> EntryHeader:
         """The header of the next entry. Raises Broken, and then the chain is unchanged."""
         if entry.rev != self.rev + 1:

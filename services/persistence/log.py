@@ -2,7 +2,7 @@
 
     entry     one row a rev
     snapshot  the sealed state after a rev: each SNAPSHOT_EVERY revs, and where a gap ends
-    meta      one row: cluster, and what repairs declared: losses and gaps
+    meta      one row: cluster, what repairs declared (losses and gaps), and what a member took as a snapshot (gaps)
 
 A `LogReader` never writes: not even by closing, when SQLite would move the write-ahead log into the file and delete it. So
 looking at a damaged file leaves it as it was found. Neither class is safe for use by two threads at once.
@@ -158,12 +158,17 @@ class LogReader:
 
 
 class LogFile(LogReader):
-    """Appends to a log that was verified. One process a file; the supervisor's lock sees to that."""
+    """Appends to a log that was verified. One process a file; the supervisor's lock sees to that.
 
-    def __init__(self, path: Path) -> None:
+    `synced` false (`synchronous=NORMAL`): a power loss may take the last appends, and nothing but them.
+    """
+
+    def __init__(self, path: Path, *, synced: bool = True) -> None:
         self.path = path
         with named_errors(path):
             self._db = _connect(path, "rw")
+            if not synced:
+                self._db.execute("PRAGMA synchronous = NORMAL")
 
     @classmethod
     def create(cls, path: Path, meta: Meta) -> LogFile:

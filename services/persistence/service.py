@@ -43,9 +43,11 @@ from services.persistence.documents import DocumentCommands
 from services.persistence.guesses import Guesses
 from services.persistence.joining import JoiningCommands
 from services.persistence.kernel_term import Step, steps
+from services.persistence.ledger import Folded, Write
+from services.persistence.local_commit import LocalCommit
 from services.persistence.secret import SecretKey
 from services.persistence.state import ABSENT, put
-from services.persistence.store import Folded, Store, Write
+from services.persistence.store import Store
 from services.persistence.vault import Condition, Vault
 
 DEPOSIT: Final = "sdek"
@@ -343,16 +345,10 @@ class Service:
     # --- what others hear
 
     def _committer(self, store: Store) -> Committer:
-        own_gate = Gate(PageReader(self._module.paths.page))
-        return Committer(
-            store,
-            self._gate,
-            own_gate,
-            self._on_commit,
-            self._on_trouble,
-            lambda work: self._module.spawn(work, name="flush"),
-            self._module.log,
-        )
+        module = self._module
+        own_gate = Gate(PageReader(module.paths.page))
+        point = LocalCommit(store, own_gate, self._on_commit, self._on_trouble, module.log)
+        return Committer(store, point, self._gate, lambda work: module.spawn(work, name="flush"), module.log)
 
     def _on_commit(self, folded: Sequence[Folded]) -> None:
         collections = tuple(sorted({name for one in folded for name in one.collections}))
