@@ -40,12 +40,14 @@ from piccolod.protocol.consensus import (
     Withdraw,
 )
 from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit, NodeStateChanged
+from services.consensus.joining.alone import Alone
 from services.consensus.leaser import Leaser
 from services.consensus.registry import Registry, explanation, listed
 from services.consensus.static_leaser import StaticLeaser
 from services.consensus.term_store import set_aside
 
 if TYPE_CHECKING:
+    from services.consensus.joining.joined import Joined
     from services.consensus.log_service import LogService
 
 _RESOURCE: Final = re.compile(r"kernel|app:[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
@@ -61,6 +63,7 @@ class Service:
         self._page: PageWriter
         self._leaser: Leaser
         self._registry: Registry
+        self._membership: Alone | Joined
         self._log: LogService | None = None  # the sealed log of a cluster
         self._announced_rev = 0
 
@@ -72,6 +75,8 @@ class Service:
         self._leaser = self._alone() if mode is None else self._member(mode)
         self._registry = Registry(module.config.node.name, self._leaser)
         await self._leaser.open()
+        await self._membership.start()
+        self._membership.serve()
         module.serve(Campaign, self._campaign)
         module.serve(Closing, self._closing)
         module.serve(Withdraw, self._withdraw)
@@ -89,14 +94,18 @@ class Service:
 
     def _alone(self) -> Leaser:
         node = self._module.config.node
-        return StaticLeaser(self._file, self._page, node.name, node.address)
+        leaser = StaticLeaser(self._file, self._page, node.name, node.address)
+        self._membership = Alone(self._module, leaser)
+        return leaser
 
     def _member(self, mode: Mode) -> Leaser:
         """grpc comes with it: here, after the fork, and nowhere else."""
         from services.consensus.etcd_leaser import EtcdLeaser
+        from services.consensus.joining.joined import Joined
         from services.consensus.log_service import LogService
 
         leaser = EtcdLeaser(self._module, self._page, mode, self._announce)
+        self._membership = Joined(self._module, leaser, mode)
         settings = etcd_conf.read(self._module.paths.etcd_conf)
         self._log = LogService(self._module, leaser, settings.quota_bytes if settings else etcd_conf.QUOTA_BYTES)
         self._log.start()
@@ -151,6 +160,7 @@ class Service:
 
     async def _campaign(self, request: Campaign, caller: Caller) -> Term:
         _check_right(request.resource, caller)
+        self._membership.check_begins()
         before = self._leaser.records().get(request.resource)
         record = await self._leaser.campaign(request.resource, _reason(request.reason))
         self._announce()

@@ -37,9 +37,9 @@ from piccolod.protocol.joining import (
 from services.persistence import admission, cluster_ca
 from services.persistence.admission import NODES, TOKENS, NodeRecord, TokenRecord
 from services.persistence.entry import Op
+from services.persistence.ledger import Write
 from services.persistence.log import REPAIR_HINT
 from services.persistence.state import ABSENT, Key, State, delete, put
-from services.persistence.store import Write
 from services.persistence.vault import Vault
 
 _TRIES: Final = 4

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+import importlib
+from typing import Any, Final
 
 from piccolod import cluster_mode
 from piccolod.errors import Busy, Conflict, PiccoloError
@@ -24,9 +25,8 @@ from piccolod.protocol.cluster import (
 from piccolod.protocol.persistence import CryptoStatus, GetCryptoStatus
 from services.consensus.joining import checks
 from services.consensus.joining.folder import Folder
-from services.consensus.joining.init import Init, own_record, undo
-from services.consensus.joining.join import Join
-from services.consensus.joining.supervised import Supervised
+from services.consensus.joining.place import own_record
+from services.consensus.joining.supervised import Supervised, undo
 from services.consensus.leaser import Leaser
 
 _STATUS_S: Final = 5.0
@@ -41,13 +41,22 @@ class Alone:
         self._folder = Folder(module.paths)
         self._supervised = Supervised(module.paths)
         self._turn = asyncio.Lock()
-        self.is_ending = False  # no term begins here any more: the log is on its way into a cluster
+        self._is_ending = False
 
     async def start(self) -> None:
-        """Wipes what a crash of `init` or `join` left, before anything looks at it. Raises PiccoloError, OSError."""
-        if self._folder.is_left_over():
-            self._module.log.warning("wiping what was left of a cluster that this node is no member of")
+        """Wipes what a crash of `init` or `join` left."""
+        if not self._folder.is_left_over():
+            return
+        self._module.log.warning("wiping what was left of a cluster that this node is no member of")
+        try:
             await undo(self._folder, self._supervised)
+        except (PiccoloError, OSError) as error:  # the terms of this node need none of it; the next start tries again
+            self._module.log.error("could not wipe it", reason=str(error))
+
+    def check_begins(self) -> None:
+        """Raises Busy while the log is on its way into a cluster: what was closed for that must not be led again here."""
+        if self._is_ending:
+            raise Busy("this node is becoming a member of a cluster", hint="try again in a moment")
 
     def serve(self) -> None:
         self._module.serve(GetCluster, self._cluster)
@@ -66,12 +75,12 @@ class Alone:
             checks.may_found_or_join(config)
             status = await self._status()
             checks.may_found(status)
-            init = Init(self._module, self._leaser, self._folder, self._supervised, request.profile)
-            self.is_ending = True
+            init = (await _late("init")).Init(self._module, self._leaser, self._folder, self._supervised, request.profile)
+            self._is_ending = True
             try:
                 await init.run(status)
             finally:
-                self.is_ending = cluster_mode.load(self._folder.path) is not None
+                self._is_ending = cluster_mode.load(self._folder.path) is not None
             return self._begun(status.cluster_id, {config.node.name: own_record(self._module)})
 
     async def _join(self, request: JoinCluster, caller: Caller) -> Cluster:
@@ -80,9 +89,9 @@ class Alone:
             checks.may_found_or_join(config)
             checks.may_give_up_data(config, await self._status(), request.discard_local)
             try:
-                await Join(self._module, self._folder, self._supervised).run(request)
+                await (await _late("join")).Join(self._module, self._folder, self._supervised).run(request)
             finally:
-                self.is_ending = (mode := cluster_mode.load(self._folder.path)) is not None
+                self._is_ending = (mode := cluster_mode.load(self._folder.path)) is not None
             assert mode is not None
             return self._begun(mode.cluster, self._folder.members())
 
@@ -122,6 +131,11 @@ class Alone:
         return await self._module.call(GetCryptoStatus(), timeout_s=_STATUS_S)
 
     def _one_at_a_time(self) -> asyncio.Lock:
-        if self._turn.locked() or self.is_ending:
+        if self._turn.locked() or self._is_ending:
             raise Busy("this node is just becoming a member of a cluster", hint="`piccoloctl cluster list` shows how it goes")
         return self._turn
+
+
+async def _late(name: str) -> Any:
+    """A file that needs grpc and cryptography, which a node alone has no memory for. In a thread: it holds up no beat."""
+    return await asyncio.to_thread(importlib.import_module, f"services.consensus.joining.{name}")

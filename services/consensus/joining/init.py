@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from piccolod import clock, cluster_mode, etcd_conf
-from piccolod.config import Config, at_port
 from piccolod.errors import StoreUnavailable, Unavailable
 from piccolod.leadership import keys
 from piccolod.leadership.keys import EpochRecord
@@ -24,7 +23,7 @@ from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.timing import Choice
 from piccolod.module import Module
 from piccolod.pki import authority
-from piccolod.protocol.cluster import KnownMember, Timing
+from piccolod.protocol.cluster import Timing
 from piccolod.protocol.joining import IssueCertificate
 from piccolod.protocol.log import Exported, ExportLog
 from piccolod.protocol.persistence import CryptoStatus
@@ -37,7 +36,8 @@ from services.consensus.gen import GenFile
 from services.consensus.joining import measure
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.moving import Move
-from services.consensus.joining.supervised import Supervised
+from services.consensus.joining.place import etcd_settings, own_record
+from services.consensus.joining.supervised import Supervised, undo
 from services.consensus.leaser import Leaser
 
 _EXPORT_S: Final = 30.0
@@ -139,49 +139,9 @@ class Init:
         await self._leaser.close(RESOURCE_KERNEL, kernel.token)
 
 
-def own_record(module: Module) -> KnownMember:
-    config = module.config
-    return KnownMember(
-        address=config.node.address,
-        client_url=f"https://{at_port(config.node.address, config.etcd.client_port)}",
-        rpc=at_port(config.node.address, config.rpc_port),
-        api_url=config.api_url,
-    )
-
-
-def peer_url(config: Config) -> str:
-    return f"https://{at_port(config.node.address, config.etcd.peer_port)}"
-
-
-def etcd_settings(
-    module: Module, folder: Folder, token: str, timing: Any, initial_cluster: Mapping[str, str]
-) -> etcd_conf.Settings:
-    """Without an `initial_cluster` the first member of a new one, else one more of an existing one."""
-    config = module.config
-    return etcd_conf.Settings(
-        name=config.node.name,
-        peer_url=peer_url(config),
-        client_url=f"https://{at_port(config.node.address, config.etcd.client_port)}",
-        token=token,
-        cluster=dict(initial_cluster) or {config.node.name: peer_url(config)},
-        state="existing" if initial_cluster else "new",
-        heartbeat_ms=round(timing.etcd_heartbeat_s * 1000),
-        election_ms=round(timing.election_s * 1000),
-        ca=str(folder.ca), cert=str(folder.certificate), key=str(folder.key),
-    )  # fmt: skip
-
-
 def epochs(prefix: str, held: Mapping[str, TermRecord], node: str, span_s: float) -> list[Put]:
     """Every term that this node had, as released: its next one has the next epoch, and an app stays where it was."""
     return [
         Put(f"{prefix}{keys.EPOCH}{resource}", wire.encode(EpochRecord(record.epoch, node, 0, span_s, held=False)))
         for resource, record in held.items()
     ]
-
-
-async def undo(folder: Folder, supervised: Supervised) -> None:
-    """What a failure or a crash left before the commit point. Raises OSError, PiccoloError: then the next start goes on."""
-    folder.drop_etcd()
-    await supervised.etcd_as_written()
-    await supervised.etcd_gone()
-    await asyncio.to_thread(folder.wipe)

@@ -18,8 +18,8 @@ from piccolod.pki import authority, token
 from piccolod.protocol.cluster import JoinCluster, Welcome
 from services.consensus.joining import door, measure
 from services.consensus.joining.folder import Folder
-from services.consensus.joining.init import etcd_settings, own_record, peer_url, undo
-from services.consensus.joining.supervised import Supervised
+from services.consensus.joining.place import etcd_settings, own_record, peer_url
+from services.consensus.joining.supervised import Supervised, undo
 
 # A member change is refused for 5 s after the last one, and a learner before this one has to become a voter first.
 ANSWER_S: Final = 45.0

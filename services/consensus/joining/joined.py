@@ -25,9 +25,8 @@ from piccolod.protocol.cluster import (
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.joining import checks
 from services.consensus.joining.folder import Folder, set_store_aside
-from services.consensus.joining.init import undo
 from services.consensus.joining.members import Membership
-from services.consensus.joining.supervised import Supervised
+from services.consensus.joining.supervised import Supervised, undo
 
 _ANSWERED_S: Final = 0.2
 
@@ -43,10 +42,16 @@ class Joined:
         self._members = Membership(store.client, store.prefix, self._folder, mode.node, self._leads, module.log)
 
     async def start(self) -> None:
-        """Ends what a crash of the join left undone. Raises PiccoloError, OSError."""
-        if await asyncio.to_thread(self._folder.settle_store):
-            self._module.log.info("set the store aside that this node had alone")
-            await self._supervised.restart("persistence")
+        """Ends what a crash of the join left undone."""
+        try:
+            if await asyncio.to_thread(self._folder.settle_store):
+                self._module.log.info("set the store aside that this node had alone")
+                await self._supervised.restart("persistence")
+        except (PiccoloError, OSError) as error:
+            self._module.log.error("could not set the store aside that this node had alone", reason=str(error))
+
+    def check_begins(self) -> None:
+        """Terms of a member begin as etcd says."""
 
     def serve(self) -> None:
         self._module.serve(GetCluster, self._cluster)

@@ -8,6 +8,7 @@ from typing import Any, Final
 from piccolod import clock, control
 from piccolod.errors import Busy, DeadlineExceeded, PiccoloError
 from piccolod.paths import Paths
+from services.consensus.joining.folder import Folder
 
 _ETCD: Final = "etcd"
 _LOOK_S: Final = 0.05
@@ -54,3 +55,11 @@ class Supervised:
     async def _etcd(self) -> dict[str, Any] | None:
         rows = await control.ask(self._socket, {"cmd": "modules"})
         return next((row for row in rows if row["name"] == _ETCD), None)
+
+
+async def undo(folder: Folder, supervised: Supervised) -> None:
+    """What a failure or a crash left before the commit point. Raises OSError, PiccoloError: then the next start goes on."""
+    folder.drop_etcd()
+    await supervised.etcd_as_written()
+    await supervised.etcd_gone()
+    await asyncio.to_thread(folder.wipe)

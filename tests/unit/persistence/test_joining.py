@@ -46,8 +46,8 @@ from piccolod.protocol.joining import (
 from services.persistence import admission, cluster_ca
 from services.persistence.admission import NODES, TOKENS, NodeRecord
 from services.persistence.joining import JoiningCommands
+from services.persistence.ledger import Write
 from services.persistence.state import ABSENT, put
-from services.persistence.store import Write
 from services.persistence.vault import Vault
 
 from .test_vault import PASSWORD, start
