@@ -89,7 +89,8 @@ class Service:
         module.publish(NodeStateChanged(node=module.config.node.name, state="alive"))
         self._announce()
         self._judge_health()
-        self._keep_etcd()
+        if mode is not None:
+            self._keep_etcd()
         module.log.info("opened the terms", held=[record.resource for record in listed(self._leaser.records().values())])
 
     def _alone(self) -> Leaser:
