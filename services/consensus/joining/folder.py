@@ -56,6 +56,10 @@ class Folder:
         self._write(self.ca, ca.encode(), _PUBLIC)
         self._write(self.certificate, certificate.encode(), _PUBLIC)
 
+    def renew_certificate(self, certificate: str) -> None:
+        """In the place of the former one, whose key it has. Raises OSError."""
+        self._write(self.certificate, certificate.encode(), _PUBLIC)
+
     def keep_members(self, members: Mapping[str, KnownMember]) -> None:
         self._write(self.path / "members.json", msgspec.json.format(msgspec.json.encode(members)), _PUBLIC)
 

@@ -22,8 +22,10 @@ from piccolod.protocol.cluster import (
     Leave,
     RemoveMember,
 )
+from piccolod.protocol.joining import KeepCertificate
+from services.consensus import members_file
 from services.consensus.etcd_leaser import EtcdLeaser
-from services.consensus.joining import checks
+from services.consensus.joining import checks, renewal
 from services.consensus.joining.folder import Folder, set_store_aside
 from services.consensus.joining.members import Membership
 from services.consensus.joining.supervised import Supervised, undo
@@ -60,6 +62,7 @@ class Joined:
         self._module.serve(AddMember, self._add)
         self._module.serve(RemoveMember, self._remove)
         self._module.serve(Leave, self._leave)
+        self._module.serve(KeepCertificate, self._keep_certificate)
         self._module.spawn(self._members.run(), name="members")
 
     async def _cluster(self, request: GetCluster, caller: Caller) -> Cluster:
@@ -104,6 +107,15 @@ class Joined:
         await undo(self._folder, self._supervised)
         self._module.log.info("left the cluster", cluster=self._mode.cluster)
         self._module.spawn(self._restart(), name="restart alone")
+        return Nothing()
+
+    async def _keep_certificate(self, request: KeepCertificate, caller: Caller) -> Nothing:
+        """etcd takes it up by itself, with its next connection."""
+        await asyncio.to_thread(renewal.keep, self._folder, request.certificate, self._mode)
+        paths, client = self._module.paths, self._leaser.driver.store.client
+        found = members_file.urls(paths, members_file.read(paths))
+        client.renew(members_file.endpoints(found), members_file.certificates(paths, found))
+        self._module.log.info("renewed the certificate of this node")
         return Nothing()
 
     async def _restart(self) -> None:
