@@ -55,7 +55,7 @@ class Driver:
         heard: Callable[[Action], None],
         changed: Callable[[], None],
     ) -> None:
-        self.state = Leadership(config)
+        self._core = self.state = Leadership(config)  # `state`: what the page and the disk show already
         self.store = store
         self.facts = Facts()
         self.heard_at = float("-inf")  # when etcd last gave a quorum's answer
@@ -129,7 +129,9 @@ class Driver:
             return
         self._busy = True
         try:
-            while self._actions or self._refused or self._events:
+            while True:
+                if not self._actions:
+                    self.state = self._core
                 if self._actions:
                     action = self._actions.popleft()
                     if isinstance(action, actions.Remember):
@@ -139,8 +141,10 @@ class Driver:
                 elif self._refused:
                     self._refused = False
                     self._step(events.PageRefused())
-                else:
+                elif self._events:
                     self._take(self._events.popleft())
+                else:
+                    break
         except Exception as error:
             self._failure.set_exception(error)
             return
@@ -158,13 +162,13 @@ class Driver:
         self._step(event)
 
     def _step(self, event: Event) -> None:
-        self.state, due = core.step(self.state, event, clock.now())
+        self._core, due = core.step(self._core, event, clock.now())
         self._actions.extend(due)
 
     def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        wake_at = core.wake_at(self.state)
+        wake_at = core.wake_at(self._core)
         left_s = max(_AFTER_S, wake_at - clock.now() + _AFTER_S)
         self._timer = None if wake_at == clock.FOREVER else asyncio.get_running_loop().call_later(left_s, self._wake)
 
@@ -224,7 +228,7 @@ class Driver:
         attempt = await self.store.commit(action.transaction, action.timeout_s)
         if attempt.header is not None:
             self.heard_at = clock.now()
-        pending = self.state.pending.get(action.id)
+        pending = self._core.pending.get(action.id)
         if pending is not None and pending.kind is Kind.PROPOSAL:
             self._attempts[pending.proposal] = attempt
         self.feed(events.Answered(action.id, attempt.outcome, attempt.header))

@@ -65,7 +65,8 @@ class EtcdLeaser:
         store = EtcdStore(members_file.open_client(paths, timing.rpc_s), cluster_records.prefix(mode.cluster))
         self.driver: Final = Driver(
             Config(mode.node, module.config.node.address, timing), store, page, MemoryFile(paths.cluster / "seen.json"),
-            prover.Prover(paths, module.call), lambda: last_tick(paths), module.log, self._heard, self._looked,
+            prover.Prover(paths, module.call, self._store_lives), lambda: last_tick(paths), module.log, self._heard,
+            self._looked,
         )  # fmt: skip
         self.registration: Final = Registration(self.driver, paths, module.log)
         self._changed = changed
@@ -136,11 +137,13 @@ class EtcdLeaser:
     async def campaign(self, resource: str, reason: Reason) -> TermRecord:
         """Of `kernel` it is a standing wish, for as long as it is asked again."""
         state = self.driver.state
-        if resource in self._moves:
-            raise Busy(f"{resource} is being handed over", hint="try again in a moment")
+        self._check_stays(resource)
         term = state.terms.get(resource)
         if term is not None and term.phase is not Phase.OPEN:
             raise Busy(f"epoch {term.epoch} of {resource} is being closed", hint="it can be led again once that is done")
+        own = self.driver.facts.nodes.get(self._node)
+        if own is not None and own.role != cluster_records.MEMBER:
+            raise NotLeader("a witness votes and leads nothing", leader=self.hint(resource))
         if term is None and len(state.terms) >= CAPACITY:
             raise TooMany(f"this node leads {CAPACITY} resources already", hint="uninstall or stop an app")
         if term is None and resource != RESOURCE_KERNEL:
@@ -154,6 +157,7 @@ class EtcdLeaser:
 
     async def close(self, resource: str, token: int) -> None:
         if self._current(resource, token):
+            self._check_stays(resource)
             self.driver.feed(events.Close(resource, token))
             if not await self.driver.until(lambda: not self._is_open(resource, token), _END_S):
                 raise StoreUnavailable(self.driver.blocked or f"{resource} is not closed yet", hint="see the disk")
@@ -162,8 +166,7 @@ class EtcdLeaser:
         if not self._current(resource, token):
             self.registration.forget(resource)
             return
-        if resource in self._moves:
-            raise Busy(f"{resource} is being handed over", hint="try again in a moment")
+        self._check_stays(resource)
         self.registration.forget(resource)
         self.driver.feed(events.Release(resource, token, reason))
         if not await self.driver.until(lambda: not self._holds(resource, token), _END_S):
@@ -192,8 +195,7 @@ class EtcdLeaser:
             raise self._not_leader(resource)
         if driver.facts.paused:
             raise Conflict("the cluster is paused: nothing moves", hint="`piccoloctl cluster resume`")
-        if resource in self._moves:
-            raise Busy(f"{resource} is being handed over already")
+        self._check_stays(resource)
         to = to or standing.best_candidate(driver.state, driver.facts)
         why = standing.unfit(driver.state, driver.facts, to) if to else "no other node could lead it now"
         if why:
@@ -255,6 +257,9 @@ class EtcdLeaser:
 
     # --- inside
 
+    def _store_lives(self) -> bool:
+        return self._module.peers.instance("persistence") != ""
+
     def _heard(self, action: Action) -> None:
         log = self._module.log
         if isinstance(action, actions.Proposed):
@@ -299,6 +304,10 @@ class EtcdLeaser:
         if record is None or token > record.token:
             raise Conflict(f"{token} is no token of {resource}", hint="campaign first")
         return self._holds(resource, token)
+
+    def _check_stays(self, resource: str) -> None:
+        if resource in self._moves:
+            raise Busy(f"{resource} is being handed over", hint="try again in a moment")
 
     def _holds(self, resource: str, token: int) -> bool:
         term = self.driver.state.terms.get(resource)

@@ -20,11 +20,12 @@ Call = Callable[..., Awaitable[Any]]
 
 
 class Prover:
-    """`call` asks another module, as `Module.call` does."""
+    """`call` asks another module, as `Module.call` does. `store_lives`: whether persistence has a process."""
 
-    def __init__(self, paths: Paths, call: Call) -> None:
+    def __init__(self, paths: Paths, call: Call, store_lives: Callable[[], bool]) -> None:
         self._table = leash_table.TableReader(paths.leash)
         self._call = call
+        self._store_lives = store_lives
 
     async def prove(self, resource: str) -> None:
         """Returns once nothing of the resource lives and none of its starts is in flight; until then, and in doubt, it waits.
@@ -40,7 +41,7 @@ class Prover:
 
     async def _drain(self) -> None:
         """A persistence that died has nothing on its way: what consensus sent for it is refused with the token."""
-        while True:
+        while self._store_lives():
             try:
                 await self._call(Drain(), timeout_s=_DRAIN_S)
                 return

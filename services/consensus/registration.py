@@ -60,7 +60,11 @@ class Registration:
             self._expire_wishes()
             self._learn()
             await self._stand()
-            await self._driver.until(lambda: self._driver.facts.nodes != self._nodes, _LOOK_S)
+            await self._driver.until(self._has_news, _LOOK_S)
+
+    def _has_news(self) -> bool:
+        facts = self._driver.facts
+        return facts.nodes != self._nodes or facts.paused != self._paused
 
     def end(self) -> None:
         if self._task is not None:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -48,7 +50,9 @@ class Module:
         self.callbacks: dict[type, Callable[[Any], None]] = {}
         self.calls: list[Request[Any]] = []
         self.drain: Callable[[], Awaitable[Drained]] = self._drained
+        self.peers = SimpleNamespace(instance=lambda _name: "p1")
         self._tasks = tasks
+        self._spawned: set[asyncio.Task[None]] = set()
 
     def serve(self, kind: type, handler: Callable[..., Awaitable[Any]]) -> None:
         self.handlers[kind] = handler
@@ -63,7 +67,14 @@ class Module:
         self.healths.append((level, reason))
 
     def spawn(self, work: Any, *, name: str) -> asyncio.Task[None]:
-        return self._tasks.create_task(work, name=name)
+        task = self._tasks.create_task(work, name=name)
+        self._spawned.add(task)
+        task.add_done_callback(self._spawned.discard)
+        return task
+
+    def end(self) -> None:
+        for task in self._spawned:
+            task.cancel()
 
     async def call(self, request: Request[Any], *, timeout_s: float = 5.0) -> Any:
         self.calls.append(request)
@@ -79,33 +90,35 @@ class Module:
 
 
 class Node:
-    """One node's folders, as `cluster init` or `cluster join` leaves them. `etcd`: its own member first."""
+    """One node's folders and page, and a supervisor that ticks while it is told to."""
 
-    def __init__(self, folder: Path, name: str, cluster: str, etcd: Cluster, index: int) -> None:
-        self.name = name
+    def __init__(self, folder: Path, index: int) -> None:
+        self.folder, self.index, self.name = folder, index, f"n{index + 1}"
         self.config = config.parse(
-            f'[node]\nname = "{name}"\naddress = "10.77.0.{index + 1}"\nstate_dir = "{folder}/state"\nrun_dir = "{folder}/run"'
+            f'[node]\nname = "{self.name}"\naddress = "10.77.0.{index + 1}"\n'
+            f'state_dir = "{folder}/state"\nrun_dir = "{folder}/run"'
         )
-        self.paths = paths = self.config.paths
+        self.paths = self.config.paths
         self.log: Any = SimpleNamespace(info=self._say, warning=self._say, error=self._say)
         self.said: list[tuple[str, dict[str, Any]]] = []
-        self.record = NodeRecord(
-            f"10.77.0.{index + 1}", etcd.members[index % len(etcd.members)].settings.client_url,
-            f"10.77.0.{index + 1}:7444", f"http://10.77.0.{index + 1}:8080",
-        )  # fmt: skip
-        paths.run.mkdir(parents=True)
-        paths.state.mkdir(parents=True)
-        self.run_dir = RunDir(paths)
-        paths.leash.mkdir(parents=True)
+        self._reader = PageReader(self.paths.page)
+        self.gate = Gate(self._reader)
+
+    def make(self, cluster: str, etcd: Cluster) -> NodeRecord:
+        """What `cluster init` or `cluster join` leaves of it."""
+        paths = self.paths
+        for folder in (paths.state, paths.run, paths.leash):
+            folder.mkdir(parents=True)
         create(paths.page)
         cluster_mode.make_folder(paths.cluster)
         (paths.cluster / "timing.json").write_text('{"profile": "fast", "stop_s": 0.1}')
-        etcd_conf.write(etcd.members[index % len(etcd.members)].settings, paths.etcd_conf)
-        members = {each.settings.name: members_file.Known("", each.settings.client_url) for each in etcd.members}
-        members_file.write(paths, members)
-        cluster_mode.enter(paths.cluster, Mode(cluster=cluster, node=name, since_ms=1))
-        self._reader = PageReader(paths.page)
-        self.gate = Gate(self._reader)
+        own = etcd.members[self.index % len(etcd.members)].settings
+        etcd_conf.write(own, paths.etcd_conf)
+        others = {each.settings.name: members_file.Known("", each.settings.client_url) for each in etcd.members}
+        members_file.write(paths, others)
+        cluster_mode.enter(paths.cluster, Mode(cluster=cluster, node=self.name, since_ms=1))
+        address = self.config.node.address
+        return NodeRecord(address, own.client_url, f"{address}:7444", f"http://{address}:8080")
 
     def _say(self, event: str, **facts: Any) -> None:
         self.said.append((event, facts))
@@ -165,24 +178,30 @@ class House:
         self.folder = Path(tempfile.mkdtemp(prefix="house"))
         self.cluster = os.urandom(6).hex()
         self.prefix = prefix(self.cluster)
-        self.nodes: dict[str, Node] = {}
-
-    def node(self, index: int = 0) -> Node:
-        name = f"n{index + 1}"
-        node = self.nodes[name] = Node(self.folder / name, name, self.cluster, self.etcd, index)
-        return node
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     async def begin(self, count: int) -> list[Node]:
-        nodes = [self.node(index) for index in range(count)]
+        nodes = [Node(self.folder / f"n{index + 1}", index) for index in range(count)]
         async with opened(self.etcd) as client:
             await seed.put_gen(client, self.prefix, GEN)
             for node in nodes:
-                await seed.put_node(client, self.prefix, node.name, node.record)
+                await seed.put_node(client, self.prefix, node.name, node.make(self.cluster, self.etcd))
         return nodes
 
+    def start(self, node: Node) -> subprocess.Popen[bytes]:
+        """Its consensus in a process of its own, which asks to lead the kernel."""
+        with (node.folder / "output").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.unit.consensus.etcd.process", str(node.folder), str(node.index)],
+                cwd=ROOT, stdout=output, stderr=output,
+            )  # fmt: skip
+        self.processes.append(process)
+        return process
+
     def close(self) -> None:
-        for node in self.nodes.values():
-            node.run_dir.close()
+        for process in self.processes:
+            process.kill()
+            process.wait()
         shutil.rmtree(self.folder)
 
 
@@ -202,18 +221,20 @@ async def living(node: Node) -> AsyncIterator[Live]:
         module = Module(node, tasks)
         service = Service(module)  # type: ignore[arg-type]
         live = Live(node, module, service)
-        tasks.create_task(_tick(live))
+        run_dir = RunDir(node.paths)
+        ticks = tasks.create_task(_tick(live, run_dir))
         await service.start()
         try:
             yield live
         finally:
             await service.stop()
-            for task in tasks._tasks:
-                task.cancel()
+            ticks.cancel()
+            run_dir.close()
+            module.end()
 
 
-async def _tick(live: Live) -> None:
+async def _tick(live: Live, run_dir: RunDir) -> None:
     while True:
         if live.ticking:
-            live.node.run_dir.tick()
+            run_dir.tick()
         await asyncio.sleep(TICK_S)
