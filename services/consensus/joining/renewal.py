@@ -9,7 +9,7 @@ from services.consensus.joining.folder import Folder
 
 
 def keep(folder: Folder, certificate: str, mode: Mode) -> None:
-    """Raises Forbidden for one that is not this node's, of its key and of its authority; StoreUnavailable for the disk's sake."""
+    """Raises Forbidden for one that is not this node's, of its key and of its authority; StoreUnavailable."""
     try:
         former = authority.read(folder.certificate.read_text()).identity
         own_key, ca = folder.key.read_bytes(), folder.ca.read_text()
