@@ -125,10 +125,13 @@ class ForgetNode(Request[Revoked], frozen=True, kw_only=True):
 
 
 class Redeemed(msgspec.Struct, frozen=True, kw_only=True):
+    """`again`: the node was let in before, and its answer lost."""
+
     cluster: str
     certificate: str
     ca: str
     rev: int
+    again: bool = False
 
 
 class Redeem(Request[Redeemed], frozen=True, kw_only=True):

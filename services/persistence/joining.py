@@ -159,7 +159,7 @@ class JoiningCommands:
                 except Conflict:
                     continue  # another node came with it at the same moment, or under this name
                 self._log.info("let a node in", node=request.node, role=request.role, address=request.address, token=request.id)
-            return Redeemed(cluster=self._vault.cluster, certificate=certificate, ca=ca.pem, rev=rev)
+            return Redeemed(cluster=self._vault.cluster, certificate=certificate, ca=ca.pem, rev=rev, again=known)
         raise _busy()
 
     async def _forget_node(self, request: ForgetNode, caller: Caller) -> Revoked:

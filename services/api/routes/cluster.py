@@ -99,7 +99,7 @@ async def init(request: Req, data: JSONBody[InitBody | None] = None) -> Response
 
 
 @endpoint(
-    "POST", f"{BASE}/cluster/join", scope=Scope.ADMIN, accepts=JSON, tag="cluster",
+    "POST", f"{BASE}/cluster/join", scope=Scope.ADMIN, accepts=JSON, leads=False, tag="cluster",
     fails=(Exists, Conflict, Locked, TooMany, NotLeader, NoLeader, *_MEMBERS, StoreFull),
 )  # fmt: skip
 async def join(request: Req, data: JSONBody[JoinBody]) -> Response[Cluster]:
