@@ -5,14 +5,20 @@ They listen on addresses of their own in 127.0.0.0/8. What a real persistence re
 
 from __future__ import annotations
 
+import ssl
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
 
 from piccolod import cluster_mode
 from piccolod.config import Config
 from piccolod.errors import PiccoloError
 from piccolod.pki import authority as pki
+from piccolod.pki import channel
 from piccolod.pki.authority import Authority, make_key, make_request
 from piccolod.pki.identity import Identity, Role
 from piccolod.protocol.base import Nothing
@@ -63,9 +69,20 @@ class Cluster:
             role = "unknown" if name is None else "leader" if own == name else "follower"
             node.tell(self._role(role, name or "", url))
 
-    def believe(self, name: str, *, leader: str) -> None:
+    def believe(self, name: str, *, leader: str, address: str = "") -> None:
         """What one node heard, right or wrong."""
-        self.nodes[name].tell(self._role("follower", leader, True))
+        heard = self._role("follower", leader, True)
+        self.nodes[name].tell(msgspec.structs.replace(heard, address=address) if address else heard)
+
+    def server_context(self, name: str) -> ssl.SSLContext:
+        """TLS with a good certificate of a node, for what is not that node."""
+        key = make_key()
+        with tempfile.TemporaryDirectory() as folder:
+            files = Path(folder, "node.pem"), Path(folder, "node.key"), Path(folder, "ca.pem")
+            files[0].write_text(self.certificate(name, key=key))
+            files[1].write_bytes(key)
+            files[2].write_text(self.authority.pem)
+            return channel.server_context(*files, require_client=False)
 
     def _role(self, role: str, name: str, url: bool) -> LeadershipRoleChanged:
         address = self.address(name) if name else ""
