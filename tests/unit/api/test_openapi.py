@@ -9,17 +9,15 @@ from typing import Any
 import httpx
 import pytest
 
-from piccolod import clock
 from piccolod.cluster_mode import Mode
 from piccolod.errors import BY_CODE
-from piccolod.leadership import page
 from piccolod.protocol.cluster import Cluster, GetCluster
 from piccolod.protocol.events import LeadershipRoleChanged, ModuleStateChanged
 from piccolod.protocol.persistence import Document
 from services.api.actor import Scope
 from services.api.routes import ROUTES
 from services.api.service import APP
-from tests.unit.api.node import BASE, OPENAPI, PASSWORD, Client, Node, running
+from tests.unit.api.node import BASE, OPENAPI, PASSWORD, Client, Node, lead, running
 
 BODIES: dict[str, dict[str, Any]] = {
     f"{BASE}/apps/{{name}}/update": {},
@@ -133,13 +131,6 @@ def prepare(node: Node, path: str) -> None:
             lead(node, "app:x", "kernel")
         gone = path.endswith("/cluster/leave")
         node.modules.replies[GetCluster] = Cluster(mode="etcd", node="x") if gone else Cluster(mode="alone", node="x")
-
-
-def lead(node: Node, *resources: str) -> None:
-    writer = page.PageWriter(node.module.paths.page)
-    terms = {resource: page.Term(7, 3) for resource in resources}
-    writer.write(page.Page(0, 1, 1, 0, clock.boot_id(), clock.FOREVER, clock.FOREVER, terms))
-    writer.close()
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=IDS)
