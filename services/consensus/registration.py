@@ -110,4 +110,4 @@ class Registration:
         self._put_at = clock.now()
         put = Put(CANDIDATE + me, wanted, state.lease_id)
         record = Transaction(Kind.RECORD, (transactions.same_session(me, session.sid),), (put,))
-        await self._driver.store.commit(record, state.config.timing.rpc_s)
+        await self._driver.put(record)

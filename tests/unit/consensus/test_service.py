@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -350,3 +351,11 @@ def test_a_member_of_etcd_that_cannot_be_used_is_told_of_and_terms_are_held_all_
         assert level is Level.WARN and "etcd" in reason
 
     live(paths, work)
+
+
+def test_a_node_alone_pays_nothing_for_what_clusters_need() -> None:
+    code = (
+        "import sys, services.consensus.service as s; print([m for m in sys.modules if m.split('.')[0] in ('grpc', 'google')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
