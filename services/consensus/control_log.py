@@ -175,12 +175,10 @@ class ControlLog:
 
     async def look(self, *wanted: Range) -> Result:
         """As of now. Raises StoreRestored for an answer of another etcd, or of one that went back: none of it is believed."""
-        state = self._driver.state
-        if state.restored:
-            raise StoreRestored("etcd was restored, or is another one", hint="see `piccoloctl cluster recover`")
-        result = await self._driver.store.client.look(wanted, _READ_S)
-        header = header_of(result)
-        if header.rev < state.highest or state.cluster_id not in (0, header.cluster_id):
+        driver = self._driver
+        least = driver.state.highest
+        result = None if driver.state.restored else await driver.store.client.look(wanted, _READ_S)
+        if result is None or not driver.believes(header_of(result), least):
             raise StoreRestored("etcd was restored, or is another one", hint="see `piccoloctl cluster recover`")
         return result
 

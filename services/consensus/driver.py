@@ -117,6 +117,12 @@ class Driver:
         finally:
             self._waiters = [each for each in self._waiters if each[1] is not waiter]
 
+    def believes(self, header: Header, least: int) -> bool:
+        """Whether an answer to something else than the core's may be believed; `least` is of before it was asked."""
+        self.feed(events.Overheard(header, least))
+        state = self.state
+        return not state.restored and header.rev >= least and header.cluster_id == state.cluster_id
+
     def attempt(self, proposal: int) -> Attempt | None:
         """How the proposal went at etcd, once; None when it was not sent."""
         return self._attempts.pop(proposal, None)

@@ -125,9 +125,10 @@ class EtcdLeaser:
         return await history.read(self.driver.store, resource, limit)
 
     def hint(self, resource: str) -> LeaderHint | None:
-        """Who leads it; None when nobody does, as far as this node knows."""
-        node = standing.holder(self.driver.state, resource)
-        if not node or not self._fresh():
+        """Which other node leads it; None when none does, or this node cannot know."""
+        state = self.driver.state
+        node = standing.holder(state, resource)
+        if node in ("", self._node) or state.restored or not self._fresh():
             return None
         place, epoch = self.place(node), self.driver.state.view.epochs[resource]
         return LeaderHint(node, place.address, place.url, epoch.value.epoch)
@@ -338,7 +339,7 @@ class EtcdLeaser:
 
     def _not_leader(self, resource: str) -> PiccoloError:
         hint = self.hint(resource)
-        if hint is None or hint.node == self._node:
+        if hint is None:
             return NotLeader(f"this node does not lead {resource} now", hint="see `piccoloctl leaders list`")
         return NotLeader(f"{hint.node} leads {resource}", hint=f"ask {hint.node}", leader=hint)
 

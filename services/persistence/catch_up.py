@@ -17,7 +17,7 @@ import structlog
 from piccolod.errors import NotFound, StoreCorrupt
 from piccolod.protocol.base import Reply, Request
 from piccolod.protocol.log import GetEntries, GetHead, GetSnapshot, GetSnapshotChunk, Head, SealedEntry
-from services.persistence.chain import Broken, Chain, check_snapshot
+from services.persistence.chain import Broken, Chain, Orphan, check_snapshot
 from services.persistence.entry import CannotOpen, Sealed, SnapshotHeader, open_bytes, open_entry
 from services.persistence.ledger import Folded, Item, Ledger
 from services.persistence.local_copy import LocalCopy
@@ -58,6 +58,7 @@ class CatchUp:
         self.lock = asyncio.Lock()
         self.problem = ""  # why what the cluster gave last was not applied
         self.at_head = False  # as of the last time that the head was asked for
+        self.forked = False  # what the cluster has at a rev that is here is another entry
 
     @property
     def end(self) -> Chain:
@@ -70,6 +71,7 @@ class CatchUp:
             self.at_head = False
             head = await self._ask(GetHead(), timeout_s=ASK_S)
             try:
+                self.forked = False
                 await self._follow(head)
             except Broken as broken:
                 said = f"what the cluster gave after rev {self.end.rev} is not applied: {broken.what}"
@@ -80,6 +82,16 @@ class CatchUp:
             self.problem = ""
             self.at_head = True
             return head
+
+    async def to_hint(self, rev: int) -> None:
+        """The leader announced `rev`: takes what comes next without asking for the head first. Raises as `to_head`."""
+        async with self.lock:
+            if rev <= self.end.rev:
+                return
+            try:
+                await self._take_page()
+            except Broken:
+                return  # whether that is a fault, the next look at the head tells
 
     async def _follow(self, head: Head) -> None:
         if head.rev < self.end.rev:
@@ -93,7 +105,8 @@ class CatchUp:
                 fetches = fetches + 1 if self.end.rev == before else 0
                 if fetches >= FETCHES:
                     raise
-        if self.end.rev == head.rev and self.end.digest != head.digest:
+        if self.end.rev == head.rev > 0 and self.end.digest != head.digest:
+            self.forked = True
             raise Broken(head.rev, f"its rev {head.rev} is another one than this node's")
 
     async def _take_page(self) -> None:
@@ -111,6 +124,7 @@ class CatchUp:
             if self.ledger is not None:
                 self._on_commit(self.ledger.fold(items))
         if broken is not None:
+            self.forked = broken.rev == after + 1 and isinstance(broken, Orphan)
             raise broken
 
     async def _take_snapshot(self) -> None:

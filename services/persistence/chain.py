@@ -32,6 +32,10 @@ class Broken(Exception):
         self.what = what
 
 
+class Orphan(Broken):
+    """An entry that is whole and follows another one than the entry before it."""
+
+
 class Chain:
     """The verified end of a log: `rev` and `digest` of its last entry, `gen` and `epoch` that no later one may go below."""
 
@@ -88,7 +92,7 @@ class Chain:
         if header.cluster != self._cluster:
             raise Broken(rev, f"entry {rev} is of another cluster")
         if header.parent != self.digest:
-            raise Broken(rev, f"entry {rev} does not follow the entry before it")
+            raise Orphan(rev, f"entry {rev} does not follow the entry before it")
         if (header.gen, header.epoch) < (self.gen, self.epoch):
             raise Broken(rev, f"entry {rev} is of an older term than the entry before it")
 

@@ -89,6 +89,11 @@ class LocalCopy:
             await self._file_all()
             await self._in_thread(lambda: self._opened().add_snapshot(snapshot, self.meta.gaps))
 
+    async def size_after(self, rev: int) -> tuple[int, int]:
+        """As `LogReader.size_after`."""
+        async with self._filing:
+            return await self._in_thread(lambda: self._opened().size_after(rev))
+
     async def recover(self) -> None:
         """Tries again what the disk refused. Safe to call at any time."""
         if self._trouble is None:

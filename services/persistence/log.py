@@ -141,6 +141,13 @@ class LogReader:
         """Entries in order of rev. Raises StoreCorrupt where the file cannot be read on."""
         return self._items(f"SELECT {_COLUMNS} FROM entry WHERE rev > ? ORDER BY rev LIMIT ?", after, limit)  # noqa: S608
 
+    def size_after(self, rev: int) -> tuple[int, int]:
+        """How many bytes the entries after `rev` have, and the last of them (`rev` without any)."""
+        with named_errors(self.path):
+            query = "SELECT total(length(header) + length(sealed)), max(rev) FROM entry WHERE rev > ?"
+            size_bytes, last = self._db.execute(query, (rev,)).fetchone()
+        return int(size_bytes), last or rev
+
     def newest_entries(self, before: int, limit: int) -> Iterator[Sealed]:
         """Entries below `before`, newest first."""
         return self._items(f"SELECT {_COLUMNS} FROM entry WHERE rev < ? ORDER BY rev DESC LIMIT ?", before, limit)  # noqa: S608

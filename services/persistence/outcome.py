@@ -39,6 +39,6 @@ def judge(sent: Sent, head: Head) -> Verdict:
         return Verdict.BEYOND
     if head.rev == sent.last_rev:
         return Verdict.COMMITTED if head.digest == sent.last_digest else Verdict.REFUSED
-    if (head.rev, head.digest) != (sent.head_rev, sent.head_digest):
+    if head.rev != sent.head_rev or (head.rev and head.digest != sent.head_digest):  # an empty log has no digest
         return Verdict.REFUSED
     return Verdict.OPEN if head.token == sent.token else Verdict.OVER

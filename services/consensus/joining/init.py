@@ -15,9 +15,11 @@ from typing import Final
 import msgspec
 
 from piccolod import clock, cluster_mode, etcd_conf
-from piccolod.errors import StoreUnavailable, Unavailable
+from piccolod.errors import Conflict, StoreUnavailable, Unavailable
 from piccolod.leadership import keys
+from piccolod.leadership import timing as leadership
 from piccolod.leadership.keys import EpochRecord
+from piccolod.leadership.page import PageReader
 from piccolod.leadership.records import TermRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.timing import Choice
@@ -39,6 +41,7 @@ from services.consensus.joining.moving import Move
 from services.consensus.joining.place import etcd_settings, own_record
 from services.consensus.joining.supervised import Supervised, undo
 from services.consensus.leaser import Leaser
+from services.consensus.memory import MemoryFile
 
 _EXPORT_S: Final = 30.0
 _CERTIFICATE_S: Final = 5.0
@@ -90,31 +93,45 @@ class Init:
         folder.keep_etcd(etcd_settings(self._module, folder, token, chosen.timing, {}))
 
     async def _fill(self, cluster: str, chosen: Choice) -> None:
-        settings = etcd_conf.read(self._module.paths.etcd_conf)
+        paths = self._module.paths
+        settings = etcd_conf.read(paths.etcd_conf)
         assert settings is not None
         client, prefix = local_client(settings), cluster_records.prefix(cluster)
         try:
-            gen = await self._begin(client, prefix, chosen.timing.span_s)
+            gen = await self._begin(client, prefix, chosen.timing)
             move = Move(client, prefix, gen, self._export)
             await move.begin()
             await move.finish(HOLD_S)
             await self._close_kernel()
+            MemoryFile(paths.cluster / "seen.json").write(await seed.memory_of(client, prefix, gen))
         finally:
             await client.close()
 
-    async def _begin(self, client: Client, prefix: str, span_s: float) -> int:
-        """Names the store and this member, and goes on counting epochs where the node alone was."""
-        held = self._leaser.records()
-        least = max((record.gen for record in held.values()), default=0)
-        gen = GenFile(self._module.paths.consensus / "gen").next(least)
+    async def _begin(self, client: Client, prefix: str, timing: leadership.Timing) -> int:
+        """Names the store and this member. What is led is led on, with the tokens that it has; epochs go on counting."""
         await self._healthy(client, prefix)
+        gen, led = await self._take_terms(client, prefix, timing)
         await seed.put_gen(client, prefix, gen)
         own = own_record(self._module)
         await seed.put_node(client, prefix, self._node, NodeRecord(**msgspec.structs.asdict(own)))
-        puts = epochs(prefix, held, self._node, span_s)
+        ended = {name: record for name, record in self._leaser.records().items() if name not in led}
+        puts = epochs(prefix, ended, self._node, timing.span_s)
         for at in range(0, len(puts), MOST_OPERATIONS):
             await client.transact(Transaction((), tuple(puts[at : at + MOST_OPERATIONS])), _PUT_S)
         return gen
+
+    async def _take_terms(self, client: Client, prefix: str, timing: leadership.Timing) -> tuple[int, frozenset[str]]:
+        """The gen of the new store, and what goes on in it: nothing, so that it restarts, when etcd is beyond its tokens."""
+        paths, node = self._module.paths, self._module.config.node
+        page, held = PageReader(paths.page).read(), self._leaser.records()
+        if page is not None and page.terms.keys() <= held.keys():
+            try:
+                await seed.put_terms(client, prefix, self._node, node.address, page, tuple(held.values()), timing)
+                return page.gen, frozenset(page.terms)
+            except Conflict as error:
+                self._module.log.warning("what is led here begins anew in the cluster", reason=error.detail)
+        least = max((record.gen for record in held.values()), default=0)
+        return GenFile(paths.consensus / "gen").next(least), frozenset()
 
     async def _healthy(self, client: Client, prefix: str) -> None:
         """It leads itself, so that a write goes through. Raises StoreUnavailable."""

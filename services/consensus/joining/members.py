@@ -115,7 +115,7 @@ class Membership:
 
     async def remove(self, node: str) -> None:
         if node == self._node:
-            raise Conflict(f"{node} leads the kernel", hint="`piccoloctl cluster leave` there takes a node out of its cluster")
+            raise Conflict(f"{node} leads the kernel", hint="`piccoloctl leaders switchover kernel` first, if there are others")
         async with self._turn:
             record = (await self.records()).get(node)
 

@@ -43,7 +43,6 @@ from piccolod.protocol.log import (
     SealedEntry,
     SnapshotInfo,
 )
-from services.persistence.entry import GENESIS
 
 GEN = 7
 
@@ -54,7 +53,7 @@ class Etcd:
     def __init__(self) -> None:
         self.revision = 1
         self.log: dict[int, SealedEntry] = {}
-        self.head_rev, self.head_digest = 0, GENESIS
+        self.head_rev, self.head_digest = 0, b""
         self.token, self.epoch, self.leader = 0, 0, ""
         self.ended: set[int] = set()  # tokens whose session is over
         self.snapshot: tuple[int, list[bytes]] = (0, [])
@@ -70,6 +69,9 @@ class Etcd:
         self.token, self.leader = self.revision, node
         return Token(GEN, self.epoch, self.token)
 
+    def held(self) -> int:
+        return 0 if self.token in self.ended else self.token
+
     def release(self) -> None:
         self.revision += 1
         self.token, self.leader = 0, ""
@@ -78,7 +80,7 @@ class Etcd:
         if self.full:
             raise StoreFull("etcd's space quota is half used up", hint="snapshots go on")
         self._check_token(request.token)
-        if (request.head_rev, request.head_digest) != (self.head_rev, self.head_digest):
+        if request.head_rev != self.head_rev or (self.head_rev and request.head_digest != self.head_digest):
             raise Conflict("the head is another one")
         assert [entry.rev for entry in request.entries] == list(
             range(self.head_rev + 1, self.head_rev + 1 + len(request.entries))
@@ -153,7 +155,7 @@ class Consensus:
             case GetHead():
                 etcd = self.etcd
                 return Head(
-                    rev=etcd.head_rev, digest=etcd.head_digest, gen=GEN, token=etcd.token, leader=etcd.leader,
+                    rev=etcd.head_rev, digest=etcd.head_digest, gen=GEN, token=etcd.held(), leader=etcd.leader,
                     revision=etcd.revision,
                 )  # fmt: skip
             case Append() | PutKeyset():

@@ -15,7 +15,7 @@ import pytest
 
 from piccolod.errors import WrongPassword
 from services.persistence import keyset as keysets
-from services.persistence import store as stores
+from services.persistence import ledger as ledgers
 from services.persistence.keyset import Keyset
 from services.persistence.ledger import Batch, Write
 from services.persistence.repair import finish, rebuild, salvage
@@ -61,7 +61,7 @@ def void(_: object) -> None:
 
 
 def test_every_acknowledged_rev_is_there_after_each_of_100_kills(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "SNAPSHOT_EVERY", 20)  # so that snapshots are among what is cut
+    monkeypatch.setattr(ledgers, "SNAPSHOT_EVERY", 20)  # so that snapshots are among what is cut
     bench.close()
     acknowledged = 0
 
