@@ -21,6 +21,7 @@ from services.api import problem
 from services.api.core import Core
 
 NODES: Final = "nodes"
+_READ_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +126,21 @@ def _named(tls: Any) -> str:
 
 
 async def _body(receive: Any, most_bytes: int) -> bytes:
-    body = bytearray()
+    """One that is too large is read on for a while and thrown away: who still sends when we close may not see the answer."""
+    body, size_bytes = bytearray(), 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise Failed("the caller went away")
-        body += message.get("body", b"")
-        if len(body) > most_bytes:
-            raise TooLarge(f"a call of this kind has at most {most_bytes} bytes")
-        if not message.get("more_body", False):
-            return bytes(body)
+        part = message.get("body", b"")
+        size_bytes += len(part)
+        if size_bytes <= most_bytes:
+            body += part
+        if not message.get("more_body", False) or size_bytes > _READ_BYTES:
+            break
+    if size_bytes > most_bytes:
+        raise TooLarge(f"a call of this kind has at most {most_bytes} bytes")
+    return bytes(body)
 
 
 async def _send(send: Any, status: int, body: bytes, headers: dict[str, str]) -> None:

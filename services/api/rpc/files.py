@@ -51,6 +51,8 @@ class NodeFiles:
         seen = self._look()
         if seen == self._seen:
             return False
+        # A context that was given a certificate without its key serves nobody any more: tried out on another one before.
+        channel.client_context(self.certificate, self.key, self.ca)
         try:
             for context in (self._server, *self._clients.values()):
                 if context is not None:

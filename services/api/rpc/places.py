@@ -29,10 +29,15 @@ class Places:
             try:
                 return Place(hint.node, *split_listen(known.rpc))
             except ValueError:
-                pass
+                pass  # of a newer version
         if not hint.address:
             raise Unavailable(f"it is not known where {hint.node} is", hint="see `piccoloctl cluster list`")
         return Place(hint.node, hint.address, self._default_port)
+
+    def members(self, but: str) -> list[Place]:
+        """All that are known and have keys, without one."""
+        known = [name for name, each in self._members().items() if name != but and each.role == "member" and each.rpc]
+        return [self.of(LeaderHint(name, "", "", 0)) for name in known]
 
     def _members(self) -> dict[str, _Known]:
         """Read anew each time: it is small, and written whole."""

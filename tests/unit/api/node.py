@@ -148,7 +148,10 @@ class FakeModule:
         self.config, self.paths = settings, settings.paths
         self.errors: list[dict[str, Any]] = []
         self.log = SimpleNamespace(
-            info=lambda *_, **__: None, warning=lambda *_, **__: None, error=lambda *_, **more: self.errors.append(more)
+            debug=lambda *_, **__: None,
+            info=lambda *_, **__: None,
+            warning=lambda *_, **__: None,
+            error=lambda *_, **more: self.errors.append(more),
         )
         self.call = modules.call
         self.published: list[Event] = []

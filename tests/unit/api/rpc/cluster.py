@@ -108,7 +108,7 @@ class Cluster:
             modules.documents = self.documents
             modules.replies |= {
                 IssueCertificate: self._issue,
-                KeepCertificate: lambda request: self._keep(module.config, request),
+                KeepCertificate: lambda request: self.keep(module.config, request),
                 Redeem: self.redeem,
                 AddMember: self.add_member,
             }
@@ -121,7 +121,7 @@ class Cluster:
         )
         return Issued(certificate=certificate, ca=self.authority.pem)
 
-    def _keep(self, config: Config, request: KeepCertificate) -> Nothing:
+    def keep(self, config: Config, request: KeepCertificate) -> Nothing:
         draft = config.paths.cluster / "node.pem.new"
         draft.write_text(request.certificate)
         draft.replace(config.paths.cluster / "node.pem")
