@@ -15,6 +15,7 @@ from piccolod.errors import (
     NoLeader,
     NotFound,
     NotLeader,
+    OutcomeUnknown,
     StoreCorrupt,
     StoreFull,
     StoreUnavailable,
@@ -31,6 +32,7 @@ from piccolod.protocol.cluster import (
     Profile,
     RemoveMember,
 )
+from piccolod.protocol.consensus import Pause
 from piccolod.protocol.joining import (
     TOKEN_MOST_S,
     TOKEN_S,
@@ -54,6 +56,7 @@ _REMOVE_S = 40.0
 _LEAVE_S = 20.0
 _LOCK_S = 40.0
 _MEMBERS = (StoreUnavailable, StoreCorrupt)
+_PAUSE = (Conflict, NoLeader, OutcomeUnknown, *_MEMBERS)
 
 
 class InitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,6 +122,20 @@ async def leave(request: Req) -> Response[None]:
     if found.mode != "alone":
         await core.order(Lock(), timeout_s=_LOCK_S)
     await core.order(Leave(), timeout_s=_LEAVE_S)
+    return Response(None, status_code=204)
+
+
+@endpoint("POST", f"{BASE}/cluster/pause", scope=Scope.ADMIN, fails=_PAUSE, status=204, tag="cluster")
+async def pause(request: Req) -> Response[None]:
+    """From now on nothing moves between nodes, neither by itself nor by request: for work on the machines."""
+    await core_of(request).order(Pause(on=True, author=actor_of(request).name))
+    return Response(None, status_code=204)
+
+
+@endpoint("POST", f"{BASE}/cluster/resume", scope=Scope.ADMIN, fails=_PAUSE, status=204, tag="cluster")
+async def resume(request: Req) -> Response[None]:
+    """Ends a pause."""
+    await core_of(request).order(Pause(on=False, author=actor_of(request).name))
     return Response(None, status_code=204)
 
 
@@ -196,4 +213,4 @@ def _view(member: Member, head: int) -> NodeView:
     )  # fmt: skip
 
 
-ROUTES = (show, init, join, leave, list_tokens, create_token, revoke_token, nodes, node, remove)
+ROUTES = (show, init, join, leave, pause, resume, list_tokens, create_token, revoke_token, nodes, node, remove)
