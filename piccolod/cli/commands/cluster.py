@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from piccolod import clock
-from piccolod.cli.client import path_of
+from piccolod.cli.client import Client, path_of
 from piccolod.cli.commands.leaders import resource_of
 from piccolod.cli.commands.nodes import COLUMNS as NODES
 from piccolod.cli.complete import join_token_ids, resource_names
@@ -17,7 +17,7 @@ from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.table import Column, printable, render
 from piccolod.cli.times import moment
-from piccolod.errors import DeadlineExceeded, PiccoloError
+from piccolod.errors import DeadlineExceeded, NotFound, PiccoloError
 
 cluster = Group("cluster", help="Several machines as one.")
 tokens = Group("tokens", help="What lets new nodes in: one token a node, for a short time.")
@@ -108,7 +108,7 @@ def leave(session: Session) -> int:
     found = client.get("/cluster")
     if found["node"] in {each["node"] for each in found.get("members") or ()}:
         session.say("the others take this node out")
-        client.send("POST", path_of("nodes", str(found["node"]), "remove"))
+        _take_out(client, str(found["node"]))
     client.request("POST", "/cluster/leave", repeat=False)
     session.say("this node is alone: `piccoloctl setup` sets a password, `piccoloctl cluster join` makes it a member again")
     return 0
@@ -148,6 +148,15 @@ def history(session: Session, tail: int, resource: str | None) -> int:
             session.client().get(path), table, lambda found: [f"{each['resource']}@{each['epoch']}" for each in found]
         )
     )
+
+
+def _take_out(client: Client, node: str) -> None:
+    """One that is out already, as when the answer of a first attempt was lost, has what it wants."""
+    try:
+        client.send("POST", path_of("nodes", node, "remove"))
+    except Refusal as refusal:
+        if not isinstance(refusal.error, NotFound):
+            raise
 
 
 def _until_led(session: Session, found: dict[str, Any]) -> dict[str, Any]:
