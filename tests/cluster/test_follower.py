@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -154,6 +155,35 @@ def test_a_retry_through_another_node_gets_the_first_result(leading: Machine, fo
 def test_only_the_leader_answers_a_load_balancer(four: Cluster, leading: Machine) -> None:
     found = {machine.name: tcp(machine, "HEAD", "/leader/kernel").status for machine in four.machines[:3]}
     assert found == {machine.name: 200 if machine is leading else 409 for machine in four.machines[:3]}
+
+
+def test_a_switchover_costs_writes_through_another_node_time_and_no_errors(four: Cluster, leading: Machine) -> None:
+    other, asked = (machine for machine in four.machines[:3] if machine is not leading)
+    done: list[tuple[int, float]] = []
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            done.append((other.api("PUT", "/settings", {"title": str(began)}).status, time.monotonic() - began))
+
+    def more(count: int) -> None:
+        enough = len(done) + count
+        until(lambda: len(done) > enough, f"{count} more writes", 20)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        more(10)
+        said(asked, "leaders", "switchover", "kernel", "--to", other.name)
+        more(20)
+        said(other, "leaders", "switchover", "kernel", "--to", asked.name)
+        more(20)
+    finally:
+        over.set()
+        writer.join(30)
+    print(f"{len(done)} writes, the longest {max(took_s for _, took_s in done) * 1000:.0f} ms")
+    assert {status for status, _ in done} == {200}
 
 
 def test_without_a_quorum_a_write_is_503_and_says_when_to_come_back(four: Cluster, follower: Machine) -> None:
