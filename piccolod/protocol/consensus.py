@@ -133,6 +133,18 @@ class Switchover(Request[Leadership], frozen=True, kw_only=True):
     to: str = ""
 
 
+class Pause(Request[Nothing], frozen=True, kw_only=True):
+    """While on, nothing moves between nodes: neither takeovers nor switchovers. On any member.
+
+    Conflict: this node is alone. NoLeader: this member has no session now. StoreUnavailable; OutcomeUnknown: ask again.
+    """
+
+    command: ClassVar[str] = "consensus.pause"
+    reply: ClassVar[type] = Nothing
+    on: bool
+    author: str = ""
+
+
 class Release(Request[Leadership], frozen=True, kw_only=True):
     """Gives leadership away. Conflict: no other node can take it."""
 

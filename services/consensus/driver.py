@@ -21,7 +21,7 @@ from piccolod.leadership.events import Event, Header, Memory, PageState
 from piccolod.leadership.page import Page, Term
 from piccolod.leadership.state import Config, Leadership
 from piccolod.leadership.timing import POLL_S
-from piccolod.leadership.transactions import Kind
+from piccolod.leadership.transactions import Kind, Outcome, Transaction
 from services.consensus.etcd import lease
 from services.consensus.etcd.failures import LeaseLost
 from services.consensus.etcd.watch import Relist, Watch
@@ -116,6 +116,15 @@ class Driver:
             return bool(condition())
         finally:
             self._waiters = [each for each in self._waiters if each[1] is not waiter]
+
+    async def put(self, transaction: Transaction) -> Attempt:
+        """A write beside the core's. Its answer is judged as those are: it could hide that revisions went back."""
+        least = self.state.highest
+        done = await self.store.commit(transaction, self.state.config.timing.rpc_s)
+        if done.header is not None:
+            wrote = done.outcome is Outcome.COMMITTED and bool(transaction.puts)
+            self.believes(done.header, least + wrote)
+        return done
 
     def believes(self, header: Header, least: int) -> bool:
         """Whether an answer to something else than the core's may be believed; `least` is of before it was asked."""

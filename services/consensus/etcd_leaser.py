@@ -24,7 +24,7 @@ from piccolod.errors import (
     StoreUnavailable,
     TooMany,
 )
-from piccolod.leadership import actions, events, keys
+from piccolod.leadership import actions, events, keys, transactions
 from piccolod.leadership.actions import Action, Ended
 from piccolod.leadership.events import PageState, PageTerm
 from piccolod.leadership.page import CAPACITY, PageWriter
@@ -33,11 +33,12 @@ from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Config, Phase
 from piccolod.leadership.timing import POLL_S
-from piccolod.leadership.transactions import Compare, Field, Outcome, Put
+from piccolod.leadership.transactions import Compare, Kind, Outcome, Put, Transaction
 from piccolod.module import Module
 from piccolod.protocol.consensus import Candidate
 from piccolod.supervisor.rundir import last_tick
 from services.consensus import cluster_records, history, members_file, prover, standing
+from services.consensus.cluster_records import PAUSE, PauseRecord
 from services.consensus.driver import Driver
 from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
@@ -49,6 +50,7 @@ _END_S: Final = 4.0  # from a request to end a term until its caller is told tha
 # Longer than its callers' patience for parked writes: then it is taken back (leadership.md, Planned moves).
 _SWITCHOVER_S: Final = 2.0
 _PROPOSAL_S: Final = 5.0
+_REFUSED_S: Final = 1.0
 _SILENT_S: Final = 2 * POLL_S
 
 
@@ -124,6 +126,13 @@ class EtcdLeaser:
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         return await history.read(self.driver.store, resource, limit)
 
+    def trouble(self) -> str:
+        if self.driver.state.restored:
+            return f"{Ended.RESTORED.value}: nothing is led until `piccoloctl cluster recover --force`"
+        if self.driver.blocked:
+            return self.driver.blocked
+        return "" if self._fresh() else "etcd does not answer, or has no quorum"
+
     def hint(self, resource: str) -> LeaderHint | None:
         """Which other node leads it; None when none does, or this node cannot know."""
         state = self.driver.state
@@ -184,6 +193,21 @@ class EtcdLeaser:
     async def give_away(self, resource: str) -> None:
         await self._hand_over(resource, "", Reason.RELEASED)
 
+    async def pause(self, on: bool, author: str) -> None:
+        """By a record that every node watches. Any member may write it: who led may be gone, and stay so until it resumes."""
+        state = self.driver.state
+        if state.session is None or not self._fresh():
+            raise self._no_leader(RESOURCE_KERNEL)
+        record = PauseRecord(author, clock.wall_ms())
+        puts, deletes = ((Put(PAUSE, record),), ()) if on else ((), (PAUSE,))
+        guard = (transactions.same_session(self._node, state.session.sid), transactions.same_gen(state.session.gen))
+        done = await self.driver.put(Transaction(Kind.RECORD, guard, puts, deletes))
+        if done.outcome is Outcome.REFUSED:
+            raise NoLeader("this node has lost its session meanwhile", hint="try again in a moment")
+        if done.error is not None:
+            raise done.error
+        await self.driver.until(lambda: self.driver.state.paused is on, _CAMPAIGN_S)
+
     async def _hand_over(self, resource: str, to: str, reason: Reason) -> None:
         driver = self.driver
         if resource != RESOURCE_KERNEL:
@@ -243,18 +267,25 @@ class EtcdLeaser:
             del self._proposals[number]
         if proposed.outcome is Outcome.COMMITTED:
             return int(proposed.rev)
-        raise self._refusal(proposed.outcome, attempt, token, compares)
-
-    def _refusal(self, outcome: Outcome, attempt: Attempt | None, token: int, compares: tuple[Compare, ...]) -> PiccoloError:
-        if outcome is Outcome.REFUSED:
-            found = attempt.found if attempt is not None else {}
-            others = [one for one in compares if one.field is Field.MOD and found.get(one.key, 0) != one.value]
-            if found.get(keys.EPOCH + RESOURCE_KERNEL) == token and others:
-                return Conflict(f"{others[0].key} is another one by now", hint="read it again")
-            return self._not_leader(RESOURCE_KERNEL)
+        if proposed.outcome is Outcome.REFUSED:
+            raise await self._refused(token, compares)
         if attempt is None or attempt.error is None or self.driver.state.restored:
-            return OutcomeUnknown("etcd is not the one that was written to", hint="see `piccoloctl cluster recover`")
-        return attempt.error
+            raise OutcomeUnknown("etcd is not the one that was written to", hint="see `piccoloctl cluster recover`")
+        raise attempt.error
+
+    async def _refused(self, token: int, compares: tuple[Compare, ...]) -> PiccoloError:
+        """By what: revisions only grow, so that a look afterwards still shows it. The token counts first."""
+        epoch = keys.EPOCH + RESOURCE_KERNEL
+        if not standing.leads(self.driver.state, RESOURCE_KERNEL):
+            return self._not_leader(RESOURCE_KERNEL)
+        try:
+            found, _ = await self.driver.store.revisions((epoch, *(one.key for one in compares)), _REFUSED_S)
+        except PiccoloError:
+            return Conflict("etcd refused the write", hint="read the head again")
+        others = [one.key for one in compares if found.get(one.key, 0) != one.value]
+        if found.get(epoch) == token and others:
+            return Conflict(f"{others[0]} is another one by now", hint="read it again")
+        return self._not_leader(RESOURCE_KERNEL)
 
     # --- inside
 
@@ -353,4 +384,6 @@ class EtcdLeaser:
             return StoreUnavailable("etcd does not answer, or has no quorum", hint="see `piccoloctl cluster list`")
         if state.session is None:
             return NoLeader(f"nobody leads {resource}, and this node has no session yet", hint="try again in a moment")
+        if state.paused:
+            return NoLeader(f"nobody leads {resource}, and the cluster is paused", hint="`piccoloctl cluster resume`")
         return NoLeader(f"nobody leads {resource} now", hint="see `piccoloctl why kernel`")

@@ -10,7 +10,7 @@ from msgspec import Struct
 from piccolod.errors import PiccoloError
 from piccolod.leadership import keys
 from piccolod.leadership.events import Header
-from piccolod.leadership.transactions import Compare, Field, Kind, Outcome, Transaction
+from piccolod.leadership.transactions import Compare, Field, Outcome, Transaction
 from piccolod.leadership.view import Change, Record
 from services.consensus import cluster_records, wire
 from services.consensus.etcd import transaction as etcd
@@ -28,12 +28,11 @@ _OF: Final = {Field.CREATE: Of.CREATED, Field.MOD: Of.MODIFIED, Field.VALUE: Of.
 
 
 class Attempt(Struct, frozen=True):
-    """What became of a transaction. `error`: why it is not known, or was not done. `found`: mod revisions, when refused."""
+    """What became of a transaction. `error`: why it is not known, or was not done."""
 
     outcome: Outcome
     header: Header | None
     error: PiccoloError | None = None
-    found: Mapping[str, int] = {}
 
 
 class Snapshot(Struct, frozen=True):
@@ -58,14 +57,19 @@ class EtcdStore:
             return Attempt(Outcome.NO_LEASE, None, error)
         except PiccoloError as error:
             return Attempt(Outcome.UNKNOWN, None, error)
-        outcome = Outcome.COMMITTED if result.succeeded else Outcome.REFUSED
-        return Attempt(outcome, header_of(result), None, {} if result.succeeded else self._found(result))
+        return Attempt(Outcome.COMMITTED if result.succeeded else Outcome.REFUSED, header_of(result))
 
     async def read(self, within_s: float) -> Snapshot:
         """Raises PiccoloError."""
         wanted = [Range(self.prefix + kind, prefix=True) for kind in _KINDS] + [Range(self.prefix + key) for key in _SINGLE]
         result = await self.client.look(wanted, within_s)
         return Snapshot(header_of(result), dict(self._records(item for found in result.answers for item in _keys(found))))
+
+    async def revisions(self, wanted: Iterable[str], within_s: float) -> tuple[dict[str, int], Header]:
+        """The mod revisions of keys, as of now; absent ones are missing. Raises PiccoloError."""
+        result = await self.client.look([Range(self.prefix + key, keys_only=True) for key in wanted], within_s)
+        items = (item for answer in result.answers for item in _keys(answer))
+        return {item.key.removeprefix(self.prefix): item.mod_revision for item in items}, header_of(result)
 
     def changes(self, news: Revision) -> tuple[Change, ...]:
         found: list[Change] = []
@@ -83,9 +87,7 @@ class EtcdStore:
         compares = tuple(self._compare(compare) for compare in transaction.compares)
         puts = tuple(etcd.Put(self.prefix + put.key, wire.encode(put.value), put.lease_id) for put in transaction.puts)
         deletes = tuple(etcd.Delete(self.prefix + key) for key in transaction.deletes)
-        # Who is told that its write was refused has to know by what.
-        asked = dict.fromkeys(compare.key for compare in compares) if transaction.kind is Kind.PROPOSAL else {}
-        return etcd.Transaction(compares, puts + deletes, tuple(Range(key, keys_only=True) for key in asked))
+        return etcd.Transaction(compares, puts + deletes)
 
     def _compare(self, compare: Compare) -> etcd.Compare:
         relation = Is.EQUAL if compare.equal else Is.NOT_EQUAL
@@ -95,10 +97,6 @@ class EtcdStore:
         if value is None:  # absent
             return etcd.Compare(key, Of.CREATED, relation, 0)
         return etcd.Compare(key, Of.VALUE, relation, wire.encode(value))
-
-    def _found(self, result: Result) -> dict[str, int]:
-        items = (item for answer in result.answers for item in _keys(answer))
-        return {item.key.removeprefix(self.prefix): item.mod_revision for item in items}
 
     def _records(self, items: Iterable[KeyValue]) -> Iterable[tuple[str, Record[Any]]]:
         for item in items:

@@ -62,6 +62,12 @@ class Leaser(Protocol):
     async def give_away(self, resource: str) -> None:
         """Somebody else shall lead it. Raises Conflict when nobody can."""
 
+    async def pause(self, on: bool, author: str) -> None:
+        """While on, nothing moves between nodes. Raises Conflict where there are no others."""
+
+    def trouble(self) -> str:
+        """What keeps it from its work; empty when nothing does."""
+
     async def verify(self, resource: str, token: int) -> bool:
         """Whether the store of terms itself, asked now, still gives this node the open term."""
 

@@ -15,7 +15,7 @@ from piccolod.errors import PiccoloError
 from piccolod.leadership import events, transactions
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
-from piccolod.leadership.transactions import Kind, Outcome, Put, Transaction
+from piccolod.leadership.transactions import Kind, Put, Transaction
 from piccolod.paths import Paths
 from services.consensus import history, members_file
 from services.consensus.cluster_records import CANDIDATE, MEMBER, CandidateRecord, NodeRecord
@@ -110,6 +110,4 @@ class Registration:
         self._put_at = clock.now()
         put = Put(CANDIDATE + me, wanted, state.lease_id)
         record = Transaction(Kind.RECORD, (transactions.same_session(me, session.sid),), (put,))
-        done = await self._driver.store.commit(record, state.config.timing.rpc_s)
-        if done.header is not None:
-            self._driver.believes(done.header, state.highest + (done.outcome is Outcome.COMMITTED))
+        await self._driver.put(record)

@@ -53,7 +53,7 @@ async def put_node(client: Client, prefix: str, name: str, record: NodeRecord) -
 
 
 async def put_log(client: Client, prefix: str, gen: int, entries: Sequence[SealedEntry]) -> None:
-    """Entries in order, and the head after the last of them."""
+    """Up to APPEND_ENTRIES and APPEND_BYTES of them in order, and the head after the last."""
     puts = [Put(prefix + log_key(entry.rev), wire.encode(entry)) for entry in entries]
     head = HeadRecord(entries[-1].rev, entries[-1].digest, gen)
     await client.transact(Transaction((), (*puts, Put(prefix + keys.KERNEL_HEAD, wire.encode(head)))), _WITHIN_S)

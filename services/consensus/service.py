@@ -33,6 +33,7 @@ from piccolod.protocol.consensus import (
     GetWhy,
     Leadership,
     Leaderships,
+    Pause,
     Release,
     Switchover,
     Term,
@@ -54,6 +55,7 @@ _RESOURCE: Final = re.compile(r"kernel|app:[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
 # After a crash of the supervisor the old consensus lives on for at most 0.5 s (architecture.md, Orphans).
 _PAGE_WAIT_S: Final = 2.0
 _HISTORY_LIMIT: Final = 1000
+_JUDGE_S: Final = 1.0
 
 
 class Service:
@@ -66,6 +68,8 @@ class Service:
         self._membership: Alone | Joined
         self._log: LogService | None = None  # the sealed log of a cluster
         self._announced_rev = 0
+        self._unkept = ""  # why this node's member of etcd is not looked after
+        self._told: tuple[Level, str] | None = None
 
     async def start(self) -> None:
         module = self._module
@@ -85,12 +89,15 @@ class Service:
         module.serve(GetWhy, self._why)
         module.serve(Switchover, self._switchover)
         module.serve(Release, self._release)
+        module.serve(Pause, self._pause)
         module.on(ControlStoreCommit, self._on_commit)
         module.publish(NodeStateChanged(node=module.config.node.name, state="alive"))
         self._announce()
-        self._judge_health()
         if mode is not None:
             self._keep_etcd()
+        self._judge_health()
+        if mode is not None:
+            module.spawn(self._keep_judging(), name="health")
         module.log.info("opened the terms", held=[record.resource for record in listed(self._leaser.records().values())])
 
     def _alone(self) -> Leaser:
@@ -117,12 +124,27 @@ class Service:
         await self._leaser.end()
         self._page.close()
 
+    async def _keep_judging(self) -> None:
+        """Of a member: whether etcd answers shows by nothing that happens."""
+        while True:
+            self._judge_health()
+            await asyncio.sleep(_JUDGE_S)
+
     def _judge_health(self) -> None:
-        if damaged := set_aside(self._file):
+        if trouble := self._leaser.trouble():
+            self._tell_health(Level.ERROR, trouble)
+        elif damaged := set_aside(self._file):
             reason = f"the store of terms was damaged and begun anew; the old one is {damaged[-1]}: remove it once seen"
-            self._module.health(Level.WARN, reason)
+            self._tell_health(Level.WARN, reason)
+        elif self._unkept:
+            self._tell_health(Level.WARN, self._unkept)
         else:
-            self._module.health(Level.OK)
+            self._tell_health(Level.OK)
+
+    def _tell_health(self, level: Level, reason: str = "") -> None:
+        if self._told != (level, reason):
+            self._told = (level, reason)
+            self._module.health(level, reason)
 
     def _keep_etcd(self) -> None:
         """Where a member of etcd lives. Its imports are made before READY, for they hold up the beat."""
@@ -135,7 +157,7 @@ class Service:
             # The terms of this node need no etcd: without them nothing at all would run here.
             reason = f"etcd of this node is not looked after: {error.detail if isinstance(error, PiccoloError) else error}"
             self._module.log.warning("cannot look after etcd", reason=reason)
-            self._module.health(Level.WARN, reason)
+            self._unkept = reason
 
     def _keep(self, settings: etcd_conf.Settings) -> None:
         """Raises PiccoloError, OSError, ValueError for settings or certificates that cannot be used."""
@@ -233,6 +255,11 @@ class Service:
         self._shown(request.resource)
         await self._leaser.give_away(request.resource)
         return self._shown(request.resource)
+
+    async def _pause(self, request: Pause, caller: Caller) -> Nothing:
+        await self._leaser.pause(request.on, request.author)
+        self._module.log.info("paused moves" if request.on else "resumed moves", author=request.author)
+        return Nothing()
 
     def _shown(self, resource: str) -> Leadership:
         record = self._leaser.records().get(resource)

@@ -76,6 +76,12 @@ class StaticLeaser:
     async def give_away(self, resource: str) -> None:
         raise Conflict(f"{self._node} is a node alone: nobody could take {resource}")
 
+    async def pause(self, on: bool, author: str) -> None:
+        raise Conflict(f"{self._node} is a node alone: nothing moves anyway")
+
+    def trouble(self) -> str:
+        return ""
+
     async def campaign(self, resource: str, reason: Reason) -> TermRecord:
         return await self._run(lambda: self._campaign(resource, reason))
 

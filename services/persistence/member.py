@@ -23,7 +23,8 @@ POLL_S: Final = 1.0
 
 
 class Member:
-    """`leads`: whether this node may write now. `judge` is told when what is to be said of its health may have changed."""
+    """`leads`: whether this node may write now. `at_head` is told when it has come to the head, `judge` when what is to be
+    said of its health may have changed."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class Member:
         keyset: SharedKeyset,
         snapshot: Callable[[], EtcdSnapshot | None],
         leads: Callable[[], bool],
+        at_head: Callable[[], None],
         judge: Callable[[], None],
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
@@ -38,6 +40,7 @@ class Member:
         self._keyset = keyset
         self._snapshot = snapshot
         self._leads = leads
+        self._on_head = at_head
         self._judge = judge
         self._log = log
         self._announced = 0
@@ -74,7 +77,10 @@ class Member:
             return
         try:
             if not self._leads():
+                behind = not self.at_head
                 await self._vault.catch_up.to_head()
+                if behind:
+                    self._on_head()
             await self._keyset.look()
             await self._keep_snapshots()
         except PiccoloError as error:

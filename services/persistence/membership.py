@@ -36,6 +36,7 @@ class Membership:
         on_commit: Callable[[Sequence[Folded]], None],
         on_trouble: Callable[[PiccoloError | None], None],
         on_change: Callable[[], None],
+        on_head: Callable[[], None],
         judge: Callable[[], None],
         guesses: Guesses,
     ) -> None:
@@ -51,7 +52,7 @@ class Membership:
         )  # fmt: skip
         keyset = SharedKeyset(mode.cluster, module.call, gate, leader, lambda: self.vault.passwords, self.vault.key_if_held)
         self.vault.share(keyset)
-        self._member = Member(self.vault, keyset, lambda: self._snapshot, self._leads, judge, module.log)
+        self._member = Member(self.vault, keyset, lambda: self._snapshot, self._leads, on_head, judge, module.log)
 
     @property
     def at_head(self) -> bool:

@@ -72,7 +72,7 @@ class Service:
 
             self._membership = Membership(
                 module, mode, self._gate, lambda: self._leader, self._on_commit, self._on_trouble, self._changed,
-                self._judge_health, guesses,
+                self._nudge.set, self._judge_health, guesses,
             )  # fmt: skip
             self._vault = self._membership.vault
         self._documents = DocumentCommands(self._vault, module.log)

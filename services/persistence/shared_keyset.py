@@ -78,9 +78,12 @@ class SharedKeyset:
         await self._put(keyset, mod, token)
 
     async def _put(self, keyset: Keyset, seen_mod: int, token: Token) -> None:
-        """Conflict may be the echo of one's own unknown write: what is there is looked at before anybody is told."""
+        """Conflict may be the echo of one's own unknown write: what is there is looked at before anybody is told.
+
+        Once a put is in doubt no refusal of its repetition says anything about it.
+        """
         content = keysets.encode(keyset)
-        give_up_at = clock.now() + RESOLVE_S
+        give_up_at, in_doubt = clock.now() + RESOLVE_S, False
         while True:
             try:
                 await self._ask(PutKeyset(token=token.token, seen_mod=seen_mod, keyset=content), timeout_s=ASK_S)
@@ -88,7 +91,10 @@ class SharedKeyset:
             except Conflict:
                 pass
             except UNKNOWN:
-                pass
+                in_doubt = True
+            except PiccoloError:
+                if not in_doubt:
+                    raise
             there = await self._there()
             if there is not None and there.keyset == content:
                 return

@@ -38,7 +38,11 @@ def main() -> int:
             else:
                 print("making one cluster of them ...", flush=True)
                 forming.form(cluster, profile="auto")
+            first = cluster.machines[0]
+            first.install(first.demo_manifest())
             describe(cluster)
+            print(f"\nThe app `hello` runs on {first.name}: http://{first.address}:{first.public_port('hello')}")
+            print("Ctrl-C ends them and removes every trace.", flush=True)
             signal.pause()
     except KeyboardInterrupt:
         print("every trace is removed")
@@ -53,7 +57,6 @@ def describe(cluster: Cluster) -> None:
         print(f"    {ctl} --socket {machine.run}/api.sock status")
         print(f"    a shell inside: nsenter --target {machine.init} --all --wdns=/")
         print(f"    its log:        {machine.output}")
-    print("\nCtrl-C ends them and removes every trace.", flush=True)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,32 @@ def test_a_member_does_not_found_and_does_not_join(three: Cluster) -> None:
         assert "n2 is a member of the cluster" in done.stderr
 
 
+def test_the_kernel_is_handed_over_by_request_asked_of_any_node(three: Cluster) -> None:
+    leading = wait_leader(three)
+    to = next(machine for machine in three.machines if machine is not leading)
+    rev = write(leading, "before the switchover")
+    said(to, "leaders", "switchover", "kernel", "--to", to.name)
+    until(lambda: leader(three) is to, f"{to.name} leads", 10)
+    assert write(to, "after the switchover") > rev
+    last = to.get("/leadership/history?resource=kernel&limit=1")[0]
+    assert (last["from_node"], last["to_node"], last["reason"]) == (leading.name, to.name, "switchover")
+
+
+def test_while_the_cluster_is_paused_nothing_moves(three: Cluster) -> None:
+    leading = wait_leader(three)
+    to = next(machine for machine in three.machines if machine is not leading)
+    said(to, "cluster", "pause")
+    try:
+        until(lambda: "paused" in str(leading.get("/cluster")["warnings"]), "the leader knows of the pause", 5)
+        done = leading.ctl("leaders", "switchover", "kernel", "--to", to.name)
+        assert done.returncode == 1
+        assert "paused" in done.stderr
+        assert leader(three) is leading
+    finally:
+        said(leading, "cluster", "resume")
+    until(lambda: leading.get("/cluster")["warnings"] == [], "the pause is over", 5)
+
+
 def test_the_loss_of_the_leaders_machine_costs_seconds_and_no_acknowledged_write(three: Cluster) -> None:
     lost = wait_leader(three)
     rev = write(lost, "before")

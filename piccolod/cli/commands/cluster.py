@@ -8,15 +8,16 @@ from typing import Any, Final
 import click
 
 from piccolod import clock
-from piccolod.cli.client import path_of
+from piccolod.cli.client import Client, path_of
+from piccolod.cli.commands.leaders import resource_of
 from piccolod.cli.commands.nodes import COLUMNS as NODES
-from piccolod.cli.complete import join_token_ids
+from piccolod.cli.complete import join_token_ids, resource_names
 from piccolod.cli.options import Duration, Group
 from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.table import Column, printable, render
 from piccolod.cli.times import moment
-from piccolod.errors import DeadlineExceeded, PiccoloError
+from piccolod.errors import DeadlineExceeded, NotFound, PiccoloError
 
 cluster = Group("cluster", help="Several machines as one.")
 tokens = Group("tokens", help="What lets new nodes in: one token a node, for a short time.")
@@ -27,6 +28,11 @@ _LOOK_S: Final = 0.2
 _JOIN_S: Final = 120.0
 _LEAVE_S: Final = 90.0
 
+
+def _phases(change: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {float(took):.0f} ms" for name, took in (change.get("phases") or {}).items())
+
+
 _TOKENS: Final = (
     Column("ID", lambda item: item.get("id")),
     Column("STATE", lambda item: item.get("state"), state=True),
@@ -35,6 +41,16 @@ _TOKENS: Final = (
     Column("EXPIRES", lambda item: moment(int(item.get("expires_ms") or 0))),
     Column("CREATED", lambda item: moment(int(item.get("created_ms") or 0)), wide=True),
     Column("CREATED BY", lambda item: item.get("author"), wide=True),
+)
+
+_CHANGES: Final = (
+    Column("TIME", lambda item: moment(int(item.get("at_ms") or 0))),
+    Column("RESOURCE", lambda item: item.get("resource")),
+    Column("EPOCH", lambda item: item.get("epoch")),
+    Column("FROM", lambda item: item.get("from_node")),
+    Column("TO", lambda item: item.get("to_node")),
+    Column("REASON", lambda item: item.get("reason")),
+    Column("PHASES", _phases),
 )
 
 
@@ -92,10 +108,55 @@ def leave(session: Session) -> int:
     found = client.get("/cluster")
     if found["node"] in {each["node"] for each in found.get("members") or ()}:
         session.say("the others take this node out")
-        client.send("POST", path_of("nodes", str(found["node"]), "remove"))
+        _take_out(client, str(found["node"]))
     client.request("POST", "/cluster/leave", repeat=False)
     session.say("this node is alone: `piccoloctl setup` sets a password, `piccoloctl cluster join` makes it a member again")
     return 0
+
+
+@cluster.command()
+@click.pass_obj
+def pause(session: Session) -> int:
+    """Let nothing move between nodes, neither by itself nor by request: for work on the machines. What runs, runs on."""
+    session.client().request("POST", "/cluster/pause")
+    session.say("nothing moves until `piccoloctl cluster resume`; a node that is lost is not replaced meanwhile")
+    return 0
+
+
+@cluster.command()
+@click.pass_obj
+def resume(session: Session) -> int:
+    """End a pause."""
+    session.client().request("POST", "/cluster/resume")
+    session.say("nodes take over from each other again")
+    return 0
+
+
+@cluster.command(view=True)
+@click.option("-n", "--tail", default=50, show_default=True, type=click.IntRange(1, 1000), help="How many of the last.")
+@click.argument("resource", metavar="[RES]", required=False, shell_complete=resource_names)
+@click.pass_obj
+def history(session: Session, tail: int, resource: str | None) -> int:
+    """Who led what, since when and why, newest first; of one resource, or of all."""
+    path = path_of("leadership", "history", limit=tail, resource=resource_of(resource) if resource else None)
+
+    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
+        return render(found, _CHANGES, wide=wide, width=width) if found else "Nothing has been led yet."
+
+    return session.show(
+        lambda: Printed(
+            session.client().get(path), table, lambda found: [f"{each['resource']}@{each['epoch']}" for each in found]
+        )
+    )
+
+
+def _take_out(client: Client, node: str) -> None:
+    """One that is out already, as when the answer of a first attempt was lost, has what it wants."""
+    try:
+        client.send("POST", path_of("nodes", node, "remove"))
+    except Refusal as refusal:
+        if not isinstance(refusal.error, NotFound):
+            raise
 
 
 def _until_led(session: Session, found: dict[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Literal
 
 import msgspec
 from litestar import Response
 from litestar.params import FromPath, JSONBody
 
+from piccolod import clock
 from piccolod.errors import (
+    Busy,
     Conflict,
     Exists,
     Locked,
     NoLeader,
     NotFound,
     NotLeader,
+    OutcomeUnknown,
     StoreCorrupt,
     StoreFull,
     StoreUnavailable,
@@ -31,6 +35,7 @@ from piccolod.protocol.cluster import (
     Profile,
     RemoveMember,
 )
+from piccolod.protocol.consensus import Pause
 from piccolod.protocol.joining import (
     TOKEN_MOST_S,
     TOKEN_S,
@@ -39,9 +44,10 @@ from piccolod.protocol.joining import (
     GetJoinTokens,
     JoinTokenView,
     NewJoinToken,
+    Revoked,
     RevokeJoinToken,
 )
-from piccolod.protocol.persistence import GetRevision, Lock
+from piccolod.protocol.persistence import GetRevision, Lock, Read
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, actor_of, core_of, idem_of, written
 from services.api.core import Core
@@ -53,7 +59,11 @@ _JOIN_S = 110.0  # the member answers within 45 s, and etcd here may take 30 s t
 _REMOVE_S = 40.0
 _LEAVE_S = 20.0
 _LOCK_S = 40.0
+_ELECTION_S = 8.0
+_AGAIN_S = 0.2
+_NODES = "nodes"
 _MEMBERS = (StoreUnavailable, StoreCorrupt)
+_PAUSE = (Conflict, NoLeader, OutcomeUnknown, *_MEMBERS)
 
 
 class InitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,6 +132,20 @@ async def leave(request: Req) -> Response[None]:
     return Response(None, status_code=204)
 
 
+@endpoint("POST", f"{BASE}/cluster/pause", scope=Scope.ADMIN, fails=_PAUSE, status=204, tag="cluster")
+async def pause(request: Req) -> Response[None]:
+    """From now on nothing moves between nodes, neither by itself nor by request: for work on the machines."""
+    await core_of(request).order(Pause(on=True, author=actor_of(request).name))
+    return Response(None, status_code=204)
+
+
+@endpoint("POST", f"{BASE}/cluster/resume", scope=Scope.ADMIN, fails=_PAUSE, status=204, tag="cluster")
+async def resume(request: Req) -> Response[None]:
+    """Ends a pause."""
+    await core_of(request).order(Pause(on=False, author=actor_of(request).name))
+    return Response(None, status_code=204)
+
+
 @endpoint("GET", f"{BASE}/cluster/tokens", scope=Scope.ADMIN, fails=STORE, tag="cluster")
 async def list_tokens(request: Req) -> tuple[JoinTokenView, ...]:
     """Join tokens: the open ones, and those that ended lately. Newest first."""
@@ -165,11 +189,32 @@ async def node(request: Req, node: FromPath[str]) -> NodeView:
     "POST", f"{BASE}/nodes/{{node:str}}/remove", scope=Scope.ADMIN, fails=(*COMMIT, *UNKNOWN), status=204, tag="nodes"
 )  # fmt: skip
 async def remove(request: Req, node: FromPath[str]) -> Response[None]:
-    """Takes a node out of the cluster, also one that is gone for good. Its name is free after that."""
+    """Takes a node out of the cluster, also one that is gone for good. Its name is free after that.
+
+    One that a former attempt took out of etcd, and no further, is taken off the list by the next one.
+    """
     core = core_of(request)
-    await core.order(RemoveMember(node=node), timeout_s=_REMOVE_S)
-    done = await core.order(ForgetNode(node=node, author=actor_of(request).name), idem=await idem_of(request))
+    try:
+        await core.order(RemoveMember(node=node), timeout_s=_REMOVE_S)
+    except NotFound as error:
+        try:
+            await core.ask(Read(collection=_NODES, id=node))
+        except NotFound:
+            raise error from None
+    done = await _forgotten(core, ForgetNode(node=node, author=actor_of(request).name), await idem_of(request))
     return written(None, done.rev, 204)
+
+
+async def _forgotten(core: Core, order: ForgetNode, idem: str) -> Revoked:
+    """etcd may elect for a moment after one of its members has gone."""
+    give_up_at = clock.now() + _ELECTION_S
+    while True:
+        try:
+            return await core.order(order, idem=idem)
+        except (StoreUnavailable, OutcomeUnknown, NoLeader, Busy):
+            if clock.now() > give_up_at:
+                raise
+        await asyncio.sleep(_AGAIN_S)
 
 
 async def _nodes(core: Core) -> tuple[NodeView, ...]:
@@ -196,4 +241,4 @@ def _view(member: Member, head: int) -> NodeView:
     )  # fmt: skip
 
 
-ROUTES = (show, init, join, leave, list_tokens, create_token, revoke_token, nodes, node, remove)
+ROUTES = (show, init, join, leave, pause, resume, list_tokens, create_token, revoke_token, nodes, node, remove)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+import msgspec
+
 from piccolod import cluster_mode
 from piccolod.cluster_mode import Mode
 from piccolod.errors import Conflict, NoLeader, NotLeader, PiccoloError
@@ -67,13 +69,12 @@ class Joined:
 
     async def _cluster(self, request: GetCluster, caller: Caller) -> Cluster:
         found = await self._members.cluster(self._mode.cluster)
-        if self._mode.node in {each.node for each in found.members}:
-            return found
-        gone = f"{self._mode.node} was taken out of the cluster: `piccoloctl cluster leave` makes it a node alone"
-        return Cluster(
-            mode=found.mode, node=found.node, cluster=found.cluster, profile=found.profile, members=found.members,
-            warnings=(*found.warnings, gone),
-        )  # fmt: skip
+        told = list(found.warnings)
+        if self._leaser.driver.facts.paused:
+            told.append("the cluster is paused, nothing moves between nodes: `piccoloctl cluster resume` ends that")
+        if self._mode.node not in {each.node for each in found.members}:
+            told.append(f"{self._mode.node} was taken out of the cluster: `piccoloctl cluster leave` makes it a node alone")
+        return msgspec.structs.replace(found, warnings=tuple(told))
 
     async def _init(self, request: InitCluster, caller: Caller) -> Cluster:
         raise self._member_already()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from piccolod.protocol.cluster import AddMember, Admission, Cluster, KnownMember
 from services.consensus import cluster_records, seed, wire
 from services.consensus.cluster_records import NodeRecord
 from services.consensus.etcd import members as etcd_members
+from services.consensus.etcd import status as etcd_status
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.members import Member as Peer
 from services.consensus.etcd.transaction import Delete, Transaction
@@ -125,14 +127,28 @@ class Membership:
                     peer_of(record, peers) if record is not None else None
                 )
                 if peer is not None:
+                    await self._unlead(peer, peers)
                     await etcd_members.remove(self._client, peer.id, _RPC_S)
-                elif record is None:
+                elif record is None and not gone:
                     raise NotFound(f"{node} is no member", hint="`piccoloctl nodes list` shows all")
+                gone.append(True)
 
+            gone: list[bool] = []
             await patiently(act, f"etcd does not let {node} go yet")
-            gone = (Delete(self._node_key(node)), Delete(f"{self._prefix}{cluster_records.CANDIDATE}{node}"))
-            await self._client.transact(Transaction((), gone), _RPC_S)
+            await patiently(lambda: self._forget(node), f"etcd does not forget {node} yet")
         self._log.info("took a node out", node=node)
+
+    async def _unlead(self, peer: Peer, peers: Sequence[Peer]) -> None:
+        """An etcd whose leader goes elects for a moment, and takes no writes: it hands over first, if it can."""
+        own = next((each for each in peers if each.name == self._node and not each.learner), None)
+        with suppress(PiccoloError):
+            told = await etcd_status.status(self._client, self._client.endpoint())
+            if told.leader_id == peer.id and own is not None and peer.client_urls:
+                await etcd_status.move_leader(self._client, urlsplit(peer.client_urls[0]).netloc, own.id)
+
+    async def _forget(self, node: str) -> None:
+        gone = (Delete(self._node_key(node)), Delete(f"{self._prefix}{cluster_records.CANDIDATE}{node}"))
+        await self._client.transact(Transaction((), gone), _RPC_S)
 
     # --- looked after
 

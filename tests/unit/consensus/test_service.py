@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -348,3 +349,11 @@ def test_a_crash_of_init_or_join_leaves_nothing_that_the_next_start_believes(pat
         assert (await module.ask(GetCluster(), "api")).mode == "alone"
 
     live(paths, work)
+
+
+def test_a_node_alone_pays_nothing_for_what_clusters_need() -> None:
+    code = (
+        "import sys, services.consensus.service as s; print([m for m in sys.modules if m.split('.')[0] in ('grpc', 'google')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -87,3 +87,11 @@ def flip() -> Callable[[Path, int], None]:
         path.write_bytes(bytes(content))
 
     return flip
+
+
+@pytest.fixture()
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new keyset takes no half second."""
+    from services.persistence import tuning
+
+    monkeypatch.setattr(tuning, "tune", lambda *_: CHEAP)

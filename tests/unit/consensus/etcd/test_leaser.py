@@ -11,7 +11,18 @@ import pytest
 
 from piccolod import clock
 from piccolod.errors import Busy, Conflict, Exists, NoLeader, NotFound, NotLeader, StoreUnavailable
-from piccolod.protocol.consensus import Campaign, Closing, GetHistory, GetLeadership, GetWhy, Release, Switchover, Withdraw
+from piccolod.protocol.base import Level
+from piccolod.protocol.consensus import (
+    Campaign,
+    Closing,
+    GetHistory,
+    GetLeadership,
+    GetWhy,
+    Pause,
+    Release,
+    Switchover,
+    Withdraw,
+)
 from piccolod.protocol.log import Drained
 from tests.etcd import Cluster
 from tests.node import until
@@ -210,6 +221,28 @@ def test_a_withdrawn_term_is_free_at_once_for_who_asks(home: House) -> None:
     asyncio.run(main())
 
 
+def test_while_the_cluster_is_paused_nothing_moves_and_any_member_resumes_it(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(second) as two:
+            async with living(first) as one:
+                await one.lead()
+                with pytest.raises(NotLeader):
+                    await two.ask(Campaign(resource="kernel"))
+                await two_is_able(one)
+                await two.ask(Pause(on=True, author="admin"), "api")
+                await eventually(lambda: one.leaser.driver.state.paused, "the leader has heard of it")
+                with pytest.raises(Conflict, match="paused"):
+                    await one.ask(Switchover(resource="kernel", to="n2"), "api")
+            await eventually(lambda: not first.token(), "the term is over", SPAN_S + 1)
+            with pytest.raises(AssertionError):
+                await two.lead(within_s=2.0)
+            await two.ask(Pause(on=False), "api")
+            assert (await two.lead()).epoch == 2
+
+    asyncio.run(main())
+
+
 # --- who does not lead
 
 
@@ -263,6 +296,7 @@ def test_without_quorum_nobody_leads_beyond_the_deadline_and_all_say_why(home: H
             await eventually(lambda: not first.token(), "the term is over", SPAN_S + 1)
             for live in (one, two):
                 await eventually(lambda live=live: says_unavailable(live), "it says that the store is away")
+                await eventually(lambda live=live: live.module.healths[-1][0] is Level.ERROR, "its health says so, too")
             for member in home.etcd.members[1:]:
                 member.thaw()
 
