@@ -1,16 +1,19 @@
 """A write that only the leader can make, sent on to it: for browsers and the unix socket, which cannot be sent elsewhere.
 
 The request runs here first, as always: who calls, may they, does it fit. When it ends in `NotLeader` nothing was done, and its
-answer has not left yet: in its place goes the leader's. One hop only: what was forwarded is never forwarded again.
+answer has not left yet: in its place goes the leader's. One hop only: what was forwarded is never forwarded again. While the
+leadership moves nothing is done anywhere, and it begins again here: a switchover costs time and no errors.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import msgspec
 from litestar.types import ASGIApp, Message, Receive, Send
 
+from piccolod import clock
 from piccolod.errors import BY_CODE, LeaderHint, NoLeader, NotLeader, PiccoloError, TooLarge, Unavailable
 from services.api import problem
 from services.api.actor import Kind
@@ -27,6 +30,9 @@ _SENT: Final = frozenset({b"accept", b"content-type", b"host", b"origin", b"idem
 _SENT_FOR_OTHERS: Final = frozenset({b"cookie", b"x-csrf-token", b"authorization"})
 _BROUGHT_BACK: Final = frozenset({b"content-type", b"location", b"set-cookie", b"retry-after", b"www-authenticate", b"allow"})
 _RETRY_S: Final = 1.0
+# As long as persistence parks a write that crosses a switchover.
+_MOVING_S: Final = 2.0
+_AGAIN_S: Final = 0.05
 
 
 class Relay:
@@ -35,21 +41,29 @@ class Relay:
         self._places = places
 
     async def run(self, app: ASGIApp, scope: Any, call: Call, receive: Receive, send: Send) -> None:
-        taken, held = _Taken(receive), _Held(call, send)
-        await app(scope, taken.receive, held.send)
-        if not held.back or call.elsewhere is None:
-            return
-        try:
-            answer = await self._ask(scope, call, call.elsewhere, await taken.whole())
-        except ConnectionError:
-            return  # the client went away
-        except PiccoloError as error:
-            call.code = error.code
-            headers = [(name.lower().encode(), value.encode()) for name, value in problem.headers(error).items()]
-            headers.append((b"content-type", problem.MEDIA_TYPE.encode()))
-            answer = Answered(status=error.status, headers=headers, body=problem.encode(error, call.request_id))
-        else:
-            call.code = _code(answer)
+        taken = _Taken(receive)
+        give_up_at = clock.now() + _MOVING_S
+        while True:
+            held = _Held(call, send)
+            here: Any = {**scope, "state": dict(scope["state"])}
+            await app(here, taken.receive, held.send)
+            if held.leader is None:
+                return
+            try:
+                answer = await self._ask(scope, call, held.leader, await taken.whole())
+                break
+            except ConnectionError:
+                return  # the client went away
+            except NoLeader as error:
+                if clock.now() >= give_up_at:
+                    answer = _refused(call, error)
+                    break
+            except PiccoloError as error:
+                answer = _refused(call, error)
+                break
+            await asyncio.sleep(_AGAIN_S)
+            taken.rewind()
+        call.code = _code(answer)
         length = (b"content-length", str(len(answer.body)).encode())
         await send({"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]})
         await send({"type": "http.response.body", "body": answer.body, "more_body": False})
@@ -67,7 +81,7 @@ class Relay:
                 f"{leader.node} leads, and {error.detail}", hint="try again in a moment", retry_after_s=_RETRY_S
             ) from error
         answer = msgspec.msgpack.decode(found, type=Answered)
-        if _code(answer) == NotLeader.code:
+        if _code(answer) in (NotLeader.code, NoLeader.code):
             raise NoLeader(
                 f"{leader.node} does not lead any more", hint="the leadership is moving: try again", retry_after_s=_RETRY_S
             )
@@ -80,10 +94,18 @@ class _Taken:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._body = bytearray()
+        self._again: bytes | None = None
         self._ended = False
         self._too_large = False
 
+    def rewind(self) -> None:
+        """The next reader gets it from the beginning; only after `whole`."""
+        self._again = bytes(self._body)
+
     async def receive(self) -> Any:
+        if self._again is not None:
+            again, self._again = self._again, None
+            return {"type": "http.request", "body": again, "more_body": False}
         message: Any = await self._receive()
         if message["type"] == "http.request":
             self._keep(message)
@@ -113,15 +135,22 @@ class _Held:
     """Lets an answer through, unless it turns out as it begins that another node has to give it."""
 
     def __init__(self, call: Call, send: Send) -> None:
+        call.elsewhere, call.code = None, ""  # of an earlier attempt
         self._call = call
         self._send = send
-        self.back = False
+        self.leader: LeaderHint | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.back = self._call.elsewhere is not None
-        if not self.back:
+            self.leader = self._call.elsewhere
+        if self.leader is None:
             await self._send(message)
+
+
+def _refused(call: Call, error: PiccoloError) -> Answered:
+    headers = [(name.lower().encode(), value.encode()) for name, value in problem.headers(error).items()]
+    headers.append((b"content-type", problem.MEDIA_TYPE.encode()))
+    return Answered(status=error.status, headers=headers, body=problem.encode(error, call.request_id))
 
 
 def _forwarded(scope: Any, call: Call, body: bytes) -> Forwarded:

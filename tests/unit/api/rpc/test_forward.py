@@ -8,13 +8,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from piccolod.errors import NotLeader
-from piccolod.protocol.apps import ChangeApp, InstallApp
-from piccolod.protocol.persistence import Commit, VerifyPassword
+from piccolod.protocol.apps import ChangeApp, Changed, InstallApp
+from piccolod.protocol.persistence import Commit, Committed, VerifyPassword
 from services.api.rpc import relay as relaying
 from tests.unit.api.node import PASSWORD, Client, Node
 from tests.unit.api.rpc.cluster import Cluster, codes, formed
@@ -226,6 +226,35 @@ def test_a_leader_that_leads_no_more_is_503_and_nobody_is_asked_further(two: Clu
     assert commits(two["n1"]) == commits(two["n2"]) == []
 
 
+def test_a_write_that_crosses_a_switchover_ends_well(two: Cluster) -> None:
+    """It reaches the former leader, which leads no more; then this node has the leadership, and does it itself."""
+
+    def lost(request: Commit) -> Committed:
+        threading.Timer(0.1, two.elect, ["n2"]).start()
+        raise NotLeader("handed over")
+
+    two["n1"].modules.replies[Commit] = lost
+    with two["n2"].unix() as client:
+        answer = client.put("/settings", json=TITLE)
+        assert answer.status_code == 200
+        created = client.post("/apps", content=b"name: x", headers={"Content-Type": "application/yaml"})
+        assert created.status_code == 201
+    assert commits(two["n2"]) == [("root@n2", "settings")]
+    assert codes(two["n2"], "PUT /api/v1/settings") == [("root@n2", 200, "")], "told once"
+
+
+def test_a_body_is_sent_anew_when_the_leadership_moves_on(two: Cluster) -> None:
+    def lost(request: InstallApp) -> Changed:
+        threading.Timer(0.1, two.elect, ["n2"]).start()
+        raise NotLeader("handed over")
+
+    two["n1"].modules.replies[InstallApp] = lost
+    manifest = "name: x\n" + "#" * 200_000
+    with two["n2"].unix() as client:
+        assert client.post("/apps", content=manifest, headers={"Content-Type": "application/yaml"}).status_code == 201
+    assert [each.manifest.text for each in two["n2"].modules.asked(InstallApp)] == [manifest]
+
+
 def test_a_leader_that_cannot_be_reached_is_503_for_nothing_was_done() -> None:
     with formed("n2") as cluster:
         cluster.believe("n2", leader="n1")
@@ -246,19 +275,22 @@ def impostor(
     context = cluster.server_context(certificate_of or name)
 
     def serve() -> None:
-        try:
-            with listener.accept()[0] as accepted, context.wrap_socket(accepted, server_side=True) as tls:
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except OSError:
+                return  # the end of the test
+            with accepted, suppress(OSError), context.wrap_socket(accepted, server_side=True) as tls:
                 behave(tls)
-        except OSError:
-            pass  # whoever called has gone
 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
         yield
     finally:
-        listener.close()
+        listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in `accept`
         thread.join(10)
+        listener.close()
 
 
 def test_a_leader_that_took_the_write_and_was_lost_is_504_for_nobody_knows() -> None:
