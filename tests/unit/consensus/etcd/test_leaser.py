@@ -324,6 +324,29 @@ def test_without_quorum_nobody_leads_beyond_the_deadline_and_all_say_why(home: H
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("fault", ["kill", "freeze"])
+@pytest.mark.parametrize("leads", [False, True], ids=["a follower", "the leader"])
+def test_a_lost_member_of_etcd_ends_no_term(home: House, fault: str, leads: bool) -> None:
+    """The one beside the holder: it is asked first, and everything goes on at the next one."""
+
+    async def main() -> None:
+        index = home.etcd.members.index(home.etcd.leader()) + (0 if leads else 1)
+        nodes = await home.begin(6)
+        holder, other = nodes[index], nodes[index + 1]
+        async with living(holder) as live, living(other) as _:
+            term = await live.lead()
+            await eventually(lambda: holder.page().hard_at < clock.FOREVER, "its taker is acknowledged")
+            local = home.etcd.members[index % 3]
+            local.kill() if fault == "kill" else local.freeze()
+            before = holder.page().hard_at
+            await eventually(lambda: holder.page().hard_at > before + SPAN_S, "it beats on", 2 * SPAN_S)
+            assert holder.token() == term.token
+            (shown,) = (await live.ask(GetLeadership(resource="kernel"), "api")).leaderships
+            assert (shown.node, shown.epoch) == (holder.name, 1)
+
+    asyncio.run(main())
+
+
 async def says_unavailable(live) -> bool:  # type: ignore[no-untyped-def]
     with contextlib.suppress(NotLeader, NoLeader):
         try:
