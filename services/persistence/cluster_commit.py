@@ -112,17 +112,15 @@ class ClusterCommit:
 
     async def _resolved(self, append: Append, token: Token) -> bool:
         """Whether it was written. Raises NotLeader when it never will be, OutcomeUnknown when that cannot be known in time."""
-        sent, over = Sent.of(append), False
+        sent = Sent.of(append)
         give_up_at = clock.now() + RESOLVE_S
         while True:
             verdict = await self._verdict(sent)
             if verdict in (Verdict.COMMITTED, Verdict.REFUSED):
                 return verdict is Verdict.COMMITTED
-            if verdict is Verdict.OVER and over:
-                # Read once more after the token was seen to be gone: what had not come by then never will.
+            if verdict is Verdict.OVER:
                 self._in_doubt = False
                 raise NotLeader("the term ended before the write was made")
-            over = verdict is Verdict.OVER
             if verdict is Verdict.OPEN and await self._sent_again(append, token):
                 return True
             if clock.now() >= give_up_at:
@@ -130,7 +128,7 @@ class ClusterCommit:
                     f"the write of rev {sent.last_rev} was sent and its end is not known",
                     hint="repeat it with the same idempotency key",
                 )
-            await asyncio.sleep(0 if over else RESOLVE_PAUSE_S)
+            await asyncio.sleep(RESOLVE_PAUSE_S)
 
     async def _verdict(self, sent: Sent) -> Verdict | None:
         """None: the head cannot be read now."""

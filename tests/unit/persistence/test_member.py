@@ -308,6 +308,19 @@ async def test_a_copy_that_is_gone_is_fetched_whole(town: Town) -> None:
 
 
 @in_town
+async def test_what_a_power_loss_took_from_the_end_of_a_copy_is_no_damage(town: Town) -> None:
+    n1 = await town.found(writes=10)
+    await n1.end()
+    for file in n1.paths.store.glob("control.db*"):
+        file.unlink()  # all of it, and the mark of the life alone says that there were eleven
+    assert n1.paths.control_db.with_suffix(".head").exists()
+    await n1.begin()
+    await catches_up(n1, 11)
+    assert await n1.get("old9") == 9
+    assert not list(n1.paths.store.glob("*.corrupt-*"))
+
+
+@in_town
 async def test_damage_under_a_running_member_is_made_good_and_stops_nothing(town: Town) -> None:
     n1 = await town.found(writes=10)
     await leads(n1)
