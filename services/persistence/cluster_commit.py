@@ -27,7 +27,7 @@ from piccolod.errors import (
 from piccolod.leadership.gate import Token
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.protocol.log import Append, GetEntries, GetHead
-from services.persistence.catch_up import ASK_S, Ask, CatchUp, on_the_wire
+from services.persistence.catch_up import Ask, CatchUp, on_the_wire
 from services.persistence.commit_point import Gatekeeper, HeadMoved
 from services.persistence.ledger import Batch, Folded, Ledger
 from services.persistence.outcome import Sent, Verdict, judge
@@ -36,6 +36,7 @@ APPEND_S: Final = 2.0
 # With the append itself less than what a caller waits (5 s): nobody's deadline passes where the answer can be had.
 RESOLVE_S: Final = 2.0
 RESOLVE_PAUSE_S: Final = 0.05
+_LEAST_S: Final = 0.1
 # It may have been sent, by a consensus that did not live to tell.
 UNKNOWN: Final = (OutcomeUnknown, DeadlineExceeded, Unavailable, Failed)
 
@@ -115,13 +116,13 @@ class ClusterCommit:
         sent = Sent.of(append)
         give_up_at = clock.now() + RESOLVE_S
         while True:
-            verdict = await self._verdict(sent)
+            verdict = await self._verdict(sent, give_up_at)
             if verdict in (Verdict.COMMITTED, Verdict.REFUSED):
                 return verdict is Verdict.COMMITTED
             if verdict is Verdict.OVER:
                 self._in_doubt = False
                 raise NotLeader("the term ended before the write was made")
-            if verdict is Verdict.OPEN and await self._sent_again(append, token):
+            if verdict is Verdict.OPEN and await self._sent_again(append, token, give_up_at):
                 return True
             if clock.now() >= give_up_at:
                 raise OutcomeUnknown(
@@ -130,24 +131,24 @@ class ClusterCommit:
                 )
             await asyncio.sleep(RESOLVE_PAUSE_S)
 
-    async def _verdict(self, sent: Sent) -> Verdict | None:
+    async def _verdict(self, sent: Sent, give_up_at: float) -> Verdict | None:
         """None: the head cannot be read now."""
         try:
-            head = await self._ask(GetHead(), timeout_s=ASK_S)
+            head = await self._ask(GetHead(), timeout_s=_left_s(give_up_at))
             verdict = judge(sent, head)
             if verdict is Verdict.BEYOND:
-                page = await self._ask(GetEntries(after=sent.last_rev - 1, limit=1), timeout_s=ASK_S)
+                page = await self._ask(GetEntries(after=sent.last_rev - 1, limit=1), timeout_s=_left_s(give_up_at))
                 if page.entries and page.entries[0].rev == sent.last_rev:
                     return Verdict.COMMITTED if page.entries[0].digest == sent.last_digest else Verdict.REFUSED
         except PiccoloError:
             return None
         return verdict
 
-    async def _sent_again(self, append: Append, token: Token) -> bool:
+    async def _sent_again(self, append: Append, token: Token, give_up_at: float) -> bool:
         """The very same bytes: if the first ones were written after all this is a Conflict, and the head tells."""
         try:
             self._gate.still(RESOURCE_KERNEL, token)
-            await self._ask(append, timeout_s=APPEND_S)
+            await self._ask(append, timeout_s=_left_s(give_up_at))
         except (PiccoloError, TermOver):
             return False
         return True
@@ -165,3 +166,7 @@ class ClusterCommit:
         """What waits for the disk is tried once more. The copy stays open: a locked member goes on filing sealed entries."""
         with contextlib.suppress(PiccoloError):  # reported; the cluster has it
             await self._catch_up.copy.append(())
+
+
+def _left_s(give_up_at: float) -> float:
+    return max(_LEAST_S, give_up_at - clock.now())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piccolod.errors import Conflict, Locked, NotLeader, StoreUnavailable
+from piccolod.errors import Conflict, Locked, NotLeader, OutcomeUnknown, StoreUnavailable
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import LockStateChanged
 from piccolod.protocol.log import Drain, Drained, ExportLog
@@ -220,6 +220,21 @@ async def test_a_drain_of_a_locked_or_a_starting_node_is_done_at_once(town: Town
     n2.service._vault.opened.clear()
     await asyncio.wait_for(n2.ask(Drain(), caller="consensus"), 0.5)
     n2.service._vault.opened.set()
+
+
+@in_town
+async def test_an_unknown_write_that_comes_late_is_shown_by_the_leader_without_another_write(town: Town) -> None:
+    n1 = await town.found()
+    n1.consensus.unknown.append("late, cut off")
+    writing = asyncio.ensure_future(n1.put("a", 1, idem="k"))
+    with pytest.raises(OutcomeUnknown):
+        await writing
+    n1.consensus.cut_off = False
+    await asyncio.sleep(1.2)  # a look at the head that does not show it proves nothing
+    n1.consensus.arrive()
+    await catches_up(n1, 5, 2.0)
+    assert await n1.get("a") == 1
+    assert await n1.put("a", 1, idem="k") == 5
 
 
 # --- snapshots
