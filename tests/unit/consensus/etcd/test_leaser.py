@@ -246,6 +246,21 @@ def test_while_the_cluster_is_paused_nothing_moves_and_any_member_resumes_it(hom
 # --- who does not lead
 
 
+def test_a_node_whose_persistence_stays_dead_gives_the_kernel_up(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one, living(second) as two:
+            await one.lead()
+            one.module.peers.instance = lambda _name: ""
+            one.module.drain = asyncio.Event().wait  # type: ignore[assignment]
+            assert (await two.lead()).epoch == 2
+            assert not first.token()
+            (_, over, _) = (await two.ask(GetHistory(resource="kernel"), "api")).changes
+            assert (over.from_node, over.to_node, over.reason) == ("n1", "", "unhealthy")
+
+    asyncio.run(main())
+
+
 def test_who_stops_asking_is_no_candidate_any_more(home: House) -> None:
     async def main() -> None:
         first, second = await home.begin(2)
