@@ -154,6 +154,9 @@ def _on_answered(step: Step, event: events.Answered) -> None:
             step.set(own_rev=max(step.state.own_rev, event.header.rev))
         session.on_heartbeat(step, pending, event)
         return
+    if kind is Kind.PROPOSAL and event.outcome is Outcome.COMMITTED:
+        terms.on_proposed(step, pending, event)  # it wrote nothing of leadership: nothing is to be looked at
+        return
     step.look = True
     if event.header is not None:
         step.set(own_rev=max(step.state.own_rev, event.header.rev))

@@ -175,7 +175,11 @@ class Committer:
     async def _flush(self, taken: list[_Waiting], *, last_try: bool) -> bool:
         """True: the head had moved, and what was taken is decided again."""
         try:
-            outcomes = await self._decide_and_write(taken)
+            self._writing = True
+            try:
+                outcomes = await self._decide_and_write(taken)
+            finally:
+                self._writing = False
         except HeadMoved:
             if not last_try:
                 self._waiting.extendleft(reversed(taken))
@@ -204,11 +208,7 @@ class Committer:
         batch = Batch(self._ledger, token.gen, token.epoch)
         outcomes = [(waiting, _decided(batch, waiting.write)) for waiting in taken]
         if batch.items:
-            self._writing = True
-            try:
-                await self._point.write(batch, token)
-            finally:
-                self._writing = False
+            await self._point.write(batch, token)
         if not (batch.items and self._point.proves_term):
             self._gate.still(RESOURCE_KERNEL, token)
         return outcomes
