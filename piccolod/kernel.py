@@ -75,6 +75,8 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
             "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.issue_certificate",
             "persistence.crypto_status",
         ),
+        # `state_dir/cluster` with the group of those who read it, and a store that is set aside with its owner
+        capabilities=("CAP_CHOWN", "CAP_DAC_READ_SEARCH"),
         heartbeat_ms=100,
     ),
     ModuleSpec(
