@@ -42,6 +42,7 @@ class FakeModule:
         self.paths = paths
         self.config = config.parse('[node]\nname = "n1"\naddress = "10.77.0.1"')
         self.log = SimpleNamespace(info=lambda *_, **__: None, warning=lambda *_, **__: None)
+        self.stop_all = False
         self.healths: list[tuple[Level, str]] = []
         self.published: list[Event] = []
         self.handlers: dict[type, Callable[..., Awaitable[Any]]] = {}
