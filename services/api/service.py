@@ -53,9 +53,8 @@ class Service:
 
     async def stop(self) -> None:
         self._core.closing.set()
-        await self._server.close(_STOP_GRACE_S)
-        if self._rpc is not None:
-            await self._rpc.close(_STOP_GRACE_S)
+        servers = [self._server] if self._rpc is None else [self._server, self._rpc]
+        await asyncio.gather(*(each.close(_STOP_GRACE_S) for each in servers))
 
     async def _join_others(self) -> None:
         """On a member of a cluster: calls between its nodes. A node alone does not even load what they take."""
