@@ -70,7 +70,7 @@ class EtcdLeaser:
             prover.Prover(paths, module.call, self._store_lives), lambda: last_tick(paths), module.log, self._heard,
             self._looked,
         )  # fmt: skip
-        self.registration: Final = Registration(self.driver, paths, module.log)
+        self.registration: Final = Registration(self.driver, paths, module.log, self._store_lives)
         self._changed = changed
         self._shape: object = None
         self._records: Mapping[str, TermRecord] = {}

@@ -7,7 +7,7 @@ cache of members for the next start.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from piccolod import clock
@@ -17,22 +17,26 @@ from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.transactions import Kind, Put, Transaction
 from piccolod.paths import Paths
-from services.consensus import history, members_file
+from services.consensus import history, members_file, standing
 from services.consensus.cluster_records import CANDIDATE, MEMBER, CandidateRecord, NodeRecord
 from services.consensus.driver import Driver
 
 # Who wants to lead asks each second; one that has gone silent is locked, or dead.
 _WISH_S: Final = 3.0
+_STORE_GONE_S: Final = 3.0
 _LOOK_S: Final = 0.5
 _ABLE: Final = CandidateRecord(True, "")
 _UNASKED: Final = CandidateRecord(False, "it does not ask to lead: it is locked, or its store is not ready")
 
 
 class Registration:
-    def __init__(self, driver: Driver, paths: Paths, log: Any) -> None:
+    def __init__(self, driver: Driver, paths: Paths, log: Any, store_lives: Callable[[], bool]) -> None:
+        """`store_lives`: whether persistence has a process."""
         self._driver = driver
         self._paths = paths
         self._log = log
+        self._store_lives = store_lives
+        self._store_at = clock.now()  # when it was last seen alive
         self._wishes: dict[str, tuple[Reason, float]] = {}
         self._nodes: Mapping[str, NodeRecord] = {}
         self._paused = False
@@ -58,6 +62,7 @@ class Registration:
             self._driver.facts.changed(change)
         while True:
             self._expire_wishes()
+            self._give_up_without_a_store()
             self._learn()
             await self._stand()
             await self._driver.until(self._has_news, _LOOK_S)
@@ -77,6 +82,16 @@ class Registration:
                 self._wishes[resource] = (reason, now + _WISH_S)
             elif until <= now:
                 self.forget(resource)
+
+    def _give_up_without_a_store(self) -> None:
+        """A persistence that dies again and again must not hold the kernel for ever. It is back in milliseconds otherwise."""
+        now, state = clock.now(), self._driver.state
+        if self._store_lives():
+            self._store_at = now
+        elif standing.leads(state, RESOURCE_KERNEL) and now - self._store_at > _STORE_GONE_S:
+            self._log.error("gives the kernel up: persistence has no process", seconds=round(now - self._store_at, 1))
+            self.forget(RESOURCE_KERNEL)
+            self._driver.feed(events.Release(RESOURCE_KERNEL, state.terms[RESOURCE_KERNEL].token, Reason.UNHEALTHY))
 
     def _learn(self) -> None:
         """The members, for those who may take over; the pause; where etcd is, for this life and the next."""

@@ -27,7 +27,7 @@ from piccolod.errors import (
 from piccolod.leadership.gate import Token
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.protocol.log import Append, GetEntries, GetHead
-from services.persistence.catch_up import ASK_S, Ask, CatchUp, on_the_wire
+from services.persistence.catch_up import Ask, CatchUp, on_the_wire
 from services.persistence.commit_point import Gatekeeper, HeadMoved
 from services.persistence.ledger import Batch, Folded, Ledger
 from services.persistence.outcome import Sent, Verdict, judge
@@ -36,6 +36,7 @@ APPEND_S: Final = 2.0
 # With the append itself less than what a caller waits (5 s): nobody's deadline passes where the answer can be had.
 RESOLVE_S: Final = 2.0
 RESOLVE_PAUSE_S: Final = 0.05
+_LEAST_S: Final = 0.1
 # It may have been sent, by a consensus that did not live to tell.
 UNKNOWN: Final = (OutcomeUnknown, DeadlineExceeded, Unavailable, Failed)
 
@@ -112,44 +113,42 @@ class ClusterCommit:
 
     async def _resolved(self, append: Append, token: Token) -> bool:
         """Whether it was written. Raises NotLeader when it never will be, OutcomeUnknown when that cannot be known in time."""
-        sent, over = Sent.of(append), False
+        sent = Sent.of(append)
         give_up_at = clock.now() + RESOLVE_S
         while True:
-            verdict = await self._verdict(sent)
+            verdict = await self._verdict(sent, give_up_at)
             if verdict in (Verdict.COMMITTED, Verdict.REFUSED):
                 return verdict is Verdict.COMMITTED
-            if verdict is Verdict.OVER and over:
-                # Read once more after the token was seen to be gone: what had not come by then never will.
+            if verdict is Verdict.OVER:
                 self._in_doubt = False
                 raise NotLeader("the term ended before the write was made")
-            over = verdict is Verdict.OVER
-            if verdict is Verdict.OPEN and await self._sent_again(append, token):
+            if verdict is Verdict.OPEN and await self._sent_again(append, token, give_up_at):
                 return True
             if clock.now() >= give_up_at:
                 raise OutcomeUnknown(
                     f"the write of rev {sent.last_rev} was sent and its end is not known",
                     hint="repeat it with the same idempotency key",
                 )
-            await asyncio.sleep(0 if over else RESOLVE_PAUSE_S)
+            await asyncio.sleep(RESOLVE_PAUSE_S)
 
-    async def _verdict(self, sent: Sent) -> Verdict | None:
+    async def _verdict(self, sent: Sent, give_up_at: float) -> Verdict | None:
         """None: the head cannot be read now."""
         try:
-            head = await self._ask(GetHead(), timeout_s=ASK_S)
+            head = await self._ask(GetHead(), timeout_s=_left_s(give_up_at))
             verdict = judge(sent, head)
             if verdict is Verdict.BEYOND:
-                page = await self._ask(GetEntries(after=sent.last_rev - 1, limit=1), timeout_s=ASK_S)
+                page = await self._ask(GetEntries(after=sent.last_rev - 1, limit=1), timeout_s=_left_s(give_up_at))
                 if page.entries and page.entries[0].rev == sent.last_rev:
                     return Verdict.COMMITTED if page.entries[0].digest == sent.last_digest else Verdict.REFUSED
         except PiccoloError:
             return None
         return verdict
 
-    async def _sent_again(self, append: Append, token: Token) -> bool:
+    async def _sent_again(self, append: Append, token: Token, give_up_at: float) -> bool:
         """The very same bytes: if the first ones were written after all this is a Conflict, and the head tells."""
         try:
             self._gate.still(RESOURCE_KERNEL, token)
-            await self._ask(append, timeout_s=APPEND_S)
+            await self._ask(append, timeout_s=_left_s(give_up_at))
         except (PiccoloError, TermOver):
             return False
         return True
@@ -167,3 +166,7 @@ class ClusterCommit:
         """What waits for the disk is tried once more. The copy stays open: a locked member goes on filing sealed entries."""
         with contextlib.suppress(PiccoloError):  # reported; the cluster has it
             await self._catch_up.copy.append(())
+
+
+def _left_s(give_up_at: float) -> float:
+    return max(_LEAST_S, give_up_at - clock.now())

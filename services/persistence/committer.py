@@ -52,7 +52,7 @@ class _Waiting:
 
     @property
     def size_bytes(self) -> int:
-        return sum(len(memoryview(op.document)) for op in self.write.ops)
+        return sum(len(memoryview(op.document)) + len(op.collection) + len(op.id) for op in self.write.ops)
 
 
 class Committer:

@@ -75,20 +75,24 @@ class Member:
             await self._vault.open(None)
         if self._vault.catch_up is None:
             return
-        try:
-            if not self._leads():
-                behind = not self.at_head
-                await self._vault.catch_up.to_head()
-                if behind:
-                    self._on_head()
-            await self._keyset.look()
-            await self._keep_snapshots()
-        except PiccoloError as error:
-            # Of what lies at this node its health speaks; that etcd does not answer is for consensus to say.
-            self._log.debug("could not follow the cluster", reason=error.detail)
+        for part in (self._follow, self._keyset.look, self._keep_snapshots):
+            try:
+                await part()
+            except PiccoloError as error:
+                # Of what lies at this node its health speaks; that etcd does not answer is for consensus to say.
+                self._log.debug("could not follow the cluster", reason=error.detail)
         if self.problem != self._said:
             self._said = self.problem
             self._judge()
+
+    async def _follow(self) -> None:
+        """The leader looks too: a write whose outcome nobody knew may have been made since."""
+        catch_up = self._vault.catch_up
+        assert catch_up is not None
+        behind = not catch_up.at_head
+        await catch_up.to_head()
+        if behind:
+            self._on_head()
 
     async def _hints(self, for_s: float) -> None:
         """Follows hints for so long, and returns early when consensus does not answer one."""

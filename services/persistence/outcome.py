@@ -1,7 +1,8 @@
 """What became of an append whose answer did not come: read off the head of the log. Pure.
 
 An append compares the token and the head, and its entries are all there or none is. So an entry of ours at its rev is the
-proof that it happened, another one there or an older token that it did not and never will; else it may happen yet.
+proof that it happened; another one there, or another token at the same revision of etcd, that it did not and never will. Else
+it may happen yet.
 """
 
 from __future__ import annotations

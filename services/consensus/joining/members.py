@@ -156,11 +156,9 @@ class Membership:
         """Makes a voter of what can become one, for as long as the process lives."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            try:
+            with suppress(PiccoloError):  # health tells of an etcd that does not answer
                 if self._leads() and not self._turn.locked():
                     await self._grow()
-            except PiccoloError as error:
-                self._log.debug("could not look after the votes", reason=error.detail)
 
     async def _grow(self) -> None:
         peer = due(await etcd_members.members(self._client, _RPC_S))

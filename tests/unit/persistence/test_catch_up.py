@@ -256,6 +256,24 @@ def test_a_spoiled_snapshot_is_not_taken(tmp_path: Path) -> None:
     with_members(tmp_path, work)
 
 
+def test_a_snapshot_of_an_older_term_is_not_taken(tmp_path: Path) -> None:
+    async def work(members: Members) -> None:
+        n1, n2 = await ten_and_a_follower(members)
+        assert n1.catch_up.ledger is not None
+        chain = n1.catch_up.ledger.chain
+        epoch, chain.epoch = chain.epoch, 0
+        put_snapshot(members, n1)
+        with pytest.raises(StoreCorrupt):
+            await n2.catch_up.to_head()
+        assert n2.rev == 4
+        chain.epoch = epoch
+        put_snapshot(members, n1)
+        await n2.catch_up.to_head()
+        assert n2.rev == 10
+
+    with_members(tmp_path, work)
+
+
 def flip_middle(content: bytes) -> bytes:
     at = len(content) // 2
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]

@@ -10,9 +10,14 @@ import pytest
 
 from piccolod.errors import Conflict, Locked, NoLeader, NotLeader, OutcomeUnknown, StoreFull, StoreUnavailable
 from services.persistence import cluster_commit
+from services.persistence.catch_up import as_sealed
+from services.persistence.entry import entry_header
+from services.persistence.log import FORMAT, LogFile, Meta
+from services.persistence.store import Store
 from services.persistence.verify import end_of
 
 from .conftest import CLUSTER
+from .etcd_double import GEN
 from .house import until
 from .members import Members, with_members
 
@@ -61,11 +66,11 @@ def test_a_leader_has_all_that_was_committed_before_it_decides_anything(tmp_path
         await n1.put("a", 1, idem="k")
         n1.gate.token = None
         n2.lead()
+        assert await n2.put("a", 2, expect={("apps", "a"): 1}) == 2
         with pytest.raises(Conflict):
-            await n2.put("a", 2, expect={("apps", "a"): 0})
-        assert await n2.put("a", 1) == 1, "nothing changes"
+            await n2.put("a", 3, expect={("apps", "a"): 0})
+        assert await n2.put("a", 2) == 2, "nothing changes"
         assert await n2.put("a", 1, idem="k") == 1, "the same write again"
-        assert await n2.put("a", 2) == 2
 
     with_members(tmp_path, work)
 
@@ -173,6 +178,57 @@ def test_an_unknown_write_of_a_term_that_ended_was_made_or_never_will_be(tmp_pat
                 assert caught.value.leader is not None and caught.value.leader.node == "n2"
             n1.consensus.arrive()
             assert members.etcd.head_rev == head
+
+    with_members(tmp_path, work)
+
+
+def test_an_unknown_write_that_the_log_went_on_without_is_told_as_not_written(tmp_path: Path) -> None:
+    async def work(members: Members) -> None:
+        n1, n2 = members.leader("n1"), members.node("n2")
+        await n1.put("a", 1)
+        n1.consensus.unknown.append("late, cut off")
+        writing = asyncio.ensure_future(n1.put("a", "never"))
+        await until(lambda: n1.commits._point.in_doubt, "it is in doubt")
+        n2.lead()
+        assert await n2.put("b", 1) == 2
+        assert await n2.put("c", 1) == 3  # the head is beyond the rev of the write in doubt
+        n1.leader = members.etcd.hint()
+        n1.consensus.cut_off = False
+        n1.consensus.arrive()
+        with pytest.raises(NotLeader) as caught:
+            await writing
+        assert caught.value.leader is not None and caught.value.leader.node == "n2"
+        assert n1.documents() == n2.documents()
+
+    with_members(tmp_path, work)
+
+
+def test_an_unknown_write_that_the_log_went_on_with_is_acknowledged(tmp_path: Path) -> None:
+    async def work(members: Members) -> None:
+        n1, n2 = members.leader("n1"), members.node("n2")
+        n1.consensus.unknown.append("late, cut off")
+        writing = asyncio.ensure_future(n1.put("a", "made"))
+        await until(lambda: n1.commits._point.in_doubt, "it is in doubt")
+        n1.consensus.arrive()
+        n2.lead()
+        assert await n2.put("b", 1) == 2
+        n1.consensus.cut_off = False
+        assert await writing == 1
+
+    with_members(tmp_path, work)
+
+
+def test_what_repairs_lost_while_the_node_was_alone_is_in_no_gen_of_the_cluster(tmp_path: Path) -> None:
+    """Another member would refuse to write under its own, lower one."""
+
+    async def work(members: Members) -> None:
+        Store.create(tmp_path / "n1" / "control.db", CLUSTER)
+        log = LogFile(tmp_path / "n1" / "control.db")
+        log.replace_meta(Meta(FORMAT, CLUSTER, losses=3))
+        log.close()
+        n1 = members.leader()
+        await n1.put("a", 1)
+        assert entry_header(as_sealed(members.etcd.log[1])).gen == GEN
 
     with_members(tmp_path, work)
 

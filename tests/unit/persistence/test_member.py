@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piccolod.errors import Conflict, Locked, NotLeader, StoreUnavailable
+from piccolod.errors import Conflict, Locked, NotLeader, OutcomeUnknown, StoreUnavailable
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import LockStateChanged
 from piccolod.protocol.log import Drain, Drained, ExportLog
@@ -222,6 +222,21 @@ async def test_a_drain_of_a_locked_or_a_starting_node_is_done_at_once(town: Town
     n2.service._vault.opened.set()
 
 
+@in_town
+async def test_an_unknown_write_that_comes_late_is_shown_by_the_leader_without_another_write(town: Town) -> None:
+    n1 = await town.found()
+    n1.consensus.unknown.append("late, cut off")
+    writing = asyncio.ensure_future(n1.put("a", 1, idem="k"))
+    with pytest.raises(OutcomeUnknown):
+        await writing
+    n1.consensus.cut_off = False
+    await asyncio.sleep(1.2)  # a look at the head that does not show it proves nothing
+    n1.consensus.arrive()
+    await catches_up(n1, 5, 2.0)
+    assert await n1.get("a") == 1
+    assert await n1.put("a", 1, idem="k") == 5
+
+
 # --- snapshots
 
 
@@ -305,6 +320,19 @@ async def test_a_copy_that_is_gone_is_fetched_whole(town: Town) -> None:
     await n2.begin()
     await catches_up(n2, 11)
     assert await n2.get("old9") == 9
+
+
+@in_town
+async def test_what_a_power_loss_took_from_the_end_of_a_copy_is_no_damage(town: Town) -> None:
+    n1 = await town.found(writes=10)
+    await n1.end()
+    for file in n1.paths.store.glob("control.db*"):
+        file.unlink()  # all of it, and the mark of the life alone says that there were eleven
+    assert n1.paths.control_db.with_suffix(".head").exists()
+    await n1.begin()
+    await catches_up(n1, 11)
+    assert await n1.get("old9") == 9
+    assert not list(n1.paths.store.glob("*.corrupt-*"))
 
 
 @in_town

@@ -246,6 +246,21 @@ def test_while_the_cluster_is_paused_nothing_moves_and_any_member_resumes_it(hom
 # --- who does not lead
 
 
+def test_a_node_whose_persistence_stays_dead_gives_the_kernel_up(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one, living(second) as two:
+            await one.lead()
+            one.module.peers.instance = lambda _name: ""
+            one.module.drain = asyncio.Event().wait  # type: ignore[assignment]
+            assert (await two.lead()).epoch == 2
+            assert not first.token()
+            (_, over, _) = (await two.ask(GetHistory(resource="kernel"), "api")).changes
+            assert (over.from_node, over.to_node, over.reason) == ("n1", "", "unhealthy")
+
+    asyncio.run(main())
+
+
 def test_who_stops_asking_is_no_candidate_any_more(home: House) -> None:
     async def main() -> None:
         first, second = await home.begin(2)
@@ -305,6 +320,29 @@ def test_without_quorum_nobody_leads_beyond_the_deadline_and_all_say_why(home: H
                 return first.token() > term.token or second.token() > term.token
 
             await eventually(led_again, "one leads again")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", ["kill", "freeze"])
+@pytest.mark.parametrize("leads", [False, True], ids=["a follower", "the leader"])
+def test_a_lost_member_of_etcd_ends_no_term(home: House, fault: str, leads: bool) -> None:
+    """The one beside the holder: it is asked first, and everything goes on at the next one."""
+
+    async def main() -> None:
+        index = home.etcd.members.index(home.etcd.leader()) + (0 if leads else 1)
+        nodes = await home.begin(6)
+        holder, other = nodes[index], nodes[index + 1]
+        async with living(holder) as live, living(other) as _:
+            term = await live.lead()
+            await eventually(lambda: holder.page().hard_at < clock.FOREVER, "its taker is acknowledged")
+            local = home.etcd.members[index % 3]
+            local.kill() if fault == "kill" else local.freeze()
+            before = holder.page().hard_at
+            await eventually(lambda: holder.page().hard_at > before + SPAN_S, "it beats on", 2 * SPAN_S)
+            assert holder.token() == term.token
+            (shown,) = (await live.ask(GetLeadership(resource="kernel"), "api")).leaderships
+            assert (shown.node, shown.epoch) == (holder.name, 1)
 
     asyncio.run(main())
 
