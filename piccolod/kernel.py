@@ -138,7 +138,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         target="services.api.__main__:main",
         needs=("broker",),
         restart_on_kernel_rev_change=True,
-        reads=("nodes", "settings", "tokens", "users"),
+        reads=("settings", "tokens", "users"),
         writes=("settings", "tokens", "users", "secrets"),
         publishes=("HealthChanged", "Audit"),
         may_call=("persistence.*", "consensus.*", "apps.*", "router.routes", "router.test", "volumes.list", "telemetry.*"),
@@ -161,6 +161,7 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "persistence.issue_certificate": frozenset({"consensus", "api"}),
     "persistence.redeem": frozenset({"api"}),
     "persistence.forget_node": frozenset({"api"}),
+    "persistence.check_node": frozenset({"api"}),
     "consensus.keep_certificate": frozenset({"api"}),
     **dict.fromkeys(_LOG_COMMANDS, frozenset({"persistence"})),
 }

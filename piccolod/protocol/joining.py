@@ -124,6 +124,15 @@ class ForgetNode(Request[Revoked], frozen=True, kw_only=True):
     author: str
 
 
+class CheckNode(Request[Nothing], frozen=True, kw_only=True):
+    """Whether a node is listed with this key, the SHA-256 of its public key in hex. Forbidden: it is not, or not any more."""
+
+    command: ClassVar[str] = "persistence.check_node"
+    reply: ClassVar[type] = Nothing
+    node: str
+    key: str
+
+
 class Redeemed(msgspec.Struct, frozen=True, kw_only=True):
     """`again`: the node was let in before, and its answer lost."""
 

@@ -53,9 +53,10 @@ class Service:
 
     async def stop(self) -> None:
         self._core.closing.set()
-        await self._server.close(_STOP_GRACE_S)
+        closing = [self._server.close(_STOP_GRACE_S)]
         if self._rpc is not None:
-            await self._rpc.close(_STOP_GRACE_S)
+            closing.append(self._rpc.close(_STOP_GRACE_S))
+        await asyncio.gather(*closing)
 
     async def _join_others(self) -> None:
         """On a member of a cluster: calls between its nodes. A node alone does not even load what they take."""

@@ -13,13 +13,15 @@ from typing import Any, Final
 import msgspec
 
 from piccolod import clock, cluster_mode
-from piccolod.errors import Busy, Conflict, Invalid, StoreCorrupt, Unavailable
+from piccolod.errors import Busy, Conflict, Forbidden, Invalid, StoreCorrupt, Unavailable
 from piccolod.module import Caller, Module
 from piccolod.pki import authority as pki
 from piccolod.pki import token as tokens
 from piccolod.pki.authority import Authority
 from piccolod.pki.identity import Identity
+from piccolod.protocol.base import Nothing
 from piccolod.protocol.joining import (
+    CheckNode,
     CreateJoinToken,
     ForgetNode,
     GetJoinTokens,
@@ -63,6 +65,7 @@ class JoiningCommands:
         module.serve(RevokeJoinToken, self._revoke_token)
         module.serve(Redeem, self._redeem)
         module.serve(ForgetNode, self._forget_node)
+        module.serve(CheckNode, self._check_node)
 
     # --- certificates
 
@@ -161,6 +164,14 @@ class JoiningCommands:
                 self._log.info("let a node in", node=request.node, role=request.role, address=request.address, token=request.id)
             return Redeemed(cluster=self._vault.cluster, certificate=certificate, ca=ca.pem, rev=rev, again=known)
         raise _busy()
+
+    async def _check_node(self, request: CheckNode, caller: Caller) -> Nothing:
+        await self._vault.opened.wait()
+        store, _ = self._vault.unlocked()
+        listed = _node(store.state, request.node)
+        if listed is None or listed.key != request.key:
+            raise Forbidden(f"{request.node} is no node of this cluster any more", hint="let it join again")
+        return Nothing()
 
     async def _forget_node(self, request: ForgetNode, caller: Caller) -> Revoked:
         await self._open()

@@ -313,3 +313,24 @@ def _unlocked(machine: Machine) -> bool:
     with suppress(OSError):
         return machine.api("POST", "/crypto/unlock", {"password": PASSWORD}, timeout_s=20).status == 200
     return False
+
+
+@pytest.mark.usefixtures("_old_ones")
+def test_a_cluster_that_was_off_until_all_certificates_have_ended_comes_back(four: Cluster, leading: Machine) -> None:
+    """etcd takes none of them: no quorum, no leader, until the members, once unlocked, sign for one another."""
+    three = four.machines[:3]
+    leading.api("PUT", "/settings", {"title": "Before"})
+    authority = authority_of(leading)
+    for machine in three:
+        age(machine, authority, 120)
+    for machine in three:
+        faults.power_off(machine)
+    for machine in three:
+        faults.power_on(machine, within_s=0)
+    for machine in three:
+        until(lambda machine=machine: _unlocked(machine), f"{machine.name} unlocked", 60, 0.5)
+    for machine in three:
+        until(lambda machine=machine: fresh(machine, authority.fingerprint), f"{machine.name}: a new certificate", 90, 0.5)
+    leader = wait_leader(four, four["n4"], within_s=60)
+    assert leader.get("/settings")["title"] == "Before"
+    assert until(lambda: leader.api("PUT", "/settings", {"title": "Back"}).status == 200, "it writes", 30, 0.3)

@@ -12,15 +12,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from piccolod.errors import DeadlineExceeded, Failed, Forbidden, Locked, NotFound, PiccoloError, TooLarge
+from piccolod.errors import DeadlineExceeded, Failed, Locked, NotFound, PiccoloError, TooLarge
 from piccolod.pki import channel
 from piccolod.pki.identity import Identity, Role
 from piccolod.protocol.events import Audit
-from piccolod.protocol.persistence import Read
+from piccolod.protocol.joining import CheckNode
 from services.api import problem
 from services.api.core import Core
 
-NODES: Final = "nodes"
 _READ_BYTES: Final = 8 << 20
 
 
@@ -94,13 +93,9 @@ class App:
     async def _check_listed(self, peer: Identity, key: str) -> None:
         """What was removed counts no more, however long its certificate lasts. A locked node knows no list, and refuses."""
         try:
-            listed = await self._core.ask(Read(collection=NODES, id=peer.node))
-        except NotFound:
-            listed = None
+            await self._core.ask(CheckNode(node=peer.node, key=key))
         except Locked:
             raise Locked(f"{self._core.config.node.name} is locked", hint="unlock it, or ask another node") from None
-        if listed is None or listed.body.get("key") != key:
-            raise Forbidden(f"{peer.node} is no node of this cluster any more", hint="let it join again")
 
     async def _refuse(self, scope: Any, send: Any, route: Route | None, request_id: str, error: PiccoloError) -> None:
         self._audit(scope, route, request_id, error.status, error.code)

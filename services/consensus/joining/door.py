@@ -9,7 +9,7 @@ import ssl
 from typing import Any, Final
 
 from piccolod.config import at_port
-from piccolod.errors import BY_CODE, DeadlineExceeded, Failed, Forbidden, Invalid, PiccoloError, Unavailable
+from piccolod.errors import BY_CODE, DeadlineExceeded, Failed, Forbidden, Invalid, OutcomeUnknown, PiccoloError, Unavailable
 from piccolod.pki import channel
 
 PATH: Final = "/join"
@@ -36,12 +36,15 @@ def place(address: str, default_port: int) -> tuple[str, int]:
 def knock(host: str, port: int, fingerprint: str, body: dict[str, Any], within_s: float) -> bytes:
     """The answer's body. Raises what the member refused; Forbidden when it is of another cluster than the token.
 
-    Nothing is sent before the other side has proven that the authority of the token signed it.
+    Nothing is sent before the other side has proven that the authority of the token signed it. Unavailable: nothing was sent.
+    OutcomeUnknown: the connection was cut before the answer came; the same again, with the same key, gets the same answer.
     """
     where = at_port(host, port)
+    sent = False
     connection = _Pinned(host, port, channel.pinned_context(fingerprint), within_s)
     try:
         connection.connect()
+        sent = True
         connection.request("POST", PATH, json.dumps(body).encode(), {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = response.read(_ANSWER_BYTES)
@@ -54,6 +57,8 @@ def knock(host: str, port: int, fingerprint: str, body: dict[str, Any], within_s
         raise DeadlineExceeded(f"{where} did not answer within {within_s:g} s", hint="the same command again goes on") from None
     except (OSError, http.client.HTTPException) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        if sent:
+            raise OutcomeUnknown(f"{where} was asked and its answer did not come: {text}", hint="try again") from error
         raise Unavailable(
             f"{where} cannot be reached: {text}", hint="see that its piccolod runs and that no firewall is between you"
         ) from error

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from piccolod import clock, cluster_mode
-from piccolod.errors import Failed, Unavailable
+from piccolod.errors import Failed, NoLeader, NotLeader, OutcomeUnknown, Unavailable
 from piccolod.module import Module
 from piccolod.pki import authority, token
 from piccolod.protocol.cluster import JoinCluster, Welcome
@@ -23,6 +23,8 @@ from services.consensus.joining.supervised import Supervised, undo
 
 # A member change is refused for 5 s after the last one, and a learner before this one has to become a voter first.
 ANSWER_S: Final = 45.0
+AGAIN_S: Final = 20.0
+PAUSE_S: Final = 0.5
 
 
 class Join:
@@ -41,7 +43,7 @@ class Join:
         key = authority.make_key()
         body = {"id": pinned.id, "secret": pinned.secret, **self._introduction(request.role, authority.make_request(key))}
         log.info("joining a cluster", address=host, port=port, role=request.role)
-        answer = await asyncio.to_thread(door.knock, host, port, pinned.fingerprint, body, ANSWER_S)
+        answer = await self._answer(host, port, pinned.fingerprint, body)
         welcome = _welcome(answer, pinned.fingerprint)
         cluster = welcome.admission.cluster
         await asyncio.to_thread(self._folder.make)
@@ -59,6 +61,20 @@ class Join:
             raise
         await asyncio.to_thread(self._folder.settle_store)
         log.info("joined the cluster", cluster=cluster, members=sorted(welcome.admission.members))
+
+    async def _answer(self, host: str, port: int, fingerprint: str, body: dict[str, str]) -> bytes:
+        """Asks again where a member was cut off in the middle (a restart, another leader): it knows the key by now."""
+        give_up_at = clock.now() + AGAIN_S
+        asked = False
+        while True:
+            try:
+                return await asyncio.to_thread(door.knock, host, port, fingerprint, body, ANSWER_S)
+            except (OutcomeUnknown, NoLeader, NotLeader, Unavailable) as error:
+                asked = asked or not isinstance(error, Unavailable)
+                if not asked or clock.now() >= give_up_at:
+                    raise
+                self._module.log.info("asks again to be let in", reason=error.detail)
+            await asyncio.sleep(PAUSE_S)
 
     def _introduction(self, role: str, request: str) -> dict[str, str]:
         own = own_record(self._module)

@@ -32,6 +32,7 @@ from piccolod.pki.authority import make_key, make_request
 from piccolod.pki.identity import Identity, Role
 from piccolod.pki.token import JoinToken
 from piccolod.protocol.joining import (
+    CheckNode,
     CreateJoinToken,
     ForgetNode,
     GetJoinTokens,
@@ -394,9 +395,12 @@ def test_a_node_that_was_removed_gets_no_certificate_and_its_name_is_free(tmp_pa
         await desk.ask(ForgetNode(node="n2", author="admin"))
         assert desk.node("n2") is None
         assert type(await desk.refused(n2.certificate())) is NotFound
+        assert type(await desk.refused(CheckNode(node="n2", key=pki.key_of_request(n2.csr)))) is Forbidden
         assert type(await desk.refused(n2.redeem(token))) is Conflict, "its token is used up all the same"
         anew = Machine("n2")
         await desk.ask(anew.redeem(await desk.token()))
+        await desk.ask(CheckNode(node="n2", key=pki.key_of_request(anew.csr)))
+        assert type(await desk.refused(CheckNode(node="n2", key=pki.key_of_request(n2.csr)))) is Forbidden
         assert type(await desk.refused(n2.certificate())) is Forbidden, "the former one has another key"
         before = desk.rev
         await desk.ask(ForgetNode(node="n7", author="admin"))

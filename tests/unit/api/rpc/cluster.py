@@ -5,18 +5,20 @@ They listen on addresses of their own in 127.0.0.0/8. What a real persistence re
 
 from __future__ import annotations
 
+import socket
 import ssl
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from piccolod import cluster_mode
 from piccolod.config import Config
-from piccolod.errors import PiccoloError
+from piccolod.errors import Forbidden, Locked, PiccoloError
 from piccolod.pki import authority as pki
 from piccolod.pki import channel
 from piccolod.pki.authority import Authority, make_key, make_request
@@ -24,7 +26,7 @@ from piccolod.pki.identity import Identity, Role
 from piccolod.protocol.base import Nothing
 from piccolod.protocol.cluster import AddMember, Admission, KnownMember, Timing
 from piccolod.protocol.events import LeadershipRoleChanged
-from piccolod.protocol.joining import IssueCertificate, Issued, KeepCertificate, Redeem, Redeemed
+from piccolod.protocol.joining import CheckNode, IssueCertificate, Issued, KeepCertificate, Redeem, Redeemed
 from piccolod.protocol.persistence import Document
 from tests.unit.api.node import FakeModule, Modules, Node, free_port, lead, running
 
@@ -39,6 +41,7 @@ class Cluster:
         self.rpc_port = free_port()
         self.documents: dict[tuple[str, str], Document] = {}
         self.nodes: dict[str, Node] = {}
+        self.listed: dict[str, str] = {}  # the key of each node that is one
         self.keys: dict[str, bytes] = {}
         self._epoch = 0
 
@@ -57,9 +60,8 @@ class Cluster:
         identity = Identity(cluster, name, role)
         return (by or self.authority).sign(request, identity, self.address(name), time.time() if now_s is None else now_s)
 
-    def list_node(self, name: str, key: bytes, role: Role = Role.MEMBER) -> None:
-        body = {"role": role.value, "address": self.address(name), "key": pki.key_of_request(make_request(key)), "joined_ms": 1}
-        self.documents["nodes", name] = Document(id=name, generation=1, body=body)
+    def list_node(self, name: str, key: bytes) -> None:
+        self.listed[name] = pki.key_of_request(make_request(key))
 
     def elect(self, name: str | None, *, url: bool = True) -> None:
         """`name` leads and all know it; None: nobody does."""
@@ -111,6 +113,7 @@ class Cluster:
                 KeepCertificate: lambda request: self.keep(module.config, request),
                 Redeem: self.redeem,
                 AddMember: self.add_member,
+                CheckNode: lambda request: self._check(modules, request),
             }
 
         return before
@@ -120,6 +123,13 @@ class Cluster:
             request.csr, Identity(CLUSTER, request.node, request.role), self.address(request.node), time.time()
         )
         return Issued(certificate=certificate, ca=self.authority.pem)
+
+    def _check(self, modules: Modules, request: CheckNode) -> Nothing:
+        if modules.locked:
+            raise Locked("the store is locked")
+        if self.listed.get(request.node) != request.key:
+            raise Forbidden(f"{request.node} is no node of this cluster any more")
+        return Nothing()
 
     def keep(self, config: Config, request: KeepCertificate) -> Nothing:
         draft = config.paths.cluster / "node.pem.new"
@@ -168,6 +178,34 @@ def formed(
             node.make_ready()
             cluster.nodes[name] = node
         yield cluster
+
+
+@contextmanager
+def impostor(
+    cluster: Cluster, name: str, behave: Callable[[ssl.SSLSocket], object], certificate_of: str = ""
+) -> Iterator[None]:
+    """Something at the address of a node that is no piccolod, though it has a certificate."""
+    listener = socket.create_server((cluster.address(name), cluster.rpc_port))
+    listener.settimeout(10)
+    context = cluster.server_context(certificate_of or name)
+
+    def serve() -> None:
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except OSError:
+                return  # the end of the test
+            with accepted, suppress(OSError), context.wrap_socket(accepted, server_side=True) as tls:
+                behave(tls)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in `accept`
+        thread.join(10)
+        listener.close()
 
 
 def codes(node: Node, action: str) -> list[tuple[str, int, str]]:

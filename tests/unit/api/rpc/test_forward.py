@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,7 +14,7 @@ from piccolod.protocol.apps import ChangeApp, Changed, InstallApp
 from piccolod.protocol.persistence import Commit, Committed, VerifyPassword
 from services.api.rpc import relay as relaying
 from tests.unit.api.node import PASSWORD, Client, Node
-from tests.unit.api.rpc.cluster import Cluster, codes, formed
+from tests.unit.api.rpc.cluster import Cluster, codes, formed, impostor
 
 TITLE = {"title": "Home"}
 
@@ -263,34 +260,6 @@ def test_a_leader_that_cannot_be_reached_is_503_for_nothing_was_done() -> None:
         assert (answer.status_code, answer.json()["code"]) == (503, "no_leader")
         assert "n1" in answer.json()["detail"] and answer.headers["retry-after"] == "1"
         assert codes(cluster["n2"], "PUT /api/v1/settings") == [("root@n2", 503, "no_leader")]
-
-
-@contextmanager
-def impostor(
-    cluster: Cluster, name: str, behave: Callable[[ssl.SSLSocket], object], certificate_of: str = ""
-) -> Iterator[None]:
-    """Something at the address of a node that is no piccolod, though it has a certificate."""
-    listener = socket.create_server((cluster.address(name), cluster.rpc_port))
-    listener.settimeout(10)
-    context = cluster.server_context(certificate_of or name)
-
-    def serve() -> None:
-        while True:
-            try:
-                accepted, _ = listener.accept()
-            except OSError:
-                return  # the end of the test
-            with accepted, suppress(OSError), context.wrap_socket(accepted, server_side=True) as tls:
-                behave(tls)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in `accept`
-        thread.join(10)
-        listener.close()
 
 
 def test_a_leader_that_took_the_write_and_was_lost_is_504_for_nobody_knows() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -19,6 +22,7 @@ from piccolod.errors import (
     TooLarge,
     TooMany,
     Unauthenticated,
+    Unavailable,
 )
 from piccolod.pki import authority as pki
 from piccolod.pki.authority import make_key, make_request
@@ -28,7 +32,8 @@ from piccolod.protocol.joining import ForgetNode, Redeem
 from services.api.rpc import join as joining
 from services.api.rpc.pace import PER_SOURCE, Pace
 from services.consensus.joining import door
-from tests.unit.api.rpc.cluster import CLUSTER, Cluster, codes, formed
+from services.consensus.joining import join as joiner
+from tests.unit.api.rpc.cluster import CLUSTER, Cluster, codes, formed, impostor
 
 BODY = {
     "id": "01234567", "secret": "s" * 32, "node": "n9", "role": "member", "address": "127.0.0.19", "csr": make_request(make_key()),
@@ -79,6 +84,34 @@ def test_what_persistence_refuses_reaches_the_joiner_in_its_words(two: Cluster, 
     assert refusal.value.hint == error.hint
     assert two["n1"].modules.asked(AddMember) == []
     assert (codes(two["n1"], "POST rpc/join")[0][1:]) == (error.status, error.code)
+
+
+def test_a_joiner_that_was_cut_off_in_the_middle_asks_again_with_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The member restarts, as an api on a follower does when a setting changes: the token is used up by then."""
+    monkeypatch.setattr(joiner, "PAUSE_S", 0.01)
+    heard: list[bytes] = []
+
+    def behave(tls: ssl.SSLSocket) -> None:
+        request = b""
+        while not request.endswith(b"}"):
+            request += tls.recv(65536)
+        heard.append(request.partition(b"\r\n\r\n")[2])
+        if len(heard) > 1:
+            tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    with formed("n2") as cluster, impostor(cluster, "n1", behave):
+        module: Any = SimpleNamespace(config=cluster["n2"].module.config, log=cluster["n2"].module.log)
+        join = joiner.Join(module, None, None)  # type: ignore[arg-type]
+        asking = join._answer(cluster.address("n1"), cluster.rpc_port, cluster.authority.fingerprint, BODY)
+        assert asyncio.run(asking) == b"ok"
+    assert len(heard) == 2 and heard[0] == heard[1]
+
+
+def test_a_joiner_whose_member_cannot_be_reached_says_so_at_once() -> None:
+    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n2")), log=None)
+    join = joiner.Join(module, None, None)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        asyncio.run(join._answer("127.0.0.99", 1, "0" * 64, BODY))
 
 
 def test_without_a_leader_nobody_is_let_in(two: Cluster) -> None:
