@@ -10,7 +10,7 @@ SOURCE := piccolod broker services
 T      ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help deps run test lint format bench demo-image clean packages packages-test packages-bench compiled
+.PHONY: help deps run test lint format bench demo demo-clean demo-image clean packages packages-test packages-bench compiled
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 
 bench: packages-bench $(VENV)/.dev compiled ## measure, with peers beside it in the same run: a table and JSON
 	@$(PY) -m tests.bench
+
+demo: packages-test $(VENV)/.dev compiled ## three machines on this one, joined to one cluster, until Ctrl-C (as root)
+	@exec $(PY) -m tests.bed
+
+demo-clean: $(VENV)/.dev ## remove every trace of demos that did not end well (as root)
+	@$(PY) -m tests.bed --clean
 
 demo-image: packages $(VENV)/.run ## load localhost/piccolo-demo:1 into the containers of STATE, running or not
 	@sh deploy/demo/load.sh '$(PY)' '$(STATE)' '$(PORT)'

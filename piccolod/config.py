@@ -69,6 +69,20 @@ class Security:
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """`timing` is read by `cluster init` alone: it holds for the whole cluster from then on."""
+
+    peer_port: int = 7443  # tunnels between nodes; the port above it is for their calls
+    timing: str = "auto"  # auto: the fastest of fast, balanced, patient that holds here
+
+
+@dataclass(frozen=True, slots=True)
+class Etcd:
+    client_port: int = 2379
+    peer_port: int = 2380
+
+
+@dataclass(frozen=True, slots=True)
 class Telemetry:
     journal_days: int = 30
 
@@ -88,6 +102,8 @@ class Config:
     podman: Podman = field(default_factory=Podman)
     apps: Apps = field(default_factory=Apps)
     security: Security = field(default_factory=Security)
+    cluster: Cluster = field(default_factory=Cluster)
+    etcd: Etcd = field(default_factory=Etcd)
     telemetry: Telemetry = field(default_factory=Telemetry)
     modules: dict[str, ModuleConfig] = field(default_factory=dict)
 
@@ -100,6 +116,21 @@ class Config:
         """The ports that `public_port: auto` picks from, both ends included."""
         low, high = self.apps.public_ports.split("-")
         return range(int(low), int(high) + 1)
+
+    @property
+    def rpc_port(self) -> int:
+        """Where the other nodes call this one."""
+        return self.cluster.peer_port + 1
+
+    @property
+    def api_url(self) -> str:
+        """Where the API is reached from other machines; empty when it listens on loopback alone."""
+        for item in self.api.listen:
+            host, port = split_listen(item)
+            if not ipaddress.ip_address(host).is_loopback:
+                at = self.node.address if ipaddress.ip_address(host).is_unspecified else host
+                return f"{'http' if is_plain(self.api, item) else 'https'}://{at_port(at, port)}"
+        return ""
 
     def module(self, name: str) -> ModuleConfig:
         return self.modules.get(name.partition(".")[0], ModuleConfig())
@@ -218,9 +249,27 @@ def _rules(config: Config) -> typing.Iterator[Problem]:
         yield Problem("apps.public_ports", "must be `LOW-HIGH` within 1024-65535")
     if config.security.setup_from not in ("local", "code"):
         yield Problem("security.setup_from", "must be `local` or `code`")
+    yield from _port_rules(config)
+    if config.cluster.timing not in ("auto", "fast", "balanced", "patient"):
+        yield Problem("cluster.timing", "must be `auto`, `fast`, `balanced` or `patient`")
     if not 1 <= config.telemetry.journal_days <= 3650:
         yield Problem("telemetry.journal_days", "must be 1 to 3650")
     yield from _module_rules(config, MODULE_NAMES)
+
+
+def _port_rules(config: Config) -> typing.Iterator[Problem]:
+    ports = {
+        "cluster.peer_port": config.cluster.peer_port, "the port above cluster.peer_port": config.rpc_port,
+        "etcd.client_port": config.etcd.client_port, "etcd.peer_port": config.etcd.peer_port,
+    }  # fmt: skip
+    taken: dict[int, str] = {}
+    for name, port in ports.items():
+        key = name.rpartition(" ")[2]
+        if not 1 <= port <= 65535:
+            yield Problem(key, f"{name} must be 1 to 65535")
+        elif port in taken:
+            yield Problem(key, f"{name} is {port}, and so is {taken[port]}")
+        taken[port] = name
 
 
 def _module_rules(config: Config, names: frozenset[str]) -> typing.Iterator[Problem]:
@@ -265,6 +314,11 @@ def split_listen(item: str) -> tuple[str, int]:
     if not _is_address(host) or not re.fullmatch(r"\d{1,5}", port):
         raise ValueError(f"{item!r} is not ADDRESS:PORT")
     return host, int(port)
+
+
+def at_port(address: str, port: int) -> str:
+    """`10.0.0.1:80` or `[fd00::1]:80`."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def is_plain(api: Api, item: str) -> bool:

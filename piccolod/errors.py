@@ -19,12 +19,12 @@
     ├─ Failed               500  the operation was tried and failed
     ├─ NoLeader             503
     ├─ StoreUnavailable     503
-    │  └─ OutcomeUnknown    503  a write was sent and its end is not known: it may have happened, or happen yet
     ├─ StoreCorrupt         503
     │  └─ StoreRestored     503  etcd is not the one that this node knew, or is older than what it showed
     ├─ Unavailable          503  a part that is needed does not answer (podman, a module)
     │  └─ PeerRestarted     503  the module died with the call in flight: unknown outcome
     ├─ DeadlineExceeded     504
+    ├─ OutcomeUnknown       504  a write was sent and its end is not known: it may have happened, or happen yet
     └─ StoreFull            507
     TermOver                the leadership term ended: abandon the effect, at once
     Bug                     our fault, never the user's: an invariant is broken
@@ -167,10 +167,6 @@ class StoreUnavailable(PiccoloError):
     code, status, exit_code = "store_unavailable", 503, 6
 
 
-class OutcomeUnknown(StoreUnavailable):
-    code = "outcome_unknown"
-
-
 class StoreCorrupt(PiccoloError):
     code, status, exit_code = "store_corrupt", 503, 6
 
@@ -189,6 +185,12 @@ class PeerRestarted(Unavailable):
 
 class DeadlineExceeded(PiccoloError):
     code, status, exit_code = "deadline_exceeded", 504, 7
+
+
+class OutcomeUnknown(PiccoloError):
+    """No StoreUnavailable: that one says that nothing was written."""
+
+    code, status, exit_code = "outcome_unknown", 504, 7
 
 
 class StoreFull(PiccoloError):

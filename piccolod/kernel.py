@@ -50,6 +50,12 @@ _ROOT_CAPABILITIES: Final = (
 # gocryptfs makes files as the user who asks for them
 _FILE_SERVER_CAPABILITIES: Final = ("CAP_SETUID", "CAP_SETGID", "CAP_FSETID", "CAP_SETFCAP", "CAP_SYS_RESOURCE")
 
+# The sealed log in etcd: persistence alone writes it and reads it (piccolod/protocol/log.py).
+_LOG_COMMANDS: Final = (
+    "consensus.head", "consensus.append", "consensus.entries", "consensus.snapshot", "consensus.snapshot_chunk",
+    "consensus.put_snapshot", "consensus.keyset", "consensus.put_keyset",
+)  # fmt: skip
+
 MODULES: Final[tuple[ModuleSpec, ...]] = (
     ModuleSpec(
         name="broker",
@@ -65,7 +71,12 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         target="services.consensus.__main__:main",
         needs=("broker",),
         publishes=("LeadershipRoleChanged", "ControlRevChanged", "NodeStateChanged", "HealthChanged"),
-        may_call=("persistence.revision",),
+        may_call=(
+            "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.issue_certificate",
+            "persistence.crypto_status",
+        ),
+        # `state_dir/cluster` with the group of those who read it, and a store that is set aside with its owner
+        capabilities=("CAP_CHOWN", "CAP_DAC_READ_SEARCH"),
         heartbeat_ms=100,
     ),
     ModuleSpec(
@@ -75,7 +86,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         reads=("*",),
         writes=("*",),
         publishes=("LockStateChanged", "ControlStoreCommit", "HealthChanged"),
-        may_call=("consensus.campaign", "consensus.closing", "consensus.withdraw"),
+        may_call=("consensus.campaign", "consensus.closing", "consensus.withdraw", *_LOG_COMMANDS),
         holds_keys=True,
         user="piccolo-store",
         memory_max="1GiB",
@@ -145,6 +156,14 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "consensus.campaign": frozenset({"persistence", "apps"}),
     "consensus.closing": frozenset({"persistence", "apps"}),
     "consensus.withdraw": frozenset({"persistence", "apps"}),
+    "persistence.drain": frozenset({"consensus"}),
+    "persistence.export_log": frozenset({"consensus"}),
+    "persistence.issue_certificate": frozenset({"consensus", "api"}),
+    "persistence.redeem": frozenset({"api"}),
+    "persistence.forget_node": frozenset({"api"}),
+    "persistence.check_node": frozenset({"api"}),
+    "consensus.keep_certificate": frozenset({"api"}),
+    **dict.fromkeys(_LOG_COMMANDS, frozenset({"persistence"})),
 }
 
 BY_NAME: Final[dict[str, ModuleSpec]] = {spec.name: spec for spec in MODULES}

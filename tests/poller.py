@@ -47,8 +47,10 @@ class Poller:
     An answer without `holds` in its body is a failure too.
     """
 
-    def __init__(self, port: int, path: str = "/health", timeout_s: float = 5.0, holds: bytes = b"") -> None:
-        self._port, self._path, self._timeout_s, self._holds = port, path, timeout_s, holds
+    def __init__(
+        self, port: int, path: str = "/health", timeout_s: float = 5.0, holds: bytes = b"", host: str = "127.0.0.1"
+    ) -> None:
+        self._host, self._port, self._path, self._timeout_s, self._holds = host, port, path, timeout_s, holds
         self._end = threading.Event()
         self.answers: list[tuple[float, float, str]] = []  # (at, seconds, "200" or what went wrong)
         self.bodies: list[bytes] = []  # of those that went well
@@ -76,7 +78,7 @@ class Poller:
             self.answers.append((began, time.monotonic() - began, result))
 
     def _ask(self) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout_s)
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         try:
             connection.request("GET", self._path, headers={"Connection": "close"})
             response = connection.getresponse()

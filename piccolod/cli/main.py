@@ -46,6 +46,10 @@ SECTIONS: Final = {
         "routes": ("routes", "Public ports and where they lead."),
         "leaders": ("leaders", "Who leads what, and moving it."),
     },
+    "Run together": {
+        "cluster": ("cluster", "Found a cluster, join one, leave it; tokens for new nodes."),
+        "nodes": ("nodes", "The nodes of the cluster."),
+    },
     "Run the node": {
         "modules": ("modules", "piccolod's own processes."),
         "store": ("store", "The sealed log under it all: revision, entries, check, repair."),

@@ -17,13 +17,14 @@ the next one begins with what is on the page and on the disk.
 *Beginning.* `Leadership(Config(...))`, then `Started` with the page and the memory that lie there, `running` from the leash
 table and from persistence. The lease that an adopted page names is kept alive like one that was granted.
 
-*Etcd.* Every `Send` and every `Read` is one try at one endpoint, and gets its `Answered` or `ReadAnswered` after the timeout at
-the latest: `UNKNOWN` when there was no answer; REFUSED only when etcd itself says that a compare failed; NO_LEASE when it says
-that a lease is not found. The core tries again, so the driver must not, but turns to the next endpoint. The watch begins at the
-revision of the first read + 1, without fragments; each response is one `Watched` whose `after` is the revision up to which
-everything was delivered before. A stream that breaks goes on from there; one that was compacted away, or broke in doubt, just
-goes on from the present: the core reads the whole prefix each second and ignores what has a gap. Headers are passed on as they
-came: the core alone judges whether this is the etcd that it knew. `at_ms` fields are filled with wall clock while encoding.
+*Etcd.* Every `Send` and every `Read` is one try at one endpoint, and gets its `Answered` or `ReadAnswered` after the timeout
+at the latest: `UNKNOWN` when there was no answer; REFUSED only when etcd itself says that a compare failed; NO_LEASE when it
+says that a lease is not found. The core tries again, so the driver must not, but turns to the next endpoint. The watch begins
+at the revision of the first read + 1, without fragments; each response is one `Watched` whose `after` is the revision up to
+which everything was delivered before. A stream that breaks goes on from there; one that was compacted away, or broke in
+doubt, just goes on from the present: the core reads the whole prefix each second and ignores what has a gap. Headers are
+passed on as they came, `Overheard` those of answers to others: the core alone judges whether this is the etcd that it knew.
+`at_ms` fields are filled with wall clock while encoding.
 
 *Proofs.* `Prove` is begun after the page shows the term closing or gone, which the order of the list sees to. `Stopped` says:
 every container of the resource in the leash table is `proven_dead`, and (kernel) persistence has no write in flight. Whatever
@@ -141,7 +142,9 @@ def _on_answered(step: Step, event: events.Answered) -> None:
     if pending is None:
         return  # of before etcd was restored
     step.set(pending={id_: one for id_, one in state.pending.items() if id_ != event.id})
-    if not session.admit(step, event.header, pending.highest):
+    # A write of ours makes a revision; a proposal may delete what is gone already, which makes none.
+    wrote = event.outcome is Outcome.COMMITTED and pending.kind is not Kind.PROPOSAL
+    if not session.admit(step, event.header, pending.highest + wrote):
         if pending.kind is Kind.PROPOSAL:
             terms.on_proposed(step, pending, events.Answered(event.id, Outcome.UNKNOWN, None))
         return
@@ -150,6 +153,9 @@ def _on_answered(step: Step, event: events.Answered) -> None:
         if event.outcome is Outcome.REFUSED and event.header is not None:
             step.set(own_rev=max(step.state.own_rev, event.header.rev))
         session.on_heartbeat(step, pending, event)
+        return
+    if kind is Kind.PROPOSAL and event.outcome is Outcome.COMMITTED:
+        terms.on_proposed(step, pending, event)  # it wrote nothing of leadership: nothing is to be looked at
         return
     step.look = True
     if event.header is not None:
@@ -203,6 +209,10 @@ def _on_watched(step: Step, event: events.Watched) -> None:
         takeover.look(step, newer)
 
 
+def _on_overheard(step: Step, event: events.Overheard) -> None:
+    session.admit(step, event.header, event.least)
+
+
 def _on_lease_granted(step: Step, event: events.LeaseGranted) -> None:
     retry_at = step.now + step.state.config.timing.retry_s if not event.lease_id else step.state.retry_at
     step.set(granting=False, lease_id=event.lease_id or step.state.lease_id, retry_at=retry_at)
@@ -250,6 +260,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Step, Any], None]]] = {
     events.Answered: _on_answered,
     events.ReadAnswered: _on_read,
     events.Watched: _on_watched,
+    events.Overheard: _on_overheard,
     events.Tick: _on_tick,
     events.Applied: lambda step, event: step.set(applied_rev=event.rev),
     events.Started: _looked_at(session.start),

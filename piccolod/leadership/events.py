@@ -23,11 +23,12 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """What a node keeps in `state_dir` of the etcd that it knew."""
+    """What a node keeps in `state_dir` of the etcd that it knew. `restored`: and that it has lost it."""
 
     cluster_id: int
     rev: int
     gen: int
+    restored: bool = False
 
 
 class PageTerm(msgspec.Struct, frozen=True):
@@ -108,6 +109,13 @@ class Watched(msgspec.Struct, frozen=True):
     after: int
     header: Header
     changes: tuple[Change, ...]
+
+
+class Overheard(msgspec.Struct, frozen=True):
+    """The header of an answer to something that the core did not ask for; it may be no older than `least`."""
+
+    header: Header
+    least: int
 
 
 class LeaseGranted(msgspec.Struct, frozen=True):
@@ -205,6 +213,7 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 Event = (
-    Started | Tick | PageRefused | Stopped | Applied | Answered | ReadAnswered | Watched | LeaseGranted | LeaseLost
-    | Members | Campaign | Withdraw | Close | Release | Switchover | CancelSwitchover | Propose | Pause | Drain | Leave
+    Started | Tick | PageRefused | Stopped | Applied | Answered | ReadAnswered | Watched | Overheard | LeaseGranted
+    | LeaseLost | Members | Campaign | Withdraw | Close | Release | Switchover | CancelSwitchover | Propose | Pause | Drain
+    | Leave
 )  # fmt: skip

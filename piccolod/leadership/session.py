@@ -18,7 +18,7 @@ from piccolod.leadership.actions import (
     SessionOpened,
     SessionOver,
 )
-from piccolod.leadership.events import Answered, Header, PageState, Started
+from piccolod.leadership.events import Answered, Header, Memory, PageState, Started
 from piccolod.leadership.keys import GenRecord, SessionRecord
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Leadership, Life, Pending, Phase, Session, Step, Term, acts
@@ -37,8 +37,8 @@ def start(step: Step, event: Started) -> None:
     memory, page = event.memory, event.page
     step.set(boot_id=event.boot_id, remembered=memory)
     if memory is not None:
-        step.set(cluster_id=memory.cluster_id, highest=memory.rev, gen=memory.gen)
-    if page is not None and memory is not None and page.sid and page.gen == memory.gen and step.now < page.hard_at:
+        step.set(cluster_id=memory.cluster_id, highest=memory.rev, gen=memory.gen, restored=memory.restored)
+    if page is not None and memory is not None and _may_resume(page, memory, step.now):
         _resume(step, page, GenRecord(page.gen, memory.cluster_id), event.running)
         return
     for resource in sorted({*event.running, *(page.terms if page is not None else ())}):
@@ -47,6 +47,10 @@ def start(step: Step, event: Started) -> None:
     if page is not None and page.sid:
         step.act(SessionOver(page.sid, Ended.NOT_RESUMED))
     step.show()
+
+
+def _may_resume(page: PageState, memory: Memory, now: float) -> bool:
+    return page.sid != 0 and page.gen == memory.gen and not memory.restored and now < page.hard_at
 
 
 def _resume(step: Step, page: PageState, gen: GenRecord, running: tuple[str, ...]) -> None:
@@ -221,8 +225,8 @@ def lose_lease(step: Step, lease_id: int) -> None:
 # --- is this the etcd that we knew
 
 
-def admit(step: Step, header: Header | None, highest: int) -> bool:
-    """Whether an answer may be believed. `highest` was the highest revision seen when it was asked for.
+def admit(step: Step, header: Header | None, least: int) -> bool:
+    """Whether an answer may be believed. `least`: the highest revision seen when it was asked for; of a write, one more.
 
     Limit: a node that was away since before a backup cannot notice that revisions went back to it under the same cluster id.
     `cluster recover` and `etcdctl snapshot restore` with a fresh token give a new id, which every node notices.
@@ -232,7 +236,7 @@ def admit(step: Step, header: Header | None, highest: int) -> bool:
         return True
     if state.restored:
         return False
-    if header.rev < highest or (state.cluster_id and header.cluster_id != state.cluster_id):
+    if header.rev < least or (state.cluster_id and header.cluster_id != state.cluster_id):
         _distrust(step)
         return False
     if not state.cluster_id or header.rev > state.highest:
@@ -249,6 +253,7 @@ def _distrust(step: Step) -> None:
     # Nothing is owed to the old view or to answers that are still under way.
     reads = {id_: one for id_, one in step.state.pending.items() if one.kind is None}
     step.set(restored=True, viewed=False, own_rev=0, pending=reads)
+    step.remember()  # the next process may not be able to see it any more
     step.act(Alarm(f"{Ended.RESTORED}; `piccoloctl cluster recover --force` begins it anew"))
 
 

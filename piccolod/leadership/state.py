@@ -235,7 +235,7 @@ class Step:
         first: list[Action] = []
         if self._remember:
             state = self.state
-            memory = Memory(state.cluster_id, state.highest, state.gen)
+            memory = Memory(state.cluster_id, state.highest, state.gen, state.restored)
             self.set(remembered=memory)
             first.append(Remember(memory))
         if self._page_changed:

@@ -19,7 +19,11 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Campaign(Request[Term], frozen=True, kw_only=True):
-    """Lead `resource`. Idempotent: the holder gets its term again. Busy while it is closing; NotLeader: another has it."""
+    """Lead `resource`. Idempotent: the holder gets its term again. Busy while it is closing; NotLeader: another has it.
+
+    In a cluster also NoLeader (nobody has it, and this node neither for now) and StoreUnavailable; asking each second is what
+    keeps this node a candidate.
+    """
 
     command: ClassVar[str] = "consensus.campaign"
     reply: ClassVar[type] = Term
@@ -53,7 +57,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Leadership(msgspec.Struct, frozen=True, kw_only=True):
-    """`deadline_s`: seconds left to D_hard; null when the term never runs out (one node)."""
+    """`deadline_s`: seconds left to D_hard; null when the term never runs out (one node). `url`: the API of `node`."""
 
     resource: str
     role: str
@@ -65,6 +69,7 @@ class Leadership(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     deadline_s: float | None
     candidates: tuple[Candidate, ...] = ()
+    url: str = ""
 
 
 class Leaderships(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,13 +124,25 @@ class GetWhy(Request[Why], frozen=True, kw_only=True):
 class Switchover(Request[Leadership], frozen=True, kw_only=True):
     """A planned handover to `to`, or to the best candidate. NotFound: no such node. Exists: it leads already.
 
-    Conflict: this node is alone.
+    Conflict: this node is alone, the target cannot take it, or did not in time. NotLeader: ask who leads. OutcomeUnknown.
     """
 
     command: ClassVar[str] = "consensus.switchover"
     reply: ClassVar[type] = Leadership
     resource: str
     to: str = ""
+
+
+class Pause(Request[Nothing], frozen=True, kw_only=True):
+    """While on, nothing moves between nodes: neither takeovers nor switchovers. On any member.
+
+    Conflict: this node is alone. NoLeader: this member has no session now. StoreUnavailable; OutcomeUnknown: ask again.
+    """
+
+    command: ClassVar[str] = "consensus.pause"
+    reply: ClassVar[type] = Nothing
+    on: bool
+    author: str = ""
 
 
 class Release(Request[Leadership], frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ class LockStateChanged(Event, frozen=True, kw_only=True):
 
 
 class LeadershipRoleChanged(Event, frozen=True, kw_only=True):
-    """This node's role for a resource changed. Emitted by consensus."""
+    """This node's role for a resource changed. Emitted by consensus. `url`: the API of the node that leads it."""
 
     type: ClassVar[str] = "LeadershipRoleChanged"
     resource: str
@@ -30,6 +30,7 @@ class LeadershipRoleChanged(Event, frozen=True, kw_only=True):
     epoch: int
     token: int
     reason: str
+    url: str = ""
 
     def key(self) -> str:
         return self.resource

@@ -13,12 +13,12 @@ from litestar.params import QueryParameter
 
 from piccolod.errors import Forbidden, Invalid, PiccoloError, Problem, Unauthenticated, WrongMediaType
 from services.api import origin, sessions
-from services.api.actor import NOBODY, ROOT, Actor, Kind, Scope
-from services.api.call import Call, call_of
+from services.api.actor import NOBODY, Actor, Kind, Scope, root_of
+from services.api.call import Call, call_of, core_of
 from services.api.core import Core
 
 LOOK_AGAIN_S: Final = 5.0  # what was revoked reads on for so long at most
-_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _BEARER: Final = "bearer "
 _REV: Final = re.compile(r"\d{1,18}")
 _IDEM: Final = re.compile(r"[\x21-\x7e]{1,128}")
@@ -33,16 +33,18 @@ async def admit(connection: Connection, handler: BaseRouteHandler) -> None:
     method = method_of(connection)
     if method == "OPTIONS":
         return
-    core: Core = connection.app.state.core
+    core = core_of(connection)
     call = call_of(connection)
     call.actor = actor = await _identify(core, connection, call, handler.opt.get("scope", Scope.ADMIN))
     _check_scope(actor, handler)
-    if method not in _SAFE:
+    if method not in SAFE:
         _check_page(core, connection, call, actor)
         _check_media_type(connection, handler)
         _check_idempotency_key(connection)
     _check_query(connection, handler)
-    if (wanted := connection.headers.get("piccolo-min-rev")) is not None and method in _SAFE:
+    if handler.opt.get("leads"):
+        core.check_leads()
+    if (wanted := connection.headers.get("piccolo-min-rev")) is not None and method in SAFE:
         await core.reach(_min_rev(wanted))
 
 
@@ -74,8 +76,10 @@ def method_of(connection: Connection) -> str:
 
 
 async def _identify(core: Core, connection: Connection, call: Call, needed: Scope | None) -> Actor:
+    if call.via is not None and call.via.as_root:
+        return root_of(call.via.node)
     if call.origin.peer is not None and call.origin.peer.uid == 0:
-        return ROOT
+        return core.root
     if needed is None:
         return NOBODY  # the route is for anybody: a stale cookie must not be in the way of a login
     authorization = connection.headers.get("authorization")
@@ -100,7 +104,7 @@ def _check_scope(actor: Actor, handler: BaseRouteHandler) -> None:
 
 def _check_page(core: Core, connection: Connection, call: Call, actor: Actor) -> None:
     """A foreign page must not act: not by a form of its own, and not under a name that it made resolve to this node."""
-    if call.origin.peer is not None:
+    if call.origin.peer is not None or (call.via is not None and call.via.as_root):
         return
     host, came_from = connection.headers.get("host", ""), connection.headers.get("origin")
     if came_from is not None and not origin.same_origin(came_from, host):

@@ -41,5 +41,10 @@ class Actor:
         return self.scope is not None and self.scope >= needed
 
 
+def root_of(node: str) -> Actor:
+    """The admin of one node of a cluster: the same name at whatever node its call arrives, so that a retry is known as one."""
+    return Actor(Kind.SOCKET, f"root@{node}", Scope.ADMIN)
+
+
 NOBODY: Final = Actor(Kind.NOBODY, "nobody")
 ROOT: Final = Actor(Kind.SOCKET, "root", Scope.ADMIN)

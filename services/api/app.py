@@ -15,8 +15,7 @@ from litestar.types import ControllerRouterHandler
 from piccolod.errors import Failed, Invalid, MethodNotAllowed, NotLeader, PiccoloError
 from services.api import access, problem
 from services.api.actor import Kind
-from services.api.call import call_of
-from services.api.core import Core
+from services.api.call import call_of, core_of
 from services.api.routes import ROUTES
 
 VERSION: Final = "1.0.0"
@@ -64,15 +63,21 @@ def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
     """Any failure as a problem document."""
     call = call_of(request)
     shown = _shown(request, error)
+    method = access.method_of(request)
+    if isinstance(shown, NotLeader) and method not in access.SAFE:
+        shown = core_of(request).with_leader(shown)
     call.code = shown.code
     headers = problem.headers(shown)
     if isinstance(shown, MethodNotAllowed):
         headers["Allow"] = ", ".join(_methods(request.scope["path"]))
     status = shown.status
-    if isinstance(shown, NotLeader) and shown.leader is not None and shown.leader.url and _may_redirect(request):
-        status = 307
-        query = request.scope["query_string"].decode("latin-1")
-        headers["Location"] = f"{shown.leader.url.rstrip('/')}{request.scope['path']}" + (f"?{query}" if query else "")
+    if isinstance(shown, NotLeader) and shown.leader is not None and method not in access.SAFE and _may_follow(request):
+        if call.actor.kind is Kind.TOKEN and shown.leader.url:
+            status = 307
+            query = request.scope["query_string"].decode("latin-1")
+            headers["Location"] = f"{shown.leader.url.rstrip('/')}{request.scope['path']}" + (f"?{query}" if query else "")
+        else:
+            call.elsewhere = shown.leader  # cookies do not cross hosts, tokens do: the edge asks the leader itself
     body = problem.encode(shown, call.request_id)
     return Response(body, status_code=status, media_type=problem.MEDIA_TYPE, headers=headers)
 
@@ -89,9 +94,8 @@ def _methods(path: str) -> list[str]:
     return sorted(found)
 
 
-def _may_redirect(request: Request[Any, Any, Any]) -> bool:
-    """Cookies do not cross hosts, tokens do."""
-    return call_of(request).actor.kind is Kind.TOKEN and request.headers.get("piccolo-redirect", "").lower() != "never"
+def _may_follow(request: Request[Any, Any, Any]) -> bool:
+    return request.headers.get("piccolo-redirect", "").lower() != "never"
 
 
 def _shown(request: Request[Any, Any, Any], error: Exception) -> PiccoloError:
@@ -103,8 +107,7 @@ def _shown(request: Request[Any, Any, Any], error: Exception) -> PiccoloError:
         error.__cause__, RecursionError
     ):  # of the JSON decoder: no code of ours recurses
         return Invalid("the body is nested too deeply")
-    core: Core = request.app.state.core
-    core.log.error(
+    core_of(request).log.error(
         "failed a request by a bug",
         request_id=call_of(request).request_id,
         path=request.scope["path"],

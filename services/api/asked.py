@@ -9,18 +9,13 @@ from litestar import Request, Response
 from services.api import access
 from services.api.actor import Actor
 from services.api.call import call_of
-from services.api.core import Core
+from services.api.call import core_of as core_of
 
 Req = Request[Any, Any, Any]
 
 T = TypeVar("T")
 
 BASE = "/api/v1"
-
-
-def core_of(request: Req) -> Core:
-    core: Core = request.app.state.core
-    return core
 
 
 def actor_of(request: Req) -> Actor:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from piccolod.errors import LeaderHint
 from services.api.actor import NOBODY, Actor
 from services.api.origin import Origin
+
+if TYPE_CHECKING:
+    from services.api.core import Core
+
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """The call came to another node, which passed it on. `as_root`: by the unix socket there, from uid 0."""
+
+    node: str
+    as_root: bool
+    source: str
+    secure: bool
 
 
 @dataclass(slots=True)
@@ -15,6 +29,14 @@ class Call:
     origin: Origin
     actor: Actor = NOBODY
     code: str = ""  # of the error, for the audit
+    via: Via | None = None
+    elsewhere: LeaderHint | None = None  # the node that has to answer, once that turned out
+
+
+def core_of(connection: Any) -> Core:
+    """What the node that answers this request stands on."""
+    core: Core = connection.scope["state"]["core"]
+    return core
 
 
 def call_of(connection: Any) -> Call:

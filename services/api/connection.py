@@ -67,6 +67,8 @@ class Connection(H11Protocol):
         peer = _peer_of(transport)
         if peer is not None:
             self.app_state = {"peer": peer}
+        elif (tls := transport.get_extra_info("ssl_object")) is not None:
+            self.app_state = {"tls": tls}
         self._address = self.client[0] if self.client else ""
         count = self._book.by_client[self._address] = self._book.by_client.get(self._address, 0) + 1
         if len(self.connections) > self._book.most or (self._address and count > self._book.most_per_client):

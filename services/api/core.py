@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from piccolod import clock
+from piccolod import clock, control
+from piccolod.cluster_mode import Mode
 from piccolod.config import Config
-from piccolod.errors import DeadlineExceeded, PeerRestarted, PiccoloError
+from piccolod.errors import DeadlineExceeded, LeaderHint, NoLeader, NotLeader, PeerRestarted, PiccoloError
 from piccolod.kernel import MODULES, ROUTERS
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
@@ -23,13 +24,18 @@ from piccolod.protocol.events import (
     ModuleStateChanged,
 )
 from piccolod.protocol.persistence import GetRevision
-from services.api import control, origin, readiness
+from services.api import origin, readiness
+from services.api.actor import ROOT, Actor, root_of
 from services.api.credentials import Credentials
 from services.api.documents import ModuleView
 from services.api.limits import Seats
 from services.api.readiness import ComponentHealth, Readiness
 from services.api.setup_code import SetupCode
 
+if TYPE_CHECKING:  # imported on members alone
+    from services.api.rpc.relay import Relay
+
+_AT_THE_LEADER: Final = "send it to the leader"
 _MIN_REV_WAIT_S: Final = 5.0
 _REV_POLL_S: Final = 0.25
 _TRIES: Final = 3
@@ -55,6 +61,8 @@ class Core:
         self.uploads_folder = module.paths.uploads
         self.routers = ROUTERS if module.config.module("router").enabled else ()
         self.closing = asyncio.Event()
+        self.mode: Mode | None = None  # of a member of a cluster, from the start on
+        self.relay: Relay | None = None  # where writes for the leader go, on a member
         enabled = [spec.name for spec in MODULES if module.config.module(spec.name).enabled and spec.name != module.name]
         self.seen = readiness.expect(enabled, clock.now())
         self.kernel_role = LeadershipRoleChanged(
@@ -71,6 +79,39 @@ class Core:
         module.on(LockStateChanged, self._on_lock)
         module.on(LeadershipRoleChanged, self._on_role, key="kernel")
         module.on(ControlStoreCommit, self._on_commit)
+
+    # --- who leads
+
+    @property
+    def root(self) -> Actor:
+        """Who calls by the unix socket of this node."""
+        return ROOT if self.mode is None else root_of(self.mode.node)
+
+    def leader(self) -> LeaderHint | None:
+        """The other node that leads the kernel, as far as it was heard."""
+        role = self.kernel_role
+        if role.role != "follower" or role.node in ("", self.config.node.name):
+            return None
+        return LeaderHint(role.node, role.address, role.url, role.epoch)
+
+    def check_leads(self) -> None:
+        """Raises NotLeader where another node is known to lead, before anything of a write is done here.
+
+        What is not certain (locked, a leadership that is moving) persistence decides, as the last gate.
+        """
+        locked = self.seen.lock is None or self.seen.lock.locked
+        if self.mode is None or locked or self.gate.holds("kernel") or (leader := self.leader()) is None:
+            return
+        raise NotLeader(f"{leader.node} leads, not this node", hint=_AT_THE_LEADER, leader=leader)
+
+    def with_leader(self, error: NotLeader) -> PiccoloError:
+        """The refusal with who leads instead, or NoLeader where nobody is known to."""
+        if self.mode is None or error.leader is not None:
+            return error
+        leader = self.leader()
+        if leader is None:
+            return NoLeader(f"nobody is known to lead: {error.detail}", hint="try again in a moment", retry_after_s=1.0)
+        return NotLeader(error.detail, hint=_AT_THE_LEADER, leader=leader)
 
     # --- asking
 

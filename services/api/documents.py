@@ -108,6 +108,23 @@ class NewToken(msgspec.Struct, frozen=True, kw_only=True):
     token: str
 
 
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """`lag`: revs behind the node that has most. `voter`: whether it has a vote in etcd."""
+
+    name: str
+    id: str
+    address: str
+    state: str
+    role: str
+    rpc: str
+    api_url: str
+    voter: bool
+    leads_kernel: bool
+    epoch: int
+    rev: int
+    lag: int
+
+
 class SecretView(msgspec.Struct, frozen=True, kw_only=True):
     """A secret without its value, which never comes back."""
 

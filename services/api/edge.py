@@ -14,10 +14,10 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from piccolod.errors import Failed, PiccoloError
 from piccolod.protocol.events import Audit
 from services.api import problem
-from services.api.call import Call
+from services.api.call import Call, Via
 from services.api.connection import HEAD_BYTES
 from services.api.core import Core
-from services.api.origin import origin_of
+from services.api.origin import Origin, origin_of
 
 # No script, no frame, no form target elsewhere; style and images are our own files.
 CSP: Final = (
@@ -49,7 +49,7 @@ class Edge:
         if scope["type"] != "http":  # type: ignore[comparison-overlap]
             return
         call = self._call(scope)
-        scope["state"]["call"] = call
+        scope["state"] |= {"call": call, "core": self._core}
         status = 0
 
         async def answer(message: Message) -> None:
@@ -64,7 +64,11 @@ class Edge:
             if _head_bytes(scope) > HEAD_BYTES:  # h11 bounds only a head that comes in parts
                 await _refuse(call, answer, problem.HeadTooLarge(problem.HEAD_TOO_LARGE))
                 return
-            await self._app(scope, receive, answer)
+            relay = self._core.relay
+            if relay is None or call.via is not None or scope["method"] in _SAFE:  # type: ignore[typeddict-item]
+                await self._app(scope, receive, answer)
+            else:
+                await relay.run(self._app, scope, call, receive, answer)
         except Exception:
             self._core.log.error(
                 "failed a request by a bug", request_id=call.request_id, path=scope["path"], traceback=traceback.format_exc()
@@ -79,6 +83,9 @@ class Edge:
                 self._audit(scope, call, _CUT)
 
     def _call(self, scope: Any) -> Call:
+        via: Via | None = scope["state"].get("via")
+        if via is not None:
+            return Call(scope["state"]["request_id"], Origin(f"{via.node}:{via.source}", False, via.secure), via=via)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         peer = scope["state"].get("peer")
         client = scope["client"][0] if scope.get("client") else ""

@@ -56,7 +56,8 @@ ASKING: Final[Failures] = (Failed, Unavailable, PeerRestarted, DeadlineExceeded)
 GUARDED: Final[Failures] = (Unauthenticated, Locked)
 BODY: Final[Failures] = (TooLarge, WrongMediaType)
 STORE: Final[Failures] = (Locked, StoreUnavailable, StoreCorrupt)
-COMMIT: Final[Failures] = (*STORE, NotLeader, NoLeader, Conflict, Busy, TooLarge, StoreFull)
+ELSEWHERE: Final[Failures] = (NotLeader, NoLeader)
+COMMIT: Final[Failures] = (*STORE, *ELSEWHERE, Conflict, Busy, TooLarge, StoreFull)
 PASSWORD: Final[Failures] = (WrongPassword, TooMany)
 UNKNOWN: Final[Failures] = (NotFound,)
 MANIFEST: Final[Failures] = (NotSupported, Exists, *COMMIT)
@@ -74,13 +75,17 @@ def endpoint(
     body_bytes: int | None = BODY_BYTES,
     raw_body: dict[str, Any] | None = None,
     asks: bool = True,
+    leads: bool | None = None,
     tag: str = "",
 ) -> Callable[[Any], Any]:
     """`scope` None: for anybody. `accepts`: the media types of the body. `raw_body`: its schema when the route reads it.
 
-    `asks`: the answer comes from another process.
+    `asks`: the answer comes from another process. `leads`: only the kernel's leader can do it, and another node says so before
+    it begins; by default what can fail with NotLeader, and is not for anybody.
     """
     kinds: Failures = (Invalid, *(ASKING if asks else ()), *fails, *(GUARDED if scope else ()), *(BODY if accepts else ()))
+    if leads is None:
+        leads = NotLeader in kinds and scope is not None and method not in ("GET", "HEAD")
     if method not in ("GET", "HEAD") or scope not in (None, Scope.READ):
         kinds = (*kinds, Forbidden)  # a foreign page, a foreign host, or too small a scope
     return route(
@@ -88,8 +93,8 @@ def endpoint(
         http_method=method,  # type: ignore[arg-type]
         status_code=status,
         media_type=media_type,
-        responses=_responses(kinds),
-        opt={"scope": scope, "accepts": accepts, "declared": True},
+        responses=_responses(kinds) | (_REDIRECT if leads else {}),
+        opt={"scope": scope, "accepts": accepts, "declared": True, "leads": leads},
         request_max_body_size=body_bytes,
         operation_class=_operation(accepts, raw_body),
         tags=[tag] if tag else None,
@@ -112,6 +117,16 @@ def _responses(kinds: Failures) -> dict[int, ResponseSpec]:
         )
         for status, names in sorted(codes.items())
     }
+
+
+_REDIRECT: Final = {
+    307: ResponseSpec(
+        data_container=ProblemDocument,
+        generate_examples=False,
+        description="With a token, where another node leads: `not_leader`; the header Location is the same call there.",
+        media_type=MEDIA_TYPE,
+    )
+}
 
 
 def _operation(accepts: tuple[str, ...], raw_body: dict[str, Any] | None) -> type[Operation]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from piccolod import cluster_mode
 from piccolod.config import is_plain, split_listen
 from piccolod.errors import PiccoloError
 from piccolod.module import Module
@@ -15,6 +16,9 @@ from services.api.app import build
 from services.api.core import Core
 from services.api.edge import Edge
 from services.api.server import Server, tls_context
+
+if TYPE_CHECKING:
+    from services.api.rpc.service import Rpc
 
 APP: Final = build()
 
@@ -28,13 +32,15 @@ class Service:
     def __init__(self, module: Module) -> None:
         self._module = module
         self._core = Core(module)
-        APP.state.core = self._core
-        self._server = Server(Edge(APP, self._core))
+        self._edge = Edge(APP, self._core)
+        self._server = Server(self._edge)
         self._faults: dict[str, str] = {}
+        self._rpc: Rpc | None = None
 
     async def start(self) -> None:
         module = self._module
         self._core.listen()
+        await self._join_others()
         self._clear_uploads()
         await self._server.serve(await module.listen("unix", str(module.paths.api_socket)))
         for item in module.config.api.listen:
@@ -47,7 +53,34 @@ class Service:
 
     async def stop(self) -> None:
         self._core.closing.set()
-        await self._server.close(_STOP_GRACE_S)
+        closing = [self._server.close(_STOP_GRACE_S)]
+        if self._rpc is not None:
+            closing.append(self._rpc.close(_STOP_GRACE_S))
+        await asyncio.gather(*closing)
+
+    async def _join_others(self) -> None:
+        """On a member of a cluster: calls between its nodes. A node alone does not even load what they take."""
+        try:
+            mode = cluster_mode.load(self._module.paths.cluster)
+        except PiccoloError as error:
+            self._fault("cluster", error.detail)
+            return
+        if mode is not None:
+            from services.api.rpc.service import Rpc
+
+            self._core.mode = mode
+            self._rpc = Rpc(self._core, mode, self._edge, self._fault)
+            self._core.relay = self._rpc.relay
+            await self._rpc.start()
+
+    def _fault(self, part: str, reason: str) -> None:
+        if self._faults.get(part, "") == reason:
+            return
+        if reason:
+            self._faults[part] = reason
+        else:
+            self._faults.pop(part, None)
+        self._judge()
 
     async def _listen(self, item: str) -> None:
         """What cannot be opened is named in health; the unix socket and the other addresses serve on."""

@@ -17,15 +17,22 @@ ID: Final = "cluster"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every field has a default. `title` is what people call this installation; `session_hours` how long a login lasts."""
+    """Every field has a default. `title` is what people call this installation; `session_hours` how long a login lasts.
+
+    `admin_from_nodes`: the nodes whose root is admin of the whole cluster; null: all that are no witness.
+    """
 
     title: Annotated[str, msgspec.Meta(max_length=100)] = ""
     session_hours: Annotated[int, msgspec.Meta(ge=1, le=720)] = 12
+    admin_from_nodes: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=50)], ...], msgspec.Meta(max_length=64)] | None = (
+        None
+    )
 
 
 class SettingsDocument(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     session_hours: int
+    admin_from_nodes: tuple[str, ...] | None
     generation: int  # the rev of the last change; 0 = all defaults
 
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import msgspec
+
 from piccolod.leadership.records import ChangeRecord, TermRecord
 from piccolod.leadership.roles import Reason
+from piccolod.protocol.consensus import Candidate
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a node is found; empty where that is not known."""
+
+    address: str
+    url: str
 
 
 class Leaser(Protocol):
@@ -23,8 +33,19 @@ class Leaser(Protocol):
     def records(self) -> Mapping[str, TermRecord]:
         """The newest term of every resource that was ever led, as of the last method that returned."""
 
+    def hard_at(self, record: TermRecord) -> float:
+        """D_hard of a term that is held; `clock.FOREVER` when it does not run out."""
+
+    def place(self, node: str) -> Place: ...
+
+    def candidates(self, resource: str) -> tuple[Candidate, ...]:
+        """Every node that is known, and whether it could take the resource over now."""
+
     async def campaign(self, resource: str, reason: Reason) -> TermRecord:
-        """Leads the resource, or goes on leading it in the same term. Raises Busy while it is closing."""
+        """Leads the resource, or goes on leading it in the same term. Raises Busy while it is closing.
+
+        NotLeader, which names who, when another node leads it; NoLeader when nobody does, and this node neither for now.
+        """
 
     async def close(self, resource: str, token: int) -> None:
         """Marks the term closing: from now on nothing of it starts, also after restarts. A term that is over stays so."""
@@ -32,11 +53,29 @@ class Leaser(Protocol):
     async def release(self, resource: str, token: int, reason: Reason) -> None:
         """Ends the term; others may have the resource. Only after every effect of it is proven stopped."""
 
+    async def switchover(self, resource: str, to: str) -> None:
+        """Hands the resource over to a node, empty: to the best one. Returns when that one has it.
+
+        Raises NotFound for a node that is not there, Exists when it leads already, Conflict when it cannot take it.
+        """
+
+    async def give_away(self, resource: str) -> None:
+        """Somebody else shall lead it. Raises Conflict when nobody can."""
+
+    async def pause(self, on: bool, author: str) -> None:
+        """While on, nothing moves between nodes. Raises Conflict where there are no others."""
+
+    def trouble(self) -> str:
+        """What keeps it from its work; empty when nothing does."""
+
     async def verify(self, resource: str, token: int) -> bool:
         """Whether the store of terms itself, asked now, still gives this node the open term."""
 
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         """The last changes, newest first."""
+
+    async def leave(self) -> None:
+        """All modules of this node stop: what nothing acts for any more is given to others, where there are some."""
 
     async def end(self) -> None:
         """Lets go of files and connections. Ends no term."""

@@ -2,77 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from piccolod.leadership.records import TermRecord, TermState
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Role
-from piccolod.protocol.consensus import Candidate, Leadership
+from piccolod.protocol.consensus import Leadership
 from piccolod.protocol.events import LeadershipRoleChanged
+from services.consensus.leaser import Leaser
 
 
 class Registry:
     """Remembers what was announced, so that each change is announced once and a restart repeats instead of flapping."""
 
-    def __init__(self, node: str, address: str) -> None:
+    def __init__(self, node: str, leaser: Leaser) -> None:
         self._node = node
-        self._address = address
+        self._leaser = leaser
         self._announced: dict[str, LeadershipRoleChanged] = {}
 
-    def news(self, records: Mapping[str, TermRecord]) -> list[LeadershipRoleChanged]:
+    def news(self) -> list[LeadershipRoleChanged]:
         """The events that are due."""
-        events = [self._event(record) for record in records.values()]
+        events = [self._event(record) for record in self._leaser.records().values()]
         due = [event for event in events if self._announced.get(event.resource) != event]
         self._announced.update((event.resource, event) for event in due)
         return due
 
-    def leadership(self, record: TermRecord, hard_at: float, now: float) -> Leadership:
-        leads = _leads(record)
+    def leadership(self, record: TermRecord, now: float) -> Leadership:
+        held, place = leads(record), self._leaser.place(record.node)
+        hard_at = self._leaser.hard_at(record)
         return Leadership(
             resource=record.resource,
             role=self._role(record),
-            node=record.node if leads else "",
-            address=self._address if leads else "",
+            node=record.node if held else "",
+            address=place.address if held else "",
             epoch=record.epoch,
-            token=record.token if leads else 0,
+            token=record.token if held else 0,
             since_ms=record.since_ms,
             reason=record.reason,
-            deadline_s=None if not leads or hard_at == float("inf") else max(0.0, hard_at - now),
-            candidates=(self._candidate(record),),
+            deadline_s=None if not held or hard_at == float("inf") else max(0.0, hard_at - now),
+            candidates=self._leaser.candidates(record.resource),
+            url=place.url if held else "",
         )
 
     def nobody(self, resource: str) -> Leadership:
         """For a resource that was never led."""
         return Leadership(
             resource=resource, role=Role.FOLLOWER, node="", address="", epoch=0, token=0, since_ms=0, reason="",
-            deadline_s=None, candidates=(Candidate(node=self._node, eligible=False, reason="has not campaigned yet"),),
+            deadline_s=None, candidates=self._leaser.candidates(resource),
         )  # fmt: skip
 
     def _event(self, record: TermRecord) -> LeadershipRoleChanged:
-        leads = _leads(record)
+        held, place = leads(record), self._leaser.place(record.node)
         return LeadershipRoleChanged(
             resource=record.resource,
             role=self._role(record),
-            node=record.node if leads else "",
-            address=self._address if leads else "",
+            node=record.node if held else "",
+            address=place.address if held else "",
             epoch=record.epoch,
-            token=record.token if leads else 0,
+            token=record.token if held else 0,
             reason=record.reason,
+            url=place.url if held else "",
         )
 
     def _role(self, record: TermRecord) -> Role:
-        return Role.LEADER if _leads(record) and record.node == self._node else Role.FOLLOWER
-
-    def _candidate(self, record: TermRecord) -> Candidate:
-        if record.state is TermState.OPEN:
-            return Candidate(node=record.node, eligible=True, reason="leads it")
-        if record.state is TermState.CLOSING:
-            return Candidate(node=record.node, eligible=False, reason="its term is being closed")
-        return Candidate(node=self._node, eligible=False, reason=f"does not campaign: {record.reason}")
+        return Role.LEADER if leads(record) and record.node == self._node else Role.FOLLOWER
 
 
-def _leads(record: TermRecord) -> bool:
+def leads(record: TermRecord) -> bool:
     """An app is led until it has stopped. A closing `kernel` takes no write any more, and may stay so for as long as the
     disk does not take the end of its term."""
     return record.state is TermState.OPEN or (record.held and record.resource != RESOURCE_KERNEL)
@@ -90,13 +87,13 @@ def explanation(leadership: Leadership, closing: bool) -> str:
     if leadership.epoch == 0:
         return f"Nobody has led {leadership.resource} yet."
     since = datetime.fromtimestamp(leadership.since_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    if closing and leadership.role != Role.LEADER:
+    if closing and not leadership.node:
         return f"Nobody leads {leadership.resource}: epoch {leadership.epoch}, begun at {since}, is being closed."
-    if leadership.role != Role.LEADER:
+    if not leadership.node:
         return f"Nobody leads {leadership.resource}: epoch {leadership.epoch} ended at {since} ({leadership.reason})."
     begun = f"{leadership.node} leads {leadership.resource} in epoch {leadership.epoch} since {since} ({leadership.reason})"
     if closing:
         return f"{begun}; the term is being closed."
     if leadership.deadline_s is None:
-        return f"{begun}; the term does not run out, for this node is alone."
+        return f"{begun}; the term does not run out, for nobody else could take over."
     return f"{begun}; {leadership.deadline_s:.1f} s to the deadline."

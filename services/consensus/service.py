@@ -1,5 +1,7 @@
 """The consensus module: holds elections and keeps the deadline page. On a node alone every campaign is granted.
 
+A member of a cluster has its leadership in etcd, and carries the sealed log there.
+
 It judges nothing: persistence decides whether this node should lead `kernel`, apps decides for `app:*`.
 """
 
@@ -7,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from piccolod import clock, etcd_conf
-from piccolod.errors import Busy, Conflict, Exists, Forbidden, Invalid, NotFound, PiccoloError
+from piccolod import clock, cluster_mode, etcd_conf
+from piccolod.cluster_mode import Mode
+from piccolod.errors import Busy, Conflict, Forbidden, Invalid, NotFound, PiccoloError
 from piccolod.leadership import leash_table
-from piccolod.leadership.page import PageReader, PageWriter
+from piccolod.leadership.page import PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord, TermState
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
@@ -30,6 +33,7 @@ from piccolod.protocol.consensus import (
     GetWhy,
     Leadership,
     Leaderships,
+    Pause,
     Release,
     Switchover,
     Term,
@@ -37,33 +41,46 @@ from piccolod.protocol.consensus import (
     Withdraw,
 )
 from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit, NodeStateChanged
+from services.consensus.joining.alone import Alone
 from services.consensus.leaser import Leaser
 from services.consensus.registry import Registry, explanation, listed
 from services.consensus.static_leaser import StaticLeaser
 from services.consensus.term_store import set_aside
 
+if TYPE_CHECKING:
+    from services.consensus.joining.joined import Joined
+    from services.consensus.log_service import LogService
+
 _RESOURCE: Final = re.compile(r"kernel|app:[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
 # After a crash of the supervisor the old consensus lives on for at most 0.5 s (architecture.md, Orphans).
 _PAGE_WAIT_S: Final = 2.0
 _HISTORY_LIMIT: Final = 1000
+_JUDGE_S: Final = 1.0
 
 
 class Service:
     def __init__(self, module: Module) -> None:
         self._module = module
-        self._registry = Registry(module.config.node.name, module.config.node.address)
-        self._reader = PageReader(module.paths.page)
         self._file = module.paths.consensus / "terms.db"
         self._page: PageWriter
         self._leaser: Leaser
+        self._registry: Registry
+        self._membership: Alone | Joined
+        self._log: LogService | None = None  # the sealed log of a cluster
         self._announced_rev = 0
+        self._unkept = ""  # why this node's member of etcd is not looked after
+        self._told: tuple[Level, str] | None = None
 
     async def start(self) -> None:
         module = self._module
         module.paths.consensus.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._page = await self._only_writer()
-        self._leaser = StaticLeaser(self._file, self._page, module.config.node.name)
+        mode = cluster_mode.load(module.paths.cluster)
+        self._leaser = self._alone() if mode is None else self._member(mode)
+        self._registry = Registry(module.config.node.name, self._leaser)
         await self._leaser.open()
+        await self._membership.start()
+        self._membership.serve()
         module.serve(Campaign, self._campaign)
         module.serve(Closing, self._closing)
         module.serve(Withdraw, self._withdraw)
@@ -72,24 +89,64 @@ class Service:
         module.serve(GetWhy, self._why)
         module.serve(Switchover, self._switchover)
         module.serve(Release, self._release)
+        module.serve(Pause, self._pause)
         module.on(ControlStoreCommit, self._on_commit)
         module.publish(NodeStateChanged(node=module.config.node.name, state="alive"))
         self._announce()
+        if mode is not None:
+            self._keep_etcd()
         self._judge_health()
-        self._keep_etcd()
+        if mode is not None:
+            module.spawn(self._keep_judging(), name="health")
         module.log.info("opened the terms", held=[record.resource for record in listed(self._leaser.records().values())])
+
+    def _alone(self) -> Leaser:
+        node = self._module.config.node
+        leaser = StaticLeaser(self._file, self._page, node.name, node.address)
+        self._membership = Alone(self._module, leaser)
+        return leaser
+
+    def _member(self, mode: Mode) -> Leaser:
+        """grpc comes with it: here, after the fork, and nowhere else."""
+        from services.consensus.etcd_leaser import EtcdLeaser
+        from services.consensus.joining.joined import Joined
+        from services.consensus.log_service import LogService
+
+        leaser = EtcdLeaser(self._module, self._page, mode, self._announce)
+        self._membership = Joined(self._module, leaser, mode)
+        settings = etcd_conf.read(self._module.paths.etcd_conf)
+        self._log = LogService(self._module, leaser, settings.quota_bytes if settings else etcd_conf.QUOTA_BYTES)
+        self._log.start()
+        return leaser
 
     async def stop(self) -> None:
         """Terms live on: only those who act in them may end them."""
+        if self._module.stop_all:
+            await self._leaser.leave()
         await self._leaser.end()
         self._page.close()
 
+    async def _keep_judging(self) -> None:
+        """Of a member: whether etcd answers shows by nothing that happens."""
+        while True:
+            self._judge_health()
+            await asyncio.sleep(_JUDGE_S)
+
     def _judge_health(self) -> None:
-        if damaged := set_aside(self._file):
+        if trouble := self._leaser.trouble():
+            self._tell_health(Level.ERROR, trouble)
+        elif damaged := set_aside(self._file):
             reason = f"the store of terms was damaged and begun anew; the old one is {damaged[-1]}: remove it once seen"
-            self._module.health(Level.WARN, reason)
+            self._tell_health(Level.WARN, reason)
+        elif self._unkept:
+            self._tell_health(Level.WARN, self._unkept)
         else:
-            self._module.health(Level.OK)
+            self._tell_health(Level.OK)
+
+    def _tell_health(self, level: Level, reason: str = "") -> None:
+        if self._told != (level, reason):
+            self._told = (level, reason)
+            self._module.health(level, reason)
 
     def _keep_etcd(self) -> None:
         """Where a member of etcd lives. Its imports are made before READY, for they hold up the beat."""
@@ -102,7 +159,7 @@ class Service:
             # The terms of this node need no etcd: without them nothing at all would run here.
             reason = f"etcd of this node is not looked after: {error.detail if isinstance(error, PiccoloError) else error}"
             self._module.log.warning("cannot look after etcd", reason=reason)
-            self._module.health(Level.WARN, reason)
+            self._unkept = reason
 
     def _keep(self, settings: etcd_conf.Settings) -> None:
         """Raises PiccoloError, OSError, ValueError for settings or certificates that cannot be used."""
@@ -128,6 +185,7 @@ class Service:
 
     async def _campaign(self, request: Campaign, caller: Caller) -> Term:
         _check_right(request.resource, caller)
+        self._membership.check_begins()
         before = self._leaser.records().get(request.resource)
         record = await self._leaser.campaign(request.resource, _reason(request.reason))
         self._announce()
@@ -191,24 +249,24 @@ class Service:
         return Why(leadership=leadership, explanation=explanation(leadership, closing), history=_changes(history))
 
     async def _switchover(self, request: Switchover, caller: Caller) -> Leadership:
-        """On a node alone there is nobody to hand over to: each refusal says which of the reasons it is."""
-        here = self._module.config.node.name
         self._shown(request.resource)
-        if request.to == here:
-            raise Exists(f"{here} is the only node and keeps {request.resource}")
-        if request.to:
-            raise NotFound(f"there is no node {request.to}", hint=f"this is a node alone: {here}")
-        raise Conflict(f"{here} is a node alone: there is nobody to hand {request.resource} over to")
+        await self._leaser.switchover(request.resource, request.to)
+        return self._shown(request.resource)
 
     async def _release(self, request: Release, caller: Caller) -> Leadership:
         self._shown(request.resource)
-        raise Conflict(f"{self._module.config.node.name} is a node alone: nobody could take {request.resource}")
+        await self._leaser.give_away(request.resource)
+        return self._shown(request.resource)
+
+    async def _pause(self, request: Pause, caller: Caller) -> Nothing:
+        await self._leaser.pause(request.on, request.author)
+        self._module.log.info("paused moves" if request.on else "resumed moves", author=request.author)
+        return Nothing()
 
     def _shown(self, resource: str) -> Leadership:
         record = self._leaser.records().get(resource)
         if record is not None:
-            page = self._reader.read()
-            return self._registry.leadership(record, page.hard_at if page else 0.0, clock.now())
+            return self._registry.leadership(record, clock.now())
         if resource != RESOURCE_KERNEL:
             raise NotFound(f"{resource} has never been led here", hint="`piccoloctl leaders list` shows what is led")
         return self._registry.nobody(resource)
@@ -216,12 +274,16 @@ class Service:
     # --- events
 
     def _announce(self) -> None:
-        for event in self._registry.news(self._leaser.records()):
+        for event in self._registry.news():
             self._module.publish(event)
+        if self._log is not None:
+            self._log.changed()
 
     def _on_commit(self, event: ControlStoreCommit) -> None:
-        """This node alone is the leader of the store: what it committed is the head."""
-        if event.rev != self._announced_rev:
+        """On a node alone, which leads its store, what it committed is the head."""
+        if self._log is not None:
+            self._log.applied(event.rev)
+        elif event.rev != self._announced_rev:
             self._announced_rev = event.rev
             self._module.publish(ControlRevChanged(rev=event.rev))
 

@@ -17,10 +17,12 @@ from typing import TypeVar
 import msgspec
 
 from piccolod import clock
-from piccolod.errors import Busy, Conflict, TooMany
+from piccolod.errors import Busy, Conflict, Exists, NotFound, TooMany
 from piccolod.leadership.page import CAPACITY, Page, PageWriter, Term
 from piccolod.leadership.records import ChangeRecord, TermRecord, TermState
 from piccolod.leadership.roles import Reason
+from piccolod.protocol.consensus import Candidate
+from services.consensus.leaser import Place
 from services.consensus.term_store import TermStore, open_store
 
 T = TypeVar("T")
@@ -29,10 +31,11 @@ T = TypeVar("T")
 class StaticLeaser:
     """Leads on this node alone. See `Leaser` for what each method promises."""
 
-    def __init__(self, file: Path, page: PageWriter, node: str) -> None:
+    def __init__(self, file: Path, page: PageWriter, node: str, address: str = "") -> None:
         self._file = file
         self._page = page
         self._node = node
+        self._address = address
         self._boot_id = clock.boot_id()
         self._sid = 0
         self._records: Mapping[str, TermRecord] = MappingProxyType({})
@@ -45,6 +48,39 @@ class StaticLeaser:
 
     def records(self) -> Mapping[str, TermRecord]:
         return self._records
+
+    def hard_at(self, record: TermRecord) -> float:
+        return clock.FOREVER
+
+    def place(self, node: str) -> Place:
+        return Place(self._address, "")
+
+    def candidates(self, resource: str) -> tuple[Candidate, ...]:
+        record = self._records.get(resource)
+        if record is None:
+            return (Candidate(node=self._node, eligible=False, reason="has not campaigned yet"),)
+        if record.state is TermState.OPEN:
+            return (Candidate(node=record.node, eligible=True, reason="leads it"),)
+        if record.state is TermState.CLOSING:
+            return (Candidate(node=record.node, eligible=False, reason="its term is being closed"),)
+        return (Candidate(node=self._node, eligible=False, reason=f"does not campaign: {record.reason}"),)
+
+    async def switchover(self, resource: str, to: str) -> None:
+        """There is nobody to hand over to: each refusal says which of the reasons it is."""
+        if to == self._node:
+            raise Exists(f"{self._node} is the only node and keeps {resource}")
+        if to:
+            raise NotFound(f"there is no node {to}", hint=f"this is a node alone: {self._node}")
+        raise Conflict(f"{self._node} is a node alone: there is nobody to hand {resource} over to")
+
+    async def give_away(self, resource: str) -> None:
+        raise Conflict(f"{self._node} is a node alone: nobody could take {resource}")
+
+    async def pause(self, on: bool, author: str) -> None:
+        raise Conflict(f"{self._node} is a node alone: nothing moves anyway")
+
+    def trouble(self) -> str:
+        return ""
 
     async def campaign(self, resource: str, reason: Reason) -> TermRecord:
         return await self._run(lambda: self._campaign(resource, reason))
@@ -64,6 +100,9 @@ class StaticLeaser:
 
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         return await self._run(lambda: self._opened.history(resource, limit))
+
+    async def leave(self) -> None:
+        """Nobody waits for the terms of a node alone; the next start goes on in them."""
 
     async def end(self) -> None:
         if self._store is not None:

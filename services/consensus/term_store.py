@@ -22,6 +22,8 @@ from services.consensus.gen import GenFile
 
 # Each change is some 100 bytes: months of a busy home in well below 2 MiB.
 HISTORY_LENGTH: Final = 10_000
+# Below it there is room for the first records of a cluster, into which the terms move under their tokens (seed.py).
+_FIRST_REVISION: Final = 100
 _ASIDE: Final = ".damaged-"
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS session (
@@ -84,7 +86,7 @@ class TermStore:
         self._db.execute("BEGIN IMMEDIATE")
         for statement in _SCHEMA.split(";"):
             self._db.execute(statement)
-        self._db.execute("INSERT INTO session VALUES (1, ?, 0, '', 0)", (gen,))
+        self._db.execute("INSERT INTO session VALUES (1, ?, ?, '', 0)", (gen, _FIRST_REVISION))
         self._db.execute("COMMIT")
 
     @contextmanager

@@ -32,6 +32,10 @@ class Broken(Exception):
         self.what = what
 
 
+class Orphan(Broken):
+    """An entry that is whole and follows another one than the entry before it."""
+
+
 class Chain:
     """The verified end of a log: `rev` and `digest` of its last entry, `gen` and `epoch` that no later one may go below."""
 
@@ -43,6 +47,12 @@ class Chain:
         self.digest = GENESIS
         self.gen = 0
         self.epoch = 0
+
+    def fork(self) -> Chain:
+        """Another chain that stands where this one does, for entries that are yet to be believed. It crosses no gap."""
+        fork = Chain(self._cluster)
+        fork.rev, fork.digest, fork.gen, fork.epoch = self.rev, self.digest, self.gen, self.epoch
+        return fork
 
     def accept(self, entry: Sealed) -> EntryHeader:
         """The header of the next entry. Raises Broken, and then the chain is unchanged."""
@@ -82,7 +92,7 @@ class Chain:
         if header.cluster != self._cluster:
             raise Broken(rev, f"entry {rev} is of another cluster")
         if header.parent != self.digest:
-            raise Broken(rev, f"entry {rev} does not follow the entry before it")
+            raise Orphan(rev, f"entry {rev} does not follow the entry before it")
         if (header.gen, header.epoch) < (self.gen, self.epoch):
             raise Broken(rev, f"entry {rev} is of an older term than the entry before it")
 

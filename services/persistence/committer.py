@@ -1,7 +1,10 @@
-"""Group commit: writers that come while a transaction is on its way to the disk share the next one, each with its own rev.
+"""Group commit: writers that come while a transaction is on its way share the next one, each with its own rev.
 
-Refused before anything is written: not leader, a precondition, too large. The gate is looked at when a batch begins, again
-inside the transaction right before its commit, and once more before anybody is told yes.
+Refused before anything is written: not leader, a precondition, too large. The gate is looked at when a batch begins, and once
+more before anybody is told yes, where the commit point did not prove the term itself.
+
+In a cluster a write that meets a shut gate while no other leader is known is parked for a moment and decided again: a
+switchover costs latency and no errors.
 """
 
 from __future__ import annotations
@@ -9,30 +12,27 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple
 
 import structlog
 
 from piccolod import clock
-from piccolod.errors import Locked, NotLeader, PiccoloError, StoreFull, StoreUnavailable, TermOver
-from piccolod.leadership.gate import Token
+from piccolod.errors import LeaderHint, Locked, NoLeader, NotLeader, OutcomeUnknown, PiccoloError, StoreUnavailable, TermOver
 from piccolod.leadership.resources import RESOURCE_KERNEL
-from services.persistence.store import Batch, Folded, Store, Write
+from services.persistence.commit_point import CommitPoint, Gatekeeper, HeadMoved
+from services.persistence.ledger import Batch, Ledger, Write
 
-T = TypeVar("T")
-
-# Sealing happens on the event loop, so a batch is bounded: 64 writes take about a millisecond.
+# Sealing happens on the event loop, so a batch is bounded: 64 writes take about a millisecond. In bytes it stays below
+# what one transaction of etcd takes (piccolod/protocol/log.py), with the largest entry as the last one.
 BATCH_WRITES: Final = 64
-BATCH_BYTES: Final = 1024 * 1024
+BATCH_BYTES: Final = 768 * 1024
 WAITING_WRITES: Final = 1024
-
-
-class Gatekeeper(Protocol):
-    """The part of `piccolod.leadership.gate.Gate` that is used here."""
-
-    def check(self, resource: str) -> Token: ...
-    def still(self, resource: str, token: Token) -> None: ...
+MOST_TRIES: Final = 8
+# The gate is a page in memory that tells nobody when it opens: looked at this often while somebody is parked.
+PARKED_LOOK_S: Final = 0.01
+# An append that is under way is worth this wait to who hands over; what ends the token ends it otherwise.
+DRAIN_WAIT_S: Final = 0.5
+_DRAIN_LOOK_S: Final = 0.002
 
 
 class Outcome(NamedTuple):
@@ -43,48 +43,51 @@ class Outcome(NamedTuple):
 
 
 class _Waiting:
-    __slots__ = ("answer", "write")
+    __slots__ = ("answer", "parked_until", "write")
 
-    def __init__(self, write: Write, answer: asyncio.Future[Outcome]) -> None:
+    def __init__(self, write: Write, answer: asyncio.Future[Outcome], parked_until: float) -> None:
         self.write = write
         self.answer = answer
+        self.parked_until = parked_until
 
     @property
     def size_bytes(self) -> int:
-        return sum(len(memoryview(op.document)) for op in self.write.ops)
+        return sum(len(memoryview(op.document)) + len(op.collection) + len(op.id) for op in self.write.ops)
 
 
 class Committer:
-    """Owns the store while it is unlocked. `on_commit` is called after each transaction that became visible.
+    """Owns the ledger while it is unlocked.
 
-    A gate reads its page without a lock: the thread that commits has one of its own.
+    `leader`: who leads instead, as far as it is known. `park_s`: how long a write waits for a gate to open; 0: not at all.
     """
 
     def __init__(
         self,
-        store: Store,
+        ledger: Ledger,
+        point: CommitPoint,
         gate: Gatekeeper,
-        gate_of_thread: Gatekeeper,
-        on_commit: Callable[[Sequence[Folded]], None],
-        on_trouble: Callable[[PiccoloError | None], None],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         log: structlog.typing.FilteringBoundLogger,
+        *,
+        leader: Callable[[], LeaderHint | None] = lambda: None,
+        park_s: float = 0.0,
     ) -> None:
-        self._store = store
+        self._ledger = ledger
+        self._point = point
         self._gate = gate
-        self._gate_of_thread = gate_of_thread
-        self._on_commit = on_commit
-        self._on_trouble = on_trouble
         self._spawn = spawn
         self._log = log
+        self._leader = leader
+        self._park_s = park_s
         self._waiting: deque[_Waiting] = deque()
         self._flushing: asyncio.Task[None] | None = None
+        self._writing = False
+        self._held_until = 0.0
         self._closed: PiccoloError | None = None
-        self._trouble: PiccoloError | None = None  # what the disk said last, until it takes something again
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
     async def commit(self, write: Write) -> Outcome:
-        """The rev that holds the write. Raises Conflict, Invalid, Locked, NotLeader, TooLarge, StoreFull, StoreUnavailable.
+        """The rev that holds the write. Raises Conflict, Invalid, Locked, NotLeader, NoLeader, TooLarge, StoreFull,
+        StoreUnavailable; OutcomeUnknown, which only a retry with its idempotency key resolves.
 
         A caller that gives up (cancellation) does not take its write back: the idempotency key tells it later.
         """
@@ -92,7 +95,7 @@ class Committer:
             raise self._closed
         if len(self._waiting) >= WAITING_WRITES:
             raise StoreUnavailable("too many writes are waiting for the disk", hint="try again in a moment")
-        waiting = _Waiting(write, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(write, asyncio.get_running_loop().create_future(), clock.now() + self._park_s)
         self._waiting.append(waiting)
         self._begin()
         return await waiting.answer
@@ -103,45 +106,61 @@ class Committer:
 
     async def recover(self) -> None:
         """Asks a disk that refused a write again: what is on it, and whether it takes one now. Safe to call at any time."""
-        if self._store.in_doubt and self._closed is None:
+        if self._point.in_doubt and self._closed is None:
             self._begin()
             if self._flushing is not None:
                 await asyncio.wait([self._flushing])
-        if self._trouble is None or self._store.in_doubt or self._closed is not None:
-            return
-        try:
-            await self.in_thread(self._store.probe)
-        except PiccoloError as error:
-            trouble: PiccoloError | None = error
-        else:
-            trouble = None
         if self._closed is None:
-            self._disk_says(trouble)
+            await self._point.recover(lambda: self._closed is None)
+
+    async def hold(self, hold_s: float) -> None:
+        """Parks what waits and what comes, and returns once nothing is under way: at most DRAIN_WAIT_S later.
+
+        A write that is in doubt is no reason to wait, and none to refuse: whoever ends its token ends it.
+        """
+        now = clock.now()
+        self._held_until = max(self._held_until, now + hold_s)
+        while self._writing and self._flushing and not self._point.in_doubt and clock.now() < now + DRAIN_WAIT_S:
+            await asyncio.wait([self._flushing], timeout=_DRAIN_LOOK_S)
 
     async def close(self, reason: PiccoloError | None = None) -> None:
         """Refuses what comes from now on, ends what is under way, and lets go of the disk. Idempotent."""
         self._closed = self._closed or reason or Locked("the control store is locked", hint="unlock it first")
         while self._flushing is not None:
             await asyncio.wait([self._flushing])
-        # Drained, also of a probe that nobody waits for any more: SQLite must not be closed under a call.
-        await asyncio.to_thread(self._thread.shutdown)
-        self._store.close()
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        await self._point.close()
 
     async def _flush_all(self) -> None:
         try:
-            if self._store.in_doubt:
-                await self._settle()
+            if self._point.in_doubt:
+                await self._settle_first()
+            tries = 0
             while self._waiting:
-                await self._flush(self._next())
+                if await self._parked():
+                    continue
+                moved = await self._flush(self._next(), last_try=tries >= MOST_TRIES)
+                tries = tries + 1 if moved else 0
         finally:
             self._flushing = None
             if self._waiting:
                 # Only after a bug in `_flush`: whoever waits must not wait for ever.
                 self._refuse(self._waiting, StoreUnavailable("the write was given up"))
                 self._waiting.clear()
+
+    async def _settle_first(self) -> None:
+        try:
+            await self._point.settle()
+        except PiccoloError as error:
+            self._log.debug("what was written last is still in doubt", reason=error.detail)
+
+    async def _parked(self) -> bool:
+        """Whether the writes have to wait: then a moment of that has passed."""
+        if clock.now() >= self._held_until:
+            return False
+        await asyncio.sleep(PARKED_LOOK_S)
+        if self._closed is not None or self._leader() is not None:
+            self._held_until = 0.0
+        return True
 
     def _next(self) -> list[_Waiting]:
         taken: list[_Waiting] = []
@@ -153,83 +172,70 @@ class Committer:
                 size += waiting.size_bytes
         return taken
 
-    async def _flush(self, taken: list[_Waiting]) -> None:
+    async def _flush(self, taken: list[_Waiting], *, last_try: bool) -> bool:
+        """True: the head had moved, and what was taken is decided again."""
         try:
-            if self._store.in_doubt and not await self._settle():
-                raise self._refusal()
-            token = self._gate.check(RESOURCE_KERNEL)
-            batch = Batch(self._store, token.gen, token.epoch)
-            outcomes = [(waiting, _decided(batch, waiting.write)) for waiting in taken]
-            if batch.items:
-                await self._write(batch, token)
-            self._gate.still(RESOURCE_KERNEL, token)
+            self._writing = True
+            try:
+                outcomes = await self._decide_and_write(taken)
+            finally:
+                self._writing = False
+        except HeadMoved:
+            if not last_try:
+                self._waiting.extendleft(reversed(taken))
+                return True
+            self._refuse(taken, StoreUnavailable("the head of the log moves all the time", hint="try again in a moment"))
         except TermOver as over:
-            self._refuse(taken, not_leader(over) if self._trouble is None else self._refusal())
+            await self._shut(taken, self._point.refusal(over))
+        except NotLeader as error:
+            await self._shut(taken, error)
         except PiccoloError as error:
             self._refuse(taken, error)
         except BaseException as error:
-            self._refuse(taken, StoreUnavailable("the write was given up in the middle: its outcome is unknown"))
+            self._refuse(taken, OutcomeUnknown("the write was given up in the middle", hint="try again with its key"))
             if not isinstance(error, asyncio.CancelledError):
                 self._log.error("a commit failed in a way that is not known", error=type(error).__name__)
             raise
         else:
-            for waiting, outcome in outcomes:
-                if isinstance(outcome, PiccoloError):
-                    self._refuse([waiting], outcome)
-                elif not waiting.answer.done():
-                    waiting.answer.set_result(outcome)
-            await self._snapshot_when_due()
+            self._answer(outcomes)
+            await self._point.snapshot_when_due()
+        return False
 
-    async def _write(self, batch: Batch, token: Token) -> None:
-        try:
-            await self.in_thread(lambda: self._store.append(batch, lambda: self._gate_of_thread.still(RESOURCE_KERNEL, token)))
-        except (StoreFull, StoreUnavailable) as error:
-            self._disk_says(error)
-            if not await self._settle() or self._store.chain.rev < batch.items[-1].header.rev:
-                raise
-            self._disk_says(None)
-            return
-        except PiccoloError as error:
-            self._disk_says(error)
-            raise
-        self._on_commit(self._store.fold(batch))
-        self._disk_says(None)
+    async def _decide_and_write(self, taken: Sequence[_Waiting]) -> list[tuple[_Waiting, Outcome | PiccoloError]]:
+        await self._point.settle()
+        token = self._gate.check(RESOURCE_KERNEL)
+        await self._point.stand_at_head(token)
+        batch = Batch(self._ledger, token.gen, token.epoch)
+        outcomes = [(waiting, _decided(batch, waiting.write)) for waiting in taken]
+        if batch.items:
+            await self._point.write(batch, token)
+        if not (batch.items and self._point.proves_term):
+            self._gate.still(RESOURCE_KERNEL, token)
+        return outcomes
 
-    async def _settle(self) -> bool:
-        """False while the disk does not recover."""
-        try:
-            found = await self.in_thread(self._store.settle)
-        except PiccoloError as error:
-            self._disk_says(error)
-            return False
-        if found:
-            self._log.warning("a write whose sync had failed is durable after all", rev=found[-1].header.rev)
-            self._on_commit(self._store.fold_found(found))
-        return True
+    def _answer(self, outcomes: Sequence[tuple[_Waiting, Outcome | PiccoloError]]) -> None:
+        for waiting, outcome in outcomes:
+            if isinstance(outcome, PiccoloError):
+                self._refuse([waiting], outcome)
+            elif not waiting.answer.done():
+                waiting.answer.set_result(outcome)
 
-    async def _snapshot_when_due(self) -> None:
-        """A snapshot only bounds the replay: without it all goes on."""
-        if not self._store.wants_snapshot():
-            return
-        snapshot = self._store.snapshot(clock.wall_ms())
-        try:
-            await self.in_thread(lambda: self._store.keep_snapshot(snapshot))
-        except PiccoloError as error:
-            self._log.warning("could not keep a snapshot", rev=snapshot.rev, reason=error.detail)
-
-    def _disk_says(self, error: PiccoloError | None) -> None:
-        """`None`: it took a write."""
-        if error is not None or self._trouble is not None:
-            self._trouble = error
-            self._on_trouble(error)
-
-    def _refusal(self) -> PiccoloError:
-        """The disk's own reason, also when the kernel was given away for it: who asks for a leader would be misled."""
-        last = self._trouble
-        hint = "it is tried again by itself, each second"
-        if isinstance(last, StoreFull):
-            return StoreFull(last.detail, hint=f"{last.hint}; {hint}")
-        return StoreUnavailable(last.detail if last else f"{self._store.db}: an earlier write failed", hint=hint)
+    async def _shut(self, taken: list[_Waiting], reason: Exception) -> None:
+        """Nothing of `taken` was sent. Refused where somebody else leads or the patience is over, parked otherwise."""
+        error = not_leader(reason) if isinstance(reason, TermOver) else reason
+        assert isinstance(error, PiccoloError)
+        parks = isinstance(error, NotLeader) and error.leader is None and self._park_s > 0
+        other = self._leader()
+        if not parks or self._closed is not None:
+            self._refuse(taken, self._closed if parks and self._closed is not None else error)
+        elif other is not None:
+            self._refuse(taken, NotLeader(f"{other.node} leads the control store", hint="write there", leader=other))
+        else:
+            now = clock.now()
+            late = [waiting for waiting in taken if waiting.parked_until <= now]
+            self._refuse(late, NoLeader(error.detail, hint="no leader is known; try again in a moment", retry_after_s=1.0))
+            self._waiting.extendleft(waiting for waiting in reversed(taken) if waiting.parked_until > now)
+            await asyncio.sleep(PARKED_LOOK_S)
 
     @staticmethod
     def _refuse(taken: Sequence[_Waiting] | deque[_Waiting], error: PiccoloError) -> None:

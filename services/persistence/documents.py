@@ -22,9 +22,9 @@ from piccolod.protocol.persistence import (
     VolumeKey,
 )
 from services.persistence import volume_keys
+from services.persistence.ledger import Write
 from services.persistence.log import REPAIR_HINT
 from services.persistence.state import ABSENT, delete, put
-from services.persistence.store import Write
 from services.persistence.vault import Vault
 
 

@@ -4,6 +4,8 @@
     by password     AES-256-GCM(Argon2id(password, salt, parameters), SDEK)
     by recovery     AES-256-GCM(HKDF-SHA256(24 words), SDEK), when there is a recovery key
 
+    proof           HMAC-SHA256(HKDF-SHA256(SDEK), all the rest): who holds the SDEK believes no keyset of a stranger
+
 One JSON file, replaced whole: temp in the same folder, fsync, rename, fsync of the folder. A process that dies anywhere in
 between leaves the old or the new keyset, each of them complete. `version` grows with each replacement; the highest wins.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import os
 import time
 from pathlib import Path
@@ -60,6 +63,7 @@ class Keyset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     password: Wrap
     recovery: Wrap | None = None
+    proof: bytes = b""  # by the SDEK, over all the rest: made by somebody who had it
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +85,7 @@ def create(cluster: str, password: str, kdf: Kdf) -> tuple[Keyset, SecretKey]:
     """A first keyset around a new SDEK."""
     check_policy(password)
     sdek = SecretKey.random()
-    return Keyset(FORMAT, cluster, 1, _wrap_by_password(cluster, sdek, password, kdf)), sdek
+    return _proven(Keyset(FORMAT, cluster, 1, _wrap_by_password(cluster, sdek, password, kdf)), sdek), sdek
 
 
 def open_by_password(keyset: Keyset, password: str) -> SecretKey:
@@ -111,14 +115,20 @@ def open_by_words(keyset: Keyset, text: str) -> SecretKey:
 def with_password(keyset: Keyset, sdek: SecretKey, password: str, kdf: Kdf) -> Keyset:
     check_policy(password)
     wrap = _wrap_by_password(keyset.cluster, sdek, password, kdf)
-    return msgspec.structs.replace(keyset, version=keyset.version + 1, password=wrap)
+    return _proven(msgspec.structs.replace(keyset, version=keyset.version + 1, password=wrap), sdek)
 
 
 def with_new_recovery(keyset: Keyset, sdek: SecretKey) -> tuple[Keyset, str]:
     """The keyset and the 24 words, which are nowhere else: they are shown once."""
     entropy, salt = os.urandom(KEY_BYTES), os.urandom(SALT_BYTES)
     wrap = _wrap(keyset.cluster, sdek, _from_entropy(entropy, salt), salt, None)
-    return msgspec.structs.replace(keyset, version=keyset.version + 1, recovery=wrap), words.to_words(entropy)
+    made = msgspec.structs.replace(keyset, version=keyset.version + 1, recovery=wrap)
+    return _proven(made, sdek), words.to_words(entropy)
+
+
+def is_genuine(keyset: Keyset, sdek: SecretKey) -> bool:
+    """Whether somebody who had the SDEK made it. False also for one of before there were proofs."""
+    return hmac.compare_digest(keyset.proof, _proof(keyset, sdek))
 
 
 def load(path: Path) -> Keyset | None:
@@ -129,21 +139,34 @@ def load(path: Path) -> Keyset | None:
         return None
     except OSError as error:
         raise StoreUnavailable(f"{path}: {error.strerror}") from error
+    keyset = decode(content)
+    if keyset is None:
+        raise StoreCorrupt(
+            f"{path} is damaged", hint="put back a copy of this file from a backup; the password opens nothing without it"
+        )
+    return keyset
+
+
+def decode(content: bytes) -> Keyset | None:
+    """The keyset that a file's text says; None for one that is damaged or none at all."""
     try:
         file = msgspec.json.decode(content, type=_File)
         if hashlib.sha256(file.keyset).hexdigest() == file.sha256:
             return _valid(msgspec.json.decode(file.keyset, type=Keyset))
     except msgspec.MsgspecError:
         pass
-    raise StoreCorrupt(
-        f"{path} is damaged", hint="put back a copy of this file from a backup; the password opens nothing without it"
-    )
+    return None
+
+
+def encode(keyset: Keyset) -> bytes:
+    """The file's text: the same keyset gives the same bytes."""
+    body = msgspec.json.encode(keyset)
+    return msgspec.json.encode(_File(msgspec.Raw(body), hashlib.sha256(body).hexdigest()))
 
 
 def save(path: Path, keyset: Keyset) -> None:
     """Replaces the keyset on the disk. Raises StoreFull, StoreUnavailable; then `load` says which of the two is there."""
-    body = msgspec.json.encode(keyset)
-    content = msgspec.json.encode(_File(msgspec.Raw(body), hashlib.sha256(body).hexdigest()))
+    content = encode(keyset)
     temp = path.with_name(path.name + ".new")
     try:
         _write_synced(temp, content)
@@ -184,6 +207,15 @@ def _valid(keyset: Keyset) -> Keyset:
     if keyset.format != FORMAT or keyset.password.kdf is None or not sane:
         raise msgspec.ValidationError("not a keyset of this format")
     return keyset
+
+
+def _proven(keyset: Keyset, sdek: SecretKey) -> Keyset:
+    return msgspec.structs.replace(keyset, proof=_proof(keyset, sdek))
+
+
+def _proof(keyset: Keyset, sdek: SecretKey) -> bytes:
+    key = HKDF(SHA256(), KEY_BYTES, None, b"piccolo keyset proof").derive(sdek.raw())
+    return hmac.digest(key, msgspec.json.encode(msgspec.structs.replace(keyset, proof=b"")), "sha256")
 
 
 def _password_bytes(password: str) -> bytes:

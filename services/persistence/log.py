@@ -2,7 +2,7 @@
 
     entry     one row a rev
     snapshot  the sealed state after a rev: each SNAPSHOT_EVERY revs, and where a gap ends
-    meta      one row: cluster, and what repairs declared: losses and gaps
+    meta      one row: cluster, what repairs declared (losses and gaps), and what a member took as a snapshot (gaps)
 
 A `LogReader` never writes: not even by closing, when SQLite would move the write-ahead log into the file and delete it. So
 looking at a damaged file leaves it as it was found. Neither class is safe for use by two threads at once.
@@ -141,6 +141,13 @@ class LogReader:
         """Entries in order of rev. Raises StoreCorrupt where the file cannot be read on."""
         return self._items(f"SELECT {_COLUMNS} FROM entry WHERE rev > ? ORDER BY rev LIMIT ?", after, limit)  # noqa: S608
 
+    def size_after(self, rev: int) -> tuple[int, int]:
+        """How many bytes the entries after `rev` have, and the last of them (`rev` without any)."""
+        with named_errors(self.path):
+            query = "SELECT total(length(header) + length(sealed)), max(rev) FROM entry WHERE rev > ?"
+            size_bytes, last = self._db.execute(query, (rev,)).fetchone()
+        return int(size_bytes), last or rev
+
     def newest_entries(self, before: int, limit: int) -> Iterator[Sealed]:
         """Entries below `before`, newest first."""
         return self._items(f"SELECT {_COLUMNS} FROM entry WHERE rev < ? ORDER BY rev DESC LIMIT ?", before, limit)  # noqa: S608
@@ -158,12 +165,17 @@ class LogReader:
 
 
 class LogFile(LogReader):
-    """Appends to a log that was verified. One process a file; the supervisor's lock sees to that."""
+    """Appends to a log that was verified. One process a file; the supervisor's lock sees to that.
 
-    def __init__(self, path: Path) -> None:
+    `synced` false (`synchronous=NORMAL`): a power loss may take the last appends, and nothing but them.
+    """
+
+    def __init__(self, path: Path, *, synced: bool = True) -> None:
         self.path = path
         with named_errors(path):
             self._db = _connect(path, "rw")
+            if not synced:
+                self._db.execute("PRAGMA synchronous = NORMAL")
 
     @classmethod
     def create(cls, path: Path, meta: Meta) -> LogFile:

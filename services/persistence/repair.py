@@ -14,7 +14,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -84,6 +84,19 @@ def salvage(db: Path, cluster: str, key: SecretKey | None, also: Iterable[Sealed
     if key is not None and not found.entries and not found.snapshots and salvage(db, cluster, None).entries:
         raise StoreCorrupt(f"{db} cannot be opened with this key", hint="put back the keyset that belongs to this log")
     return saved
+
+
+def kept_of_copy(db: Path, cluster: str, key: SecretKey | None) -> Salvage:
+    """What of a member's copy proves itself in the tables as they can be read: the cluster has the rest, so nothing is lost.
+
+    Raises StoreCorrupt for a key that opens nothing of it.
+    """
+    found = _Found()
+    _take_tables(db, cluster, key, found)
+    if key is not None and not found.entries and not found.snapshots and kept_of_copy(db, cluster, None).rev:
+        raise StoreCorrupt(f"{db} cannot be opened with this key", hint="the keyset is not that of this log")
+    saved = _assemble(found, cluster, None)
+    return replace(saved, meta=Meta(FORMAT, cluster, found.losses, saved.meta.gaps), lost=0)
 
 
 def rebuild(db: Path, saved: Salvage) -> Path | None:

@@ -1,62 +1,50 @@
-"""persistence: the control store, its keys and its lock. The last gate: what is refused here is refused for certain."""
+"""persistence: the control store, its keys and its lock. The last gate: what is refused here is refused for certain.
+
+A node alone commits on its own disk. A member of a cluster (`cluster_mode`) commits in the cluster's log and follows it.
+Which of the two this is, is read once, at the start; a node alone imports nothing of the other.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from piccolod import clock
-from piccolod.errors import Conflict, Invalid, PiccoloError
+from piccolod import clock, cluster_mode
+from piccolod.errors import Busy, Conflict, LeaderHint, NoLeader, NotLeader, PiccoloError
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
 from piccolod.leadership.resources import RESOURCE_KERNEL
-from piccolod.leadership.roles import Reason
-from piccolod.module import Caller, Module
-from piccolod.protocol.base import Level, Nothing, Request
+from piccolod.leadership.roles import Reason, Role
+from piccolod.module import Module
+from piccolod.protocol.base import Level, Request
 from piccolod.protocol.consensus import Campaign, Closing, Withdraw
 from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit, LeadershipRoleChanged, LockStateChanged
-from piccolod.protocol.persistence import (
-    ChangePassword,
-    Check,
-    CryptoStatus,
-    GetCryptoStatus,
-    GetLog,
-    GetRevision,
-    Lock,
-    LogEntries,
-    NewRecovery,
-    RecoveryWords,
-    Repair,
-    ResetPassword,
-    Revision,
-    Setup,
-    StoreReport,
-    Unlock,
-    VerifyPassword,
-)
-from services.persistence import cluster_ca, history
+from piccolod.protocol.persistence import StoreReport
+from services.persistence import cluster_ca
 from services.persistence.committer import Committer
 from services.persistence.disk import WELL, refused
 from services.persistence.documents import DocumentCommands
 from services.persistence.guesses import Guesses
+from services.persistence.joining import JoiningCommands
 from services.persistence.kernel_term import Step, steps
-from services.persistence.secret import SecretKey
+from services.persistence.ledger import Folded, Write
+from services.persistence.local_commit import LocalCommit
+from services.persistence.lock_commands import DEPOSIT, LockCommands
+from services.persistence.log_commands import LogCommands
 from services.persistence.state import ABSENT, put
-from services.persistence.store import Folded, Store, Write
+from services.persistence.store import Store
 from services.persistence.vault import Condition, Vault
 
-DEPOSIT: Final = "sdek"
+if TYPE_CHECKING:
+    from services.persistence.membership import Membership
+
 CHECK_S: Final = 300.0
 UPKEEP_S: Final = 1.0
 CALL_S: Final = 2.0
 # How often an unlock asks for the lead before it answers all the same: consensus may just be restarting.
 LEAD_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
-# After a lock this process ends and starts clean, since Python cannot wipe what it held: late enough for the answer to
-# leave, early enough that nothing of the key is left when somebody looks.
-RESTART_AFTER_LOCK_S: Final = 0.25
-LOG_LIMIT: Final = 1000
 
 
 class Service:
@@ -65,10 +53,7 @@ class Service:
         paths = module.paths
         self._page = PageReader(paths.page)
         self._gate = Gate(self._page)
-        guesses = Guesses(paths.guesses / "counts.json")
-        self._vault = Vault(paths.control_db, paths.keyset, self._committer, self._changed, module.log, guesses=guesses)
-        self._deposit_left = module.deposited(DEPOSIT) is not None
-        self._documents = DocumentCommands(self._vault, module.log)
+        self._leader: LeaderHint | None = None  # who leads instead of this node, as far as is known
         self._announced = 0
         self._disk = WELL
         self._ending = Reason.RELEASED  # why the term that was closed last ends; a former life did not leave its reason
@@ -77,31 +62,44 @@ class Service:
         self._nudge = asyncio.Event()
         self._aligning = asyncio.Lock()
         self._said: LockStateChanged | None = None
+        guesses = Guesses(paths.guesses / "counts.json")
+        mode = cluster_mode.load(paths.cluster)
+        self._membership: Membership | None = None  # of a node alone
+        if mode is None:
+            self._vault = Vault(paths.control_db, paths.keyset, self._committer, self._changed, module.log, guesses=guesses)
+        else:
+            from services.persistence.membership import Membership
+
+            self._membership = Membership(
+                module, mode, self._gate, lambda: self._leader, self._on_commit, self._on_trouble, self._changed,
+                self._nudge.set, self._judge_health, guesses,
+            )  # fmt: skip
+            self._vault = self._membership.vault
+        self._documents = DocumentCommands(self._vault, module.log)
+        self._locks = LockCommands(
+            module, self._vault, self._after_unlock, self._align, lambda: self._leader, shared=mode is not None
+        )
+        self._log_commands = LogCommands(
+            module, self._vault, lambda: self._announced, self._repair, self._judge_health, alone=mode is None
+        )
 
     async def start(self) -> None:
         module = self._module
         module.paths.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # then wrong guesses are counted until the next restart
             module.paths.guesses.mkdir(mode=0o700, exist_ok=True)
-        module.serve(GetCryptoStatus, self._crypto_status)
-        module.serve(Setup, self._setup)
-        module.serve(Unlock, self._unlock)
-        module.serve(Lock, self._lock)
-        module.serve(VerifyPassword, self._verify_password)
-        module.serve(ChangePassword, self._change_password)
-        module.serve(NewRecovery, self._new_recovery)
-        module.serve(ResetPassword, self._reset_password)
+        self._locks.serve(module)
         self._documents.serve(module)
-        module.serve(GetRevision, self._revision)
-        module.serve(GetLog, self._log)
-        module.serve(Check, self._check)
-        module.serve(Repair, self._repair)
+        JoiningCommands(self._vault, module).serve(module)
+        self._log_commands.serve(module)
         module.on(ControlRevChanged, self._on_announced)
-        module.on(LeadershipRoleChanged, lambda _: self._nudge.set(), RESOURCE_KERNEL)
+        module.on(LeadershipRoleChanged, self._on_role, RESOURCE_KERNEL)
         module.on_resync(self._nudge.set)
         module.spawn(self._open(), name="open")
         module.spawn(self._upkeep(), name="upkeep")
         module.spawn(self._check_all(), name="check")
+        if self._membership is not None:
+            module.spawn(self._membership.run(), name="follow")
 
     async def stop(self) -> None:
         """The term lives on: the next life of this module goes on in it."""
@@ -113,60 +111,12 @@ class Service:
         if self._vault.condition is Condition.UNLOCKED:
             self._announce_rev()
 
-    # --- the lock
-
-    async def _crypto_status(self, request: GetCryptoStatus, caller: Caller) -> CryptoStatus:
-        await self._vault.opened.wait()
-        return self._status()
-
-    def _status(self) -> CryptoStatus:
-        vault = self._vault
-        keyset = vault.passwords.keyset
-        return CryptoStatus(
-            initialized=vault.condition is not Condition.UNINITIALIZED,
-            locked=vault.store is None,
-            has_recovery=keyset is not None and keyset.recovery is not None,
-            keyset_version=keyset.version if keyset else 0,
-            cluster_id=vault.cluster,
-            reason=vault.reason or vault.damage or vault.keyset_damage,
-        )
-
-    async def _setup(self, request: Setup, caller: Caller) -> CryptoStatus:
-        await self._vault.opened.wait()
-        await self._vault.set_up(request.password)
-        await self._after_unlock()
-        self._module.log.info("set up the control store", cluster=self._vault.cluster)
-        return self._status()
-
-    async def _unlock(self, request: Unlock, caller: Caller) -> CryptoStatus:
-        await self._keyset_made()
-        key = await self._vault.passwords.by_password(request.password, request.source)
-        await self._unlock_with(key)
-        return self._status()
-
-    async def _reset_password(self, request: ResetPassword, caller: Caller) -> CryptoStatus:
-        await self._keyset_made()
-        key = await self._vault.passwords.reset(request.words, request.new, request.source)
-        self._module.log.info("reset the password by the recovery words")
-        await self._unlock_with(key)
-        return self._status()
-
-    async def _unlock_with(self, key: SecretKey) -> None:
-        if self._vault.store is None:
-            await self._vault.unlock(key)
-            await self._after_unlock()
-
     async def _after_unlock(self) -> None:
-        """Leaves the key with the supervisor, takes the lead, and says so."""
-        key = self._vault.key_if_held()
-        if key is not None:
-            try:
-                self._deposit_left = True
-                await self._module.deposit(DEPOSIT, key.raw())
-            except PiccoloError as error:
-                # It works; only a crash of this module would lock the node.
-                self._module.log.warning("could not leave the key with the supervisor", reason=error.detail)
+        """Leaves the key with the supervisor, takes the lead, and says so. A member leads when nobody else does."""
+        await self._locks.leave_key()
         self._announce_rev()
+        if self._membership is not None:
+            await self._membership.look()
         for pause_s in LEAD_PAUSES_S:
             if await self._align():
                 await self._ensure_ca()
@@ -174,77 +124,7 @@ class Service:
             await asyncio.sleep(pause_s)
         self._module.log.warning("does not lead the kernel yet; it is tried again each second")
 
-    async def _lock(self, request: Lock, caller: Caller) -> CryptoStatus:
-        await self._vault.opened.wait()
-        held = self._vault.key_if_held() is not None
-        await self._vault.lock()
-        await self._align()
-        if self._deposit_left:
-            await self._module.drop_deposits()
-            self._deposit_left = False
-        if held:
-            asyncio.get_running_loop().call_later(RESTART_AFTER_LOCK_S, self._restart_if_locked)
-        return self._status()
-
-    def _restart_if_locked(self) -> None:
-        """Not while somebody is being answered, and not at all when the answer was an unlock."""
-        if self._vault.store is not None:
-            return
-        if self._vault.busy:
-            asyncio.get_running_loop().call_later(RESTART_AFTER_LOCK_S, self._restart_if_locked)
-        else:
-            self._module.stopping.set()
-
-    async def _verify_password(self, request: VerifyPassword, caller: Caller) -> Nothing:
-        await self._keyset_made()
-        self._vault.unlocked()
-        await self._vault.passwords.by_password(request.password, request.source)
-        return Nothing()
-
-    async def _change_password(self, request: ChangePassword, caller: Caller) -> CryptoStatus:
-        await self._keyset_made()
-        await self._vault.passwords.change(request.old, request.new, request.source)
-        self._module.log.info("changed the password")
-        return self._status()
-
-    async def _new_recovery(self, request: NewRecovery, caller: Caller) -> RecoveryWords:
-        await self._keyset_made()
-        words = await self._vault.passwords.new_recovery(request.password, request.source)
-        self._module.log.info("made new recovery words")
-        return RecoveryWords(words=words)
-
-    async def _keyset_made(self) -> None:
-        """Raises Locked before the setup, StoreCorrupt when the keyset is damaged."""
-        await self._vault.opened.wait()
-        if self._vault.passwords.keyset is None:
-            self._vault.unlocked()
-
-    # --- the log
-
-    async def _revision(self, request: GetRevision, caller: Caller) -> Revision:
-        await self._vault.opened.wait()
-        store = self._vault.store
-        if store is None:
-            return Revision(rev=self._vault.locked_rev, announced=self._announced, verified=0, digest="", locked=True)
-        state = store.state
-        return Revision(rev=state.rev, announced=self._announced, verified=state.rev, digest=state.digest.hex(), locked=False)
-
-    async def _log(self, request: GetLog, caller: Caller) -> LogEntries:
-        await self._keyset_made()
-        if not 1 <= request.limit <= LOG_LIMIT:
-            raise Invalid(f"limit must be 1 to {LOG_LIMIT}, not {request.limit}")
-        db, store = self._module.paths.control_db, self._vault.store
-        key = store.key if store is not None else None
-        return LogEntries(entries=await asyncio.to_thread(history.read, db, request.after, request.limit, key))
-
-    async def _check(self, request: Check, caller: Caller) -> StoreReport:
-        await self._vault.opened.wait()
-        report = await self._vault.check()
-        self._judge_health()
-        return report
-
-    async def _repair(self, request: Repair, caller: Caller) -> StoreReport:
-        await self._vault.opened.wait()
+    async def _repair(self) -> StoreReport:
         self._repairs += 1
         try:
             report = await self._vault.repair()
@@ -268,6 +148,8 @@ class Service:
             elif self._vault.condition is Condition.UNAVAILABLE:
                 self._disk_refused(self._vault.reason)
                 await self._open()
+            if self._membership is not None:
+                await self._membership.recover()
             self._nudge.clear()
             try:
                 async with asyncio.timeout(UPKEEP_S):
@@ -290,6 +172,8 @@ class Service:
                 self._ending = Reason.UNHEALTHY if self._disk.persists else Reason.LOCKED
             try:
                 for step in steps(able=able, held=held, holds=self._gate.holds(RESOURCE_KERNEL)):
+                    if step is Step.CAMPAIGN and self._membership is not None and not self._membership.at_head:
+                        return False  # who leads has all that was committed
                     # Closed: nothing writes any more, for each write looks at the gate once more before its commit.
                     if step is Step.CAMPAIGN:
                         await self._ask(Campaign(resource=RESOURCE_KERNEL))
@@ -297,6 +181,9 @@ class Service:
                         await self._ask(Closing(resource=RESOURCE_KERNEL, token=held.token))
                     elif held is not None:
                         await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=held.token, reason=self._ending))
+            except (NotLeader, NoLeader, Busy) as error:
+                self._module.log.debug("follows", reason=error.detail)
+                return self._membership is not None
             except PiccoloError as error:
                 self._module.log.debug("could not align the term of the kernel", reason=error.detail)
                 return False
@@ -333,6 +220,7 @@ class Service:
                     report = await self._vault.check()
                     if not report.ok:
                         self._module.log.error("found damage in the control store", problem=report.problem)
+                        await self._vault.heal()
                 except PiccoloError as error:
                     self._module.log.warning("could not check the control store", reason=error.detail)
                 self._judge_health()
@@ -341,16 +229,10 @@ class Service:
     # --- what others hear
 
     def _committer(self, store: Store) -> Committer:
-        own_gate = Gate(PageReader(self._module.paths.page))
-        return Committer(
-            store,
-            self._gate,
-            own_gate,
-            self._on_commit,
-            self._on_trouble,
-            lambda work: self._module.spawn(work, name="flush"),
-            self._module.log,
-        )
+        module = self._module
+        own_gate = Gate(PageReader(module.paths.page))
+        point = LocalCommit(store, own_gate, self._on_commit, self._on_trouble, module.log)
+        return Committer(store, point, self._gate, lambda work: module.spawn(work, name="flush"), module.log)
 
     def _on_commit(self, folded: Sequence[Folded]) -> None:
         collections = tuple(sorted({name for one in folded for name in one.collections}))
@@ -366,6 +248,13 @@ class Service:
     def _on_announced(self, event: ControlRevChanged) -> None:
         """A hint and nothing more: on a node alone the store itself is the source."""
         self._announced = event.rev
+        if self._membership is not None:
+            self._membership.on_announced(event.rev)
+
+    def _on_role(self, event: LeadershipRoleChanged) -> None:
+        other = event.role == Role.FOLLOWER and event.node not in ("", self._module.config.node.name)
+        self._leader = LeaderHint(event.node, event.address, event.url, event.epoch) if other else None
+        self._nudge.set()
 
     def _on_trouble(self, error: PiccoloError | None) -> None:
         if error is None:
@@ -417,5 +306,7 @@ class Service:
             self._module.health(Level.ERROR, (vault.reason or vault.damage or vault.keyset_damage) + given_away)
         elif self._disk.failures:
             self._module.health(Level.ERROR, self._disk.reason + given_away)
+        elif self._membership is not None and (concern := self._membership.concern()):
+            self._module.health(Level.WARN, concern)
         else:
             self._module.health(Level.OK, vault.reason)

@@ -3,6 +3,7 @@
     uninitialized  no password yet        locked       a keyset and a log that hang together as far as digests show
     unlocked       folded and verified    corrupt      damaged: nothing is written and nothing deleted, `repair` goes on
     unavailable    the disk does not answer; tried again by itself
+    waiting        a member that has nothing of its own yet, until the cluster gives it
 
 One change of condition at a time. Who may ask for one, and who is told of it, is the service's business.
 """
@@ -26,6 +27,7 @@ from services.persistence.committer import Committer
 from services.persistence.guesses import Guesses
 from services.persistence.head import HeadFile
 from services.persistence.keyset import Kdf
+from services.persistence.ledger import Ledger
 from services.persistence.log import REPAIR_HINT, LogReader
 from services.persistence.passwords import Passwords
 from services.persistence.repair import Salvage, finish, rebuild, salvage
@@ -41,6 +43,7 @@ class Condition(StrEnum):
     UNLOCKED = "unlocked"
     CORRUPT = "corrupt"
     UNAVAILABLE = "unavailable"
+    WAITING = "waiting"
 
 
 class Vault:
@@ -73,12 +76,12 @@ class Vault:
         self.passwords = Passwords(keyset, None, guesses)
         self.cluster = ""
         self.locked_rev = 0
-        self.store: Store | None = None
+        self.store: Ledger | None = None
         self.commits: Committer | None = None
 
     # --- what callers stand on
 
-    def unlocked(self) -> tuple[Store, Committer]:
+    def unlocked(self) -> tuple[Ledger, Committer]:
         """The store and its writer. Raises Locked, StoreCorrupt, StoreUnavailable with the reason."""
         if self.store is not None and self.commits is not None:
             return self.store, self.commits
@@ -88,12 +91,16 @@ class Vault:
         match self.condition:
             case Condition.CORRUPT:
                 return StoreCorrupt(self.reason, hint=REPAIR_HINT)
-            case Condition.UNAVAILABLE | Condition.OPENING:
+            case Condition.UNAVAILABLE | Condition.OPENING | Condition.WAITING:
                 return StoreUnavailable(self.reason, hint="it is tried again by itself")
             case Condition.UNINITIALIZED:
                 return Locked(self.reason, hint="set a password: `piccoloctl setup`")
             case _:
                 return Locked(self.reason, hint="unlock it: `piccoloctl unlock`")
+
+    def locked_end(self) -> tuple[int, bytes]:
+        """Rev and, where it is known, digest of the last entry that is here, as far as can be told without the key."""
+        return self.locked_rev, b""
 
     @property
     def busy(self) -> bool:
@@ -136,7 +143,7 @@ class Vault:
         if key is not None:
             await self._unlock(key)
             return
-        found = await asyncio.to_thread(survey, self._db, keyset.cluster)
+        found = await self._survey(None)
         self.locked_rev = found.good_rev
         if not found.ok:
             raise StoreCorrupt(found.problem, hint=REPAIR_HINT)
@@ -177,11 +184,24 @@ class Vault:
                 self._become(Condition.CORRUPT, error.detail)
                 raise
 
+    async def keyset_made(self) -> None:
+        """Raises Locked before the setup, StoreCorrupt when the keyset is damaged, StoreUnavailable while it has not come."""
+        await self.opened.wait()
+        if self.passwords.keyset is None:
+            self.unlocked()
+
     async def _unlock(self, sdek: SecretKey) -> None:
-        store = await asyncio.to_thread(Store, self._db, self.cluster, sdek)
-        self._key, self.store, self.commits = sdek, store, self._committer(store)
+        self.store, self.commits = await self._open_store(sdek)
+        self._key = sdek
         self.damage = ""
         self._become(Condition.UNLOCKED, "")
+
+    async def _open_store(self, sdek: SecretKey) -> tuple[Ledger, Committer]:
+        store = await asyncio.to_thread(Store, self._db, self.cluster, sdek)
+        return store, self._committer(store)
+
+    async def _survey(self, key: SecretKey | None) -> Survey:
+        return await asyncio.to_thread(survey, self._db, self.cluster, key)
 
     async def lock(self) -> None:
         """Ends the writes under way, then forgets. Idempotent."""
@@ -211,15 +231,18 @@ class Vault:
         """Looks at the whole log, with the key when it is held. What it finds is remembered until it is gone."""
         if self.passwords.keyset is None:
             raise self._refusal()
-        found = await asyncio.to_thread(survey, self._db, self.cluster, self._key)
+        found = await self._survey(self._key)
         self.keyset_damage = await self._keyset_damage()
         if self.store is not None:
             self.damage = found.problem
         elif self.condition is Condition.LOCKED and not found.ok:
             self._become(Condition.CORRUPT, found.problem)
         if found.ok and self.keyset_damage:
-            return msgspec.structs.replace(_report(found), ok=False, file=str(self._keyset), problem=self.keyset_damage)
-        return _report(found)
+            return msgspec.structs.replace(report_of(found), ok=False, file=str(self._keyset), problem=self.keyset_damage)
+        return report_of(found)
+
+    async def heal(self) -> None:
+        """After a check that found damage: what can be made good without losing anything."""
 
     async def _keyset_damage(self) -> str:
         """What is wrong with the keyset on the disk; the one in memory is whole."""
@@ -239,18 +262,18 @@ class Vault:
             if self.keyset_damage or await self._keyset_damage():
                 await asyncio.to_thread(keysets.replace_damaged, self._keyset, self.passwords.keyset)
                 self.keyset_damage = ""
-            before = await asyncio.to_thread(survey, self._db, self.cluster, self._key)
+            before = await self._survey(self._key)
             if before.ok:
                 if self.condition is Condition.CORRUPT:
                     await self._after_repair()
-                return _report(before)
+                return report_of(before)
             saved = await self._salvage()
             aside = await asyncio.to_thread(rebuild, self._db, saved)
             self.damage = ""
             self._log.warning("repaired the control store", problem=before.problem, kept_rev=saved.rev, lost_revs=saved.lost)
             await self._after_repair()
-            after = await asyncio.to_thread(survey, self._db, self.cluster, self._key)
-            return _report(after, set_aside=str(aside or ""), lost=saved.lost)
+            after = await self._survey(self._key)
+            return report_of(after, set_aside=str(aside or ""), lost=saved.lost)
 
     async def _salvage(self) -> Salvage:
         """What can be kept. The state of a running store is verified, so with its snapshot nothing of it is lost."""
@@ -297,7 +320,7 @@ def _cluster_of_empty(db: Path, keyset: Path) -> str:
         reader.close()
 
 
-def _report(found: Survey, set_aside: str = "", lost: int = 0) -> StoreReport:
+def report_of(found: Survey, set_aside: str = "", lost: int = 0) -> StoreReport:
     return StoreReport(
         ok=found.ok,
         file=found.file,

@@ -49,12 +49,13 @@ def head_path(db: Path) -> Path:
     return db.with_suffix(".head")
 
 
-def survey(db: Path, cluster: str, key: SecretKey | None = None) -> Survey:
+def survey(db: Path, cluster: str, key: SecretKey | None = None, *, whole: bool = True) -> Survey:
     """Checks pages, chain, snapshots and, with the key, every seal. Raises StoreUnavailable for a disk that does not answer.
 
-    Safe beside a running writer: entries that are appended meanwhile are not seen, and that is no damage.
+    Safe beside a running writer: entries that are appended meanwhile are not seen, and that is no damage. `whole` false: a
+    member's copy, of which an end that is missing is no damage, for the cluster has it.
     """
-    mark = HeadFile(head_path(db)).read()
+    mark = HeadFile(head_path(db)).read() if whole else None
     seen = _Seen(mark)
     try:
         reader = LogReader(db)
@@ -82,7 +83,7 @@ class _Seen:
         return Survey(str(db), self.entries, self.first, max(0, good_rev), head_rev, problem)
 
 
-def _survey(reader: LogReader, cluster: str, cipher: AESGCM | None, mark: Mark | None, seen: _Seen) -> None:
+def _survey(reader: LogReader, cluster: str, cipher: AESGCM | None, mark: Mark | None, seen: _Seen) -> Chain:
     meta = _own_meta(reader, cluster)
     snapshots: dict[int, tuple[SnapshotHeader, Sealed]] = {}
     broken: Broken | None = None
@@ -112,11 +113,15 @@ def _survey(reader: LogReader, cluster: str, cipher: AESGCM | None, mark: Mark |
             _image(cipher, item, header)
     if problems := reader.structure_problems():
         raise StoreCorrupt(f"{reader.path} is damaged: {problems[0]}", hint=REPAIR_HINT)
+    return chain
 
 
-def load(db: Path, cluster: str, key: SecretKey) -> Loaded:
-    """The state of a log, every step to it verified. Raises StoreCorrupt, also for a wrong key; StoreUnavailable."""
-    mark = HeadFile(head_path(db)).read()
+def load(db: Path, cluster: str, key: SecretKey, *, whole: bool = True) -> Loaded:
+    """The state of a log, every step to it verified. Raises StoreCorrupt, also for a wrong key; StoreUnavailable.
+
+    `whole` as of `survey`.
+    """
+    mark = HeadFile(head_path(db)).read() if whole else None
     reader = LogReader(db)
     try:
         return _load(reader, cluster, key.cipher, mark)
@@ -139,6 +144,18 @@ def _load(reader: LogReader, cluster: str, cipher: AESGCM, mark: Mark | None) ->
         state.apply(entry_header, entry.digest, _open(cipher, entry))
     check_mark(mark, chain, meta.losses)
     return Loaded(state, chain, meta, snapshot_rev)
+
+
+def end_of(db: Path, cluster: str) -> tuple[Chain, Meta]:
+    """Where a member's copy ends, as far as digests show. Raises StoreCorrupt, StoreUnavailable."""
+    reader = LogReader(db)
+    try:
+        with reader.frozen():
+            return _survey(reader, cluster, None, None, _Seen(None)), reader.meta()
+    except Broken as error:
+        raise StoreCorrupt(f"{db} is damaged: {error.what}", hint=REPAIR_HINT) from None
+    finally:
+        reader.close()
 
 
 def _own_meta(reader: LogReader, cluster: str) -> Meta:

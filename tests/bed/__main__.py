@@ -1,4 +1,4 @@
-"""Several machines for a person. Usage: python -m tests.bed [--nodes N] | --clean"""
+"""A cluster for a person. Usage: python -m tests.bed [--nodes N] [--alone] | --clean"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 
-from tests.bed import remains
+from tests.bed import forming, remains
 from tests.bed.cluster import Cluster
 from tests.bed.machine import API_PORT
 from tests.node import PASSWORD, PICCOLOD
@@ -15,6 +15,7 @@ from tests.node import PASSWORD, PICCOLOD
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bed", description="Several machines on this one, until Ctrl-C.")
     parser.add_argument("--nodes", type=int, default=3, help="how many machines (3)")
+    parser.add_argument("--alone", action="store_true", help="machines that are alone, instead of one cluster")
     parser.add_argument("--clean", action="store_true", help="remove every trace of beds that died, and end")
     options = parser.parse_args()
     cleaned = remains.clean()
@@ -32,8 +33,16 @@ def main() -> int:
             print(f"starting {options.nodes} machines ...", flush=True)
             cluster.start()
             cluster.load_demo_image()
-            cluster.unlock()
+            if options.alone:
+                cluster.unlock()
+            else:
+                print("making one cluster of them ...", flush=True)
+                forming.form(cluster, profile="auto")
+            first = cluster.machines[0]
+            first.install(first.demo_manifest())
             describe(cluster)
+            print(f"\nThe app `hello` runs on {first.name}: http://{first.address}:{first.public_port('hello')}")
+            print("Ctrl-C ends them and removes every trace.", flush=True)
             signal.pause()
     except KeyboardInterrupt:
         print("every trace is removed")
@@ -48,7 +57,6 @@ def describe(cluster: Cluster) -> None:
         print(f"    {ctl} --socket {machine.run}/api.sock status")
         print(f"    a shell inside: nsenter --target {machine.init} --all --wdns=/")
         print(f"    its log:        {machine.output}")
-    print("\nCtrl-C ends them and removes every trace.", flush=True)
 
 
 if __name__ == "__main__":

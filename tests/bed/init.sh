@@ -9,8 +9,9 @@ mount -t proc proc /proc
 mount --bind "$boot_id" /proc/sys/kernel/random/boot_id
 hostname "$name"
 
-# What others mounted below /run (network namespaces of other machines) must not be kept alive from here.
-awk '$2 ~ "^/run/" { print $2 }' /proc/self/mounts | sort -r | while read -r point; do umount -l "$point"; done
+# What others mounted below /run (network namespaces of other machines) must not be kept alive from here. What lies hidden
+# below another mount cannot be reached, and goes with it.
+awk '$2 ~ "^/run/" { print $2 }' /proc/self/mounts | sort -r | while read -r point; do umount -l "$point" || true; done
 mount -t tmpfs -o mode=755 run /run
 mount -t tmpfs shm /dev/shm
 mkdir /run/netns /run/containers /run/lock

@@ -19,9 +19,10 @@ from typing import Any
 import msgspec
 
 from services.persistence import verify
+from services.persistence.ledger import Batch, Write
 from services.persistence.secret import SecretKey
 from services.persistence.state import put
-from services.persistence.store import Batch, Store, Write
+from services.persistence.store import Store
 
 _COMMITS = 1500
 _REPLAYED = 10_000
@@ -47,7 +48,7 @@ def _commits(store: Store, bare: sqlite3.Connection) -> tuple[list[float], list[
         batch = Batch(store, 1, 1)
         batch.add(_write(number))
         store.append(batch)
-        store.fold(batch)
+        store.fold(batch.items)
         ours.append(time.perf_counter() - began)
         entry = batch.items[0].sealed
         data = entry.header + entry.nonce + entry.sealed + entry.digest
@@ -71,7 +72,7 @@ def measure() -> dict[str, Any]:
             for number in range(first, first + 100):
                 batch.add(_write(number))
             store.append(batch)
-            store.fold(batch)
+            store.fold(batch.items)
         store.close()
         replays = []
         for _ in range(5):

@@ -1,4 +1,7 @@
-"""`cluster(n)`: n machines on a bridge of their own, removed with every trace when the file's tests have ended."""
+"""`cluster(n)`: n machines on a bridge of their own, removed with every trace when the file's tests have ended.
+
+`formed(n)`: the same, switched on and joined to one cluster by the real commands. Faults are in `tests.bed.faults`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.bed.cluster import Cluster
+from tests.bed.forming import form
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +19,14 @@ def cluster() -> Iterator[Callable[[int], Cluster]]:
     """Makes a cluster; its machines are switched off at first."""
     with ExitStack() as beds:
         yield lambda count: beds.enter_context(Cluster(count))
+
+
+@pytest.fixture(scope="module")
+def formed(cluster: Callable[[int], Cluster]) -> Callable[[int], Cluster]:
+    def make(count: int) -> Cluster:
+        made = cluster(count)
+        made.start()
+        form(made)
+        return made
+
+    return make

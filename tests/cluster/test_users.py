@@ -11,7 +11,8 @@ import shutil
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,17 +52,28 @@ def opened(folder: Path, aside: Path) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
-    with Node() as node:
+@contextmanager
+def installed(node: Node, *namespaces: str, prepared: Sequence[str] = ()) -> Iterator[Node]:
+    """A node that runs, its modules as their users. `prepared`: commands in its namespaces before it starts."""
+    with node:
         node.folder.chmod(0o711)  # they pass through it, as through /var/lib and /run
         write_users(node.folder)
         mounts = [f"mount --bind {node.folder}/{name} /etc/{name}" for name in ("passwd", "group")]
         mounts += [*opened(Path(sys.base_prefix), node.folder / "python"), *opened(ROOT, node.folder / "root")]
-        script = " && ".join([*mounts, 'exec "$@"'])
-        node.within = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+        script = " && ".join([*mounts, *prepared, 'exec "$@"'])
+        node.within = ["unshare", "--mount", *namespaces, "--propagation", "private", "sh", "-c", script, "sh"]
         node.start()
         yield node
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with installed(Node()) as node:
+        yield node
+
+
+class Reachable(Node):
+    address = "10.9.9.9"
 
 
 def user_of(node: Node, module: str) -> str:
@@ -103,3 +115,22 @@ def test_a_killed_module_comes_back_as_the_same_user_and_the_app_serves_on(node:
     assert user_of(node, module) == BY_NAME[module].user
     assert node.wait_app("hello")["state"] == "running"
     assert node.fetch(node.public_port("hello"), timeout_s=10).status == 200
+
+
+def listens(node: Node, port: int) -> bool:
+    assert node.process is not None
+    lines = Path(f"/proc/{node.process.pid}/net/tcp").read_text().splitlines()[1:]
+    return any(local.endswith(f":{port:04X}") and state == "0A" for _, local, _, state, *_ in map(str.split, lines))
+
+
+def test_a_cluster_is_founded_and_the_key_of_its_certificate_is_readable_for_the_api_and_for_nobody_else() -> None:
+    network = ["ip link set lo up", "ip address add 10.9.9.9/32 dev lo"]
+    with installed(Reachable(), "--net", prepared=network) as node:
+        node.unlock()
+        done = node.ctl("cluster", "init", "--profile", "fast")
+        assert done.returncode == 0, done.stderr
+        until(lambda: listens(node, 7444), "the api serves the other nodes", 20)
+        until(lambda: node.api("PUT", "/settings", {"title": "One"}).status == 200, "it leads", 20, 0.2)
+        key = (node.state / "cluster" / "node.key").stat()
+        group = next(line for line in (node.folder / "group").read_text().splitlines() if line.startswith("piccolo:"))
+        assert (stat.S_IMODE(key.st_mode), key.st_uid, str(key.st_gid)) == (0o640, 0, group.split(":")[2])

@@ -7,6 +7,7 @@ from typing import Any, Final
 from services.api.routes import (
     apps,
     auth,
+    cluster,
     crypto,
     docs,
     events,
@@ -37,6 +38,7 @@ ROUTES: Final[tuple[Any, ...]] = (
     *modules.ROUTES,
     *store.ROUTES,
     *leadership.ROUTES,
+    *cluster.ROUTES,
     *traffic.ROUTES,
     *volumes.ROUTES,
     *events.ROUTES,

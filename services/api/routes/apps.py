@@ -63,7 +63,7 @@ async def schema(request: Req) -> JsonObject:
 
 @endpoint(
     "POST", f"{BASE}/apps/validate", scope=Scope.READ, fails=MANIFEST, accepts=(*YAML, *JSON), tag="apps",
-    body_bytes=_MANIFEST_BYTES, raw_body=_MANIFEST_SCHEMA,
+    leads=False, body_bytes=_MANIFEST_BYTES, raw_body=_MANIFEST_SCHEMA,
 )  # fmt: skip
 async def validate(request: Req, consent: Consent = False) -> Validated:
     """Checks a manifest and changes nothing. 400 lists every mistake with line and column."""
@@ -111,7 +111,7 @@ async def uninstall(request: Req, name: FromPath[str], purge: FromQuery[bool] = 
 
 @endpoint(
     "POST", f"{_PATH}/plan", scope=Scope.READ, fails=(*MANIFEST, *UNKNOWN), accepts=(*YAML, *JSON), tag="apps",
-    body_bytes=_MANIFEST_BYTES, raw_body=_MANIFEST_SCHEMA,
+    leads=False, body_bytes=_MANIFEST_BYTES, raw_body=_MANIFEST_SCHEMA,
 )  # fmt: skip
 async def plan(request: Req, name: FromPath[str], consent: Consent = False) -> Plan:
     """What `apply` would do, without doing it."""

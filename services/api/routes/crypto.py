@@ -113,7 +113,7 @@ async def password(request: Req, data: JSONBody[ChangeBody]) -> Response[CryptoS
     return await _sessions_ended(request, await core.order(order, timeout_s=_KEY_S))
 
 
-@endpoint("POST", f"{BASE}/crypto/recovery", scope=Scope.ADMIN, fails=(*PASSWORD, *STORE), accepts=JSON, tag="crypto")
+@endpoint("POST", f"{BASE}/crypto/recovery", scope=Scope.ADMIN, fails=(*PASSWORD, *COMMIT), accepts=JSON, tag="crypto")
 async def recovery(request: Req, data: JSONBody[PasswordBody]) -> Response[Words]:
     """24 words that open the store without the password, shown this once. Former words stop to work, other sessions end."""
     core = core_of(request)

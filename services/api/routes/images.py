@@ -45,7 +45,7 @@ async def add(
             return (await core.order(order, timeout_s=_ADD_S)).images
 
 
-@endpoint("POST", f"{BASE}/images/prune", scope=Scope.WRITE, fails=COMMIT, tag="images")
+@endpoint("POST", f"{BASE}/images/prune", scope=Scope.WRITE, fails=COMMIT, leads=False, tag="images")
 async def prune(
     request: Req,
     unused: Annotated[bool, QueryParameter(description="Images with a name too, when no app needs them.")] = False,

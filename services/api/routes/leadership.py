@@ -13,7 +13,7 @@ from piccolod.protocol.consensus import Change, GetHistory, GetLeadership, GetWh
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, core_of, idem_of
 from services.api.documents import Holder
-from services.api.endpoint import JSON, UNKNOWN, Failures, endpoint
+from services.api.endpoint import ELSEWHERE, JSON, UNKNOWN, Failures, endpoint
 
 _PATH = f"{BASE}/leadership/{{resource:str}}"
 
@@ -53,8 +53,8 @@ async def why(request: Req, resource: FromPath[str]) -> Why:
 
 
 @endpoint(
-    "POST", f"{_PATH}/switchover", scope=Scope.WRITE, fails=(*UNKNOWN, Conflict, Exists), accepts=JSON,
-    tag="leadership",
+    "POST", f"{_PATH}/switchover", scope=Scope.WRITE, fails=(*UNKNOWN, *ELSEWHERE, Conflict, Exists), accepts=JSON,
+    leads=False, tag="leadership",
 )  # fmt: skip
 async def switchover(
     request: Req, resource: FromPath[str], data: JSONBody[SwitchoverBody | None] = None
@@ -64,7 +64,9 @@ async def switchover(
     return Response(await core_of(request).order(order, idem=await idem_of(request)))
 
 
-@endpoint("POST", f"{_PATH}/release", scope=Scope.WRITE, fails=(*UNKNOWN, Conflict), tag="leadership")
+@endpoint(
+    "POST", f"{_PATH}/release", scope=Scope.WRITE, fails=(*UNKNOWN, *ELSEWHERE, Conflict), leads=False, tag="leadership"
+)  # fmt: skip
 async def release(request: Req, resource: FromPath[str]) -> Response[Leadership]:
     """Gives the resource up, for another node to take."""
     return Response(await core_of(request).order(Release(resource=resource), idem=await idem_of(request)))
@@ -79,7 +81,8 @@ def _leader_of(request: Req, resource: str) -> Holder:
         known = core.kernel_role
         if resource == "kernel" and known.role == "unknown":
             raise NoLeader(f"nobody is known to lead {resource}: {error.reason}") from None
-        raise NotLeader(f"this node does not lead {resource}: {error.reason}") from None
+        leader = core.leader() if resource == "kernel" else None
+        raise NotLeader(f"this node does not lead {resource}: {error.reason}", leader=leader) from None
     return Holder(resource=resource, node=core.config.node.name, epoch=token.epoch)
 
 

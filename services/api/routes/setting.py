@@ -18,7 +18,7 @@ from services.api.settings import Settings, SettingsDocument
 async def show(request: Req) -> SettingsDocument:
     """All settings, defaults included."""
     found, generation = await settings.read(core_of(request))
-    return SettingsDocument(title=found.title, session_hours=found.session_hours, generation=generation)
+    return _document(found, generation)
 
 
 @endpoint("PUT", f"{BASE}/settings", scope=Scope.ADMIN, fails=COMMIT, accepts=JSON, tag="settings")
@@ -29,7 +29,11 @@ async def replace(request: Req, data: JSONBody[Settings]) -> Response[SettingsDo
         writes=(Write(collection=settings.COLLECTION, id=settings.ID, body=body),), author=actor_of(request).name
     )  # fmt: skip
     rev = (await core_of(request).order(order, idem=await idem_of(request))).rev
-    return written(SettingsDocument(title=data.title, session_hours=data.session_hours, generation=rev), rev)
+    return written(_document(data, rev), rev)
+
+
+def _document(chosen: Settings, generation: int) -> SettingsDocument:
+    return SettingsDocument(**msgspec.structs.asdict(chosen), generation=generation)
 
 
 ROUTES = (show, replace)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from litestar.params import FromPath
 
+from piccolod import cluster_mode
 from piccolod.errors import PiccoloError
 from piccolod.protocol.apps import ListApps
 from piccolod.protocol.consensus import GetLeadership
@@ -15,6 +16,7 @@ from piccolod.protocol.persistence import GetCryptoStatus, GetRevision
 from services.api import settings
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, core_of
+from services.api.core import Core
 from services.api.documents import ModuleView, Status
 from services.api.endpoint import endpoint
 
@@ -45,7 +47,7 @@ async def status(request: Req) -> Status:
         node=core.config.node.name,
         name=(chosen[0].title if chosen else "") or core.config.node.name,
         address=core.config.node.address,
-        cluster=None,
+        cluster=_cluster(core, missing),
         role=kernel.leaderships[0].role if kernel and kernel.leaderships else "unknown",
         locked=crypto.locked if crypto else True,
         initialized=crypto.initialized if crypto else False,
@@ -57,6 +59,15 @@ async def status(request: Req) -> Status:
         apps=apps.apps if apps else (),
         missing=missing,
     )
+
+
+def _cluster(core: Core, missing: dict[str, str]) -> str | None:
+    try:
+        mode = cluster_mode.load(core.config.paths.cluster)
+    except PiccoloError as error:
+        missing["cluster"] = error.detail
+        return None
+    return None if mode is None else mode.cluster
 
 
 ROUTES = (status,)

@@ -63,6 +63,12 @@ class Client:
         answered = await self._call(RANGE, wanted.request(), within_s, again=True, proves=current, leader=current)
         return Found.of(answered.message), wanted.revision or answered.header.revision
 
+    async def look(self, wanted: Sequence[Range], within_s: float) -> Result:
+        """Several ranges as of one revision, the newest."""
+        question = Transaction((), tuple(wanted)).to_wire()
+        answered = await self._call(TXN, question, within_s, again=True, proves=True)
+        return Result.of(answered.message, answered.sent_at)
+
     async def list(self, prefix: str, within_s: float) -> tuple[list[KeyValue], int]:
         """All below a prefix as of one revision, read in pages. A watch goes on from the revision after it."""
         give_up_at = clock.now() + within_s

@@ -62,3 +62,11 @@ class Lineage:
                 hint="it was restored from a backup: see `piccoloctl cluster recover`",
             )
         return None
+
+
+class Unjudged(Lineage):
+    """Believes every answer: for who judges the headers of what it reads by itself, as the leadership core does."""
+
+    def check(self, header: Header, mark: int | None) -> None:
+        if header.cluster_id:
+            self.cluster_id, self.revision = header.cluster_id, header.revision

@@ -1,52 +1,55 @@
-"""etcd's messages and methods: the generated `etcdrpc` of the package etcd3, and nothing else of that package.
+"""etcd's messages and methods: the definitions in the generated code of the package etcd3, and nothing else of that package.
 
-Its generated code is of 2016: a current protobuf takes it in its pure Python implementation alone, which is chosen by an
-environment variable before the first import of protobuf, for the whole process: no other file imports it. The messages
-are those of etcd 3.2; what later versions added travels as unknown fields.
+That code is of 2016, and no current protobuf runs it but in its pure Python implementation, for the whole process. The
+definitions in it are as good as ever: they are taken out of its text and given to protobuf as it is, whose messages are then
+those of its C implementation. They are those of etcd 3.2; what later versions added travels as unknown fields.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.util
-import os
-import sys
-import types
-import warnings
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from piccolod.errors import Bug
 
-_IMPLEMENTATION: Final = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
+# In the order in which they need each other.
+_FILES: Final = ("auth", "kv", "rpc")
+_DEFINITION: Final = re.compile(r"serialized_pb=_b\(('.*?')\)\s*$", re.MULTILINE)
 
 
-def _generated() -> tuple[Any, Any]:
-    """`kv_pb2` and `rpc_pb2`. Raises Bug when protobuf is here already, in an implementation that cannot take them."""
-    os.environ[_IMPLEMENTATION] = "python"
-    from google.protobuf.internal import api_implementation  # reads it, once
-
-    del os.environ[_IMPLEMENTATION]  # no business of programs that we start
-    if api_implementation.Type() != "python":
-        raise Bug(f"protobuf was imported before {_IMPLEMENTATION} could be set for this process")
-    if "etcd3" not in sys.modules:
-        # The package's own code (a client, locks, retries) is not wanted: its folder stands in for it. Saves 3 MiB.
-        package = types.ModuleType("etcd3")
-        spec = importlib.util.find_spec("etcd3")
-        package.__path__ = list(spec.submodule_search_locations or ()) if spec is not None else []
-        sys.modules["etcd3"] = package
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from etcd3.etcdrpc import kv_pb2, rpc_pb2
-    return kv_pb2, rpc_pb2
+def _messages() -> dict[str, Any]:
+    """The messages of each file, by their names. Raises Bug when the package is not the one that is known."""
+    spec = importlib.util.find_spec("etcd3")
+    if spec is None or not spec.submodule_search_locations:
+        raise Bug("the package etcd3 is not installed")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "etcdrpc"
+    pool = descriptor_pool.DescriptorPool()
+    found: dict[str, Any] = {}
+    for name in _FILES:
+        definition = _DEFINITION.search((folder / f"{name}_pb2.py").read_text(encoding="utf-8"))
+        if definition is None:
+            raise Bug(f"{folder / name}_pb2.py has no definition of messages")
+        pool.AddSerializedFile(ast.literal_eval(definition.group(1)).encode("latin1"))
+        described = pool.FindFileByName(f"{name}.proto").message_types_by_name
+        found[name] = SimpleNamespace(**{each: message_factory.GetMessageClass(kind) for each, kind in described.items()})
+    return found
 
 
-kv, rpc = _generated()
+_found: Final = _messages()
+kv: Final[Any] = _found["kv"]
+rpc: Final[Any] = _found["rpc"]
 
 
 def newer_fields(message: Any) -> dict[int, int]:
     """The numbers that this message does not know, by field."""
-    from google.protobuf.unknown_fields import UnknownFieldSet
-
     return {field.field_number: field.data for field in UnknownFieldSet(message) if isinstance(field.data, int)}
 
 

@@ -9,7 +9,7 @@ fragments asked for: without them one message holds whole revisions.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from itertools import groupby
 from typing import Any, Final
@@ -53,11 +53,12 @@ class Watch:
         self._prefix = prefix.encode()
         self._silence_s = silence_s
         self.revision = after
+        self.cluster_id = 0  # of the etcd that spoke last
         self.endpoint = ""
         self.resumed = 0  # how often it went to another stream
         self.reason = ""  # why, the last time
 
-    async def news(self) -> AsyncIterator[News]:
+    async def news(self) -> AsyncGenerator[News, None]:
         """Each revision once, in order; a Relist is the last. Raises StoreRestored, nothing else; ends by being closed."""
         while True:
             self.endpoint = self._client.endpoint()
@@ -87,6 +88,7 @@ class Watch:
                 if message is grpc.aio.EOF:
                     raise _Broken("the stream ended")
                 self._client.lineage.check(Header.of(message), None)
+                self.cluster_id = message.header.cluster_id
                 if message.created:
                     self._client.worked(endpoint)
                     silent_at = clock.now() + self._silence_s

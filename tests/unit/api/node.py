@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,10 @@ def example(kind: Any) -> Any:
         return (example(args[0]),)
     if origin is dict:
         return {"x": example(args[1])}
+    if origin is typing.Literal:
+        return args[0]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return next(iter(kind))
     if origin in (types.UnionType, typing.Union):
         return example(args[0])
     return {str: "x", int: 1, float: 1.0, bool: True, bytes: b"x", Any: "x"}[kind]
@@ -143,7 +148,10 @@ class FakeModule:
         self.config, self.paths = settings, settings.paths
         self.errors: list[dict[str, Any]] = []
         self.log = SimpleNamespace(
-            info=lambda *_, **__: None, warning=lambda *_, **__: None, error=lambda *_, **more: self.errors.append(more)
+            debug=lambda *_, **__: None,
+            info=lambda *_, **__: None,
+            warning=lambda *_, **__: None,
+            error=lambda *_, **more: self.errors.append(more),
         )
         self.call = modules.call
         self.published: list[Event] = []
@@ -320,13 +328,20 @@ OPENAPI: dict[str, Any] = APP.openapi_schema.to_schema()
 
 @contextmanager
 def running(
-    extra: str = "", api: str = "", *, host: str = "127.0.0.1", refuse_listen: PiccoloError | None = None
+    extra: str = "",
+    api: str = "",
+    *,
+    host: str = "127.0.0.1",
+    refuse_listen: PiccoloError | None = None,
+    name: str = "n1",
+    address: str = "10.77.0.1",
+    before: Callable[[FakeModule, Modules], None] = lambda module, modules: None,
 ) -> Iterator[Node]:
-    """One life of the api, in a thread with a loop of its own."""
+    """One life of the api, in a thread with a loop of its own. `before` prepares what it finds."""
     folder = Path(tempfile.mkdtemp(prefix="api"))
     port = free_port()
     settings = config.parse(
-        f'[node]\nname = "n1"\naddress = "10.77.0.1"\nstate_dir = "{folder}/s"\nrun_dir = "{folder}/r"\n'
+        f'[node]\nname = "{name}"\naddress = "{address}"\nstate_dir = "{folder}/s"\nrun_dir = "{folder}/r"\n'
         f'[api]\nlisten = ["{host}:{port}"]\n{api}\n{extra}'
     )
     settings.paths.run.mkdir()
@@ -334,6 +349,7 @@ def running(
     modules, supervisor = Modules(), Supervisor()
     module = FakeModule(settings, modules)
     module.refuse_listen = refuse_listen
+    before(module, modules)
     loop = asyncio.new_event_loop()
     control: list[asyncio.Server] = []
 
@@ -369,6 +385,14 @@ def running(
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
         shutil.rmtree(folder)
+
+
+def lead(node: Node, *resources: str, epoch: int = 3) -> None:
+    """Puts terms on the deadline page of the node: these, and no others."""
+    writer = page.PageWriter(node.module.paths.page)
+    terms = {resource: page.Term(7, epoch) for resource in resources}
+    writer.write(page.Page(0, 1, 1, 0, clock.boot_id(), clock.FOREVER, clock.FOREVER, terms))
+    writer.close()
 
 
 def free_port() -> int:

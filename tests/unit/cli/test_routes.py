@@ -60,6 +60,19 @@ ASKING: dict[str, tuple[list[str], str]] = {
     "tokens list": ([], ""),
     "tokens create": (["ci", "--expires", "1d"], ""),
     "tokens revoke": (["1", "-y"], ""),
+    "cluster list": ([], ""),
+    "cluster init": (["--profile", "fast", "--no-wait"], ""),
+    "cluster join": (["10.0.0.1", "--token", "t", "--witness", "--discard-local", "-y", "--no-wait"], ""),
+    "cluster leave": (["-y"], ""),
+    "cluster pause": ([], ""),
+    "cluster resume": ([], ""),
+    "cluster history": (["hello", "-n", "5"], ""),
+    "cluster tokens list": ([], ""),
+    "cluster tokens create": (["--witness", "--expires", "10m"], ""),
+    "cluster tokens revoke": (["1", "-y"], ""),
+    "nodes list": ([], ""),
+    "nodes show": (["n1"], ""),
+    "nodes remove": (["n1", "-y"], ""),
     "images prune": (["--unused"], ""),
     "volumes list": ([], ""),
     "volumes show": (["hello.data"], ""),
@@ -178,7 +191,7 @@ def fields_of(openapi: dict[str, Any], schema: dict[str, Any]) -> set[str]:
 
 def test_a_route_that_is_not_there_is_found(openapi: dict[str, Any]) -> None:
     with pytest.raises(AssertionError, match="has no GET"):
-        check(openapi, Sent("GET", "/api/v1/nodes", {}, {}, b""))
+        check(openapi, Sent("GET", "/api/v1/nodez", {}, {}, b""))
     with pytest.raises(AssertionError, match="no parameter"):
         check(openapi, Sent("GET", "/api/v1/apps", {"x": "1"}, {}, b""))
     body = b'{"passwort": "x"}'

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from piccolod import clock, config, etcd_conf
+from piccolod import clock, config
 from piccolod.errors import Busy, Conflict, Forbidden, Invalid, NotFound
-from piccolod.etcd_conf import Settings
 from piccolod.leadership import leash_table
 from piccolod.leadership.page import PageReader, PageWriter, create
 from piccolod.paths import Paths
 from piccolod.protocol.base import Event, Level, Request
+from piccolod.protocol.cluster import GetCluster
 from piccolod.protocol.consensus import (
     Campaign,
     Closing,
@@ -40,7 +41,10 @@ class FakeModule:
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
         self.config = config.parse('[node]\nname = "n1"\naddress = "10.77.0.1"')
-        self.log = SimpleNamespace(info=lambda *_, **__: None, warning=lambda *_, **__: None)
+        self.log = SimpleNamespace(
+            info=lambda *_, **__: None, warning=lambda *_, **__: None, error=lambda *_, **__: None
+        )  # fmt: skip
+        self.stop_all = False
         self.healths: list[tuple[Level, str]] = []
         self.published: list[Event] = []
         self.handlers: dict[type, Callable[..., Awaitable[Any]]] = {}
@@ -335,18 +339,22 @@ def test_a_cancelled_campaign_is_whole_or_absent(paths: Paths) -> None:
     assert os.listdir(paths.leash) == []
 
 
-@pytest.mark.parametrize("damage", ["no JSON", "no certificate"])
-def test_a_member_of_etcd_that_cannot_be_used_is_told_of_and_terms_are_held_all_the_same(paths: Paths, damage: str) -> None:
+def test_a_crash_of_init_or_join_leaves_nothing_that_the_next_start_believes(paths: Paths) -> None:
     paths.cluster.mkdir(parents=True)
-    if damage == "no JSON":
-        paths.etcd_conf.write_text("{")
-    else:
-        gone = {name: str(paths.cluster / name) for name in ("ca", "cert", "key")}
-        etcd_conf.write(Settings("n1", "https://10.0.0.1:2380", "https://10.0.0.1:2379", "t", **gone), paths.etcd_conf)
+    paths.etcd_conf.write_text("{")
 
     async def work(module: FakeModule) -> None:
-        assert (await lead(module)).epoch == 1
-        level, reason = module.healths[-1]
-        assert level is Level.WARN and "etcd" in reason
+        assert (await lead(module)).epoch == 1, "although there is no supervisor that could end an etcd"
+        assert module.healths[-1][0] is Level.OK
+        assert not paths.etcd_conf.exists(), "none is started any more"
+        assert (await module.ask(GetCluster(), "api")).mode == "alone"
 
     live(paths, work)
+
+
+def test_a_node_alone_pays_nothing_for_what_clusters_need() -> None:
+    code = (
+        "import sys, services.consensus.service as s; print([m for m in sys.modules if m.split('.')[0] in ('grpc', 'google')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

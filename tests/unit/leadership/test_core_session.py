@@ -276,6 +276,10 @@ def test_an_answer_that_goes_back_behind_what_was_seen_when_it_was_asked_stops_e
     bench.settle()
     bench.live(10.0)
     assert not bench.state.viewed, "nothing is believed until an operator has spoken"
+    bench.restart()
+    bench.settle()
+    bench.live(10.0)
+    assert not bench.state.viewed, "not by the next process either, to which it may look as it was"
 
 
 def test_an_older_answer_out_of_order_does_not_count() -> None:
@@ -287,13 +291,32 @@ def test_an_older_answer_out_of_order_does_not_count() -> None:
     send = bench.sent(Kind.HEARTBEAT) if bench.sends(Kind.HEARTBEAT) else bench.open[-1]
     Other(bench.store)
     bench.watch()
-    assert bench.state.highest > sent_at_rev
+    assert bench.state.highest > sent_at_rev + 1
     bench.open.remove(send)
     if isinstance(send, Read):
         bench.feed(events.ReadAnswered(send.id, Header(77, sent_at_rev), {}))
     else:
-        bench.feed(Answered(send.id, Outcome.COMMITTED, Header(77, sent_at_rev)))
+        bench.feed(Answered(send.id, Outcome.COMMITTED, Header(77, sent_at_rev + 1)))
     assert bench.state.life is Life.OPEN
+
+
+def test_a_write_that_makes_a_revision_that_was_seen_before_is_of_a_restored_etcd() -> None:
+    """One revision was lost, and our own write is the first to make it again: nothing else would ever show it."""
+    bench = Bench().lead("kernel")
+    bench.now += FAST.beat_s
+    bench.tick()
+    send = bench.sent(Kind.HEARTBEAT)
+    bench.open.remove(send)
+    bench.feed(Answered(send.id, Outcome.COMMITTED, Header(77, bench.state.highest)))
+    assert over(bench) is Ended.RESTORED
+
+
+def test_an_answer_to_somebody_else_shows_a_restored_etcd_as_well() -> None:
+    bench = Bench().lead("kernel")
+    bench.feed(events.Overheard(Header(77, bench.state.highest), bench.state.highest))
+    assert bench.state.life is Life.OPEN
+    bench.feed(events.Overheard(Header(77, bench.state.highest - 1), bench.state.highest))
+    assert over(bench) is Ended.RESTORED
 
 
 def test_another_cluster_id_stops_everything_and_a_write_under_way_is_reported_unknown() -> None:

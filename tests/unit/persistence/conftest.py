@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from services.persistence.keyset import Kdf
+from services.persistence.ledger import Batch, Write
 from services.persistence.secret import SecretKey
 from services.persistence.state import put
-from services.persistence.store import Batch, Store, Write
+from services.persistence.store import Store
 
 CLUSTER = "cluster-under-test"
 CHEAP = Kdf(memory_kib=16, iterations=1, lanes=1)
@@ -48,7 +49,7 @@ class Bench:
         rev = batch.add(write)
         if batch.items:
             self.store.append(batch)
-            self.store.fold(batch)
+            self.store.fold(batch.items)
         return rev
 
     def grow(self, count: int, size: int = 60) -> int:
@@ -59,7 +60,7 @@ class Bench:
             for at in range(first, first + min(100, count)):
                 batch.add(Write([put("apps", f"a{at % 37}", {"at": at, "text": "x" * size})], {}, "admin", f"grow-{at}", at))
             self.store.append(batch)
-            self.store.fold(batch)
+            self.store.fold(batch.items)
             count -= len(batch.items)
             if self.store.wants_snapshot():
                 self.store.keep_snapshot(self.store.snapshot(1))
@@ -86,3 +87,11 @@ def flip() -> Callable[[Path, int], None]:
         path.write_bytes(bytes(content))
 
     return flip
+
+
+@pytest.fixture()
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new keyset takes no half second."""
+    from services.persistence import tuning
+
+    monkeypatch.setattr(tuning, "tune", lambda *_: CHEAP)

@@ -13,7 +13,7 @@ import structlog
 from piccolod.leadership.page import Term
 from piccolod.paths import Paths
 from piccolod.protocol.consensus import Campaign, Closing, Withdraw
-from piccolod.protocol.persistence import Repair, StoreReport
+from piccolod.protocol.persistence import StoreReport
 from services.persistence.service import Service
 from services.persistence.vault import Condition
 from tests.unit.leadership.conftest import a_page
@@ -75,7 +75,7 @@ def test_the_term_lives_on_through_a_repair(bus: Bus) -> None:
             )
 
         service._vault.repair = repair  # type: ignore[method-assign]
-        await service._repair(Repair(), SimpleNamespace())  # type: ignore[arg-type]
+        await service._repair()
         assert bus.asked == []
         assert await service._align(), "and after it the term follows again"
 

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes
 
 from piccolod.errors import StoreCorrupt
 from services.persistence import cluster_ca
+from services.persistence.ledger import Write
 from services.persistence.state import put
-from services.persistence.store import Write
 
 from .conftest import CLUSTER, Bench
 

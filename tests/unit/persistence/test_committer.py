@@ -13,8 +13,9 @@ import structlog
 from piccolod.errors import Conflict, Locked, NotLeader, PiccoloError, StoreUnavailable, TermOver
 from piccolod.leadership.gate import Token
 from services.persistence.committer import Committer
+from services.persistence.ledger import Folded, Write
+from services.persistence.local_commit import LocalCommit
 from services.persistence.state import put
-from services.persistence.store import Folded, Write
 from services.persistence.verify import survey
 
 from .conftest import CLUSTER, Bench, used
@@ -46,15 +47,9 @@ class Desk:
         self.seen: list[int] = []
         self.transactions: list[int] = []
         self.troubles: list[PiccoloError | None] = []
-        self.committer = Committer(
-            bench.store,
-            self.gate,
-            self.gate,
-            self._on_commit,
-            self.troubles.append,
-            asyncio.ensure_future,
-            structlog.get_logger(),
-        )
+        log = structlog.get_logger()
+        self.point = LocalCommit(bench.store, self.gate, self._on_commit, self.troubles.append, log)
+        self.committer = Committer(bench.store, self.point, self.gate, asyncio.ensure_future, log)
 
     def _on_commit(self, folded: Sequence[Folded]) -> None:
         self.transactions.append(len(folded))
@@ -170,7 +165,7 @@ def test_a_lock_waits_for_a_probe_of_the_disk_and_hears_nothing_of_it(bench: Ben
     monkeypatch.setattr(bench.store, "close", lambda: (order.append("closed"), close()))
 
     async def work(desk: Desk) -> None:
-        desk.committer._trouble = StoreUnavailable("the disk refused a write")
+        desk.point._trouble = StoreUnavailable("the disk refused a write")
         asking = asyncio.ensure_future(desk.committer.recover())
         await asyncio.to_thread(began.wait, 20)
         asking.cancel()  # as the end of the module does

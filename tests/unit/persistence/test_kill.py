@@ -15,11 +15,12 @@ import pytest
 
 from piccolod.errors import WrongPassword
 from services.persistence import keyset as keysets
-from services.persistence import store as stores
+from services.persistence import ledger as ledgers
 from services.persistence.keyset import Keyset
+from services.persistence.ledger import Batch, Write
 from services.persistence.repair import finish, rebuild, salvage
 from services.persistence.state import put
-from services.persistence.store import Batch, Store, Write
+from services.persistence.store import Store
 from services.persistence.verify import survey
 
 from .conftest import CHEAP, CLUSTER, Bench
@@ -60,7 +61,7 @@ def void(_: object) -> None:
 
 
 def test_every_acknowledged_rev_is_there_after_each_of_100_kills(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "SNAPSHOT_EVERY", 20)  # so that snapshots are among what is cut
+    monkeypatch.setattr(ledgers, "SNAPSHOT_EVERY", 20)  # so that snapshots are among what is cut
     bench.close()
     acknowledged = 0
 
@@ -75,7 +76,7 @@ def test_every_acknowledged_rev_is_there_after_each_of_100_kills(bench: Bench, m
                     Write([put("apps", f"a{batch._draft.rev}", {"x": "x" * rng.randrange(3000)})], {}, "admin", "", 1)
                 )
             store.append(batch)
-            store.fold(batch)
+            store.fold(batch.items)
             say(rev)
             if store.wants_snapshot():
                 store.keep_snapshot(store.snapshot(1))

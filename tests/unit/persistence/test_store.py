@@ -12,10 +12,11 @@ import pytest
 
 from piccolod.errors import Conflict, Invalid, NotLeader, StoreCorrupt, TermOver, TooLarge
 from services.persistence.entry import ENTRY_LIMIT_BYTES, GENESIS, entry_header
+from services.persistence.ledger import Batch, Write
 from services.persistence.log import SNAPSHOTS_KEPT, LogReader
 from services.persistence.secret import SecretKey
 from services.persistence.state import delete, put
-from services.persistence.store import Batch, Store, Write
+from services.persistence.store import Store
 from services.persistence.verify import head_path, survey
 
 from .conftest import CLUSTER, Bench
@@ -106,7 +107,7 @@ def test_an_entry_at_the_limit_is_kept_and_one_byte_more_is_refused_alone(bench:
         batch.add(Write([put("apps", "big", {"x": "x" * high})], {}, "admin", "", 1))
     batch.add(Write([put("apps", "big", {"x": "x" * low})], {}, "admin", "", 1))
     bench.store.append(batch)
-    bench.store.fold(batch)
+    bench.store.fold(batch.items)
     bench.reopen()
     assert bench.store.state.rev == 2
 
@@ -119,7 +120,7 @@ def test_several_writers_share_a_transaction_and_no_rev(bench: Bench) -> None:
     assert batch.add(Write([put("apps", "a3", {"v": 3})], {}, "admin", "k3", 1)) == 4
     bench.store.append(batch)
     assert bench.store.state.rev == 0, "nothing is visible before it is folded"
-    assert [folded.rev for folded in bench.store.fold(batch)] == revs == list(range(1, 17))
+    assert [folded.rev for folded in bench.store.fold(batch.items)] == revs == list(range(1, 17))
 
 
 def test_a_gate_that_shuts_at_the_last_moment_refuses_the_write_whole(bench: Bench) -> None:

@@ -13,8 +13,10 @@ import structlog
 
 from piccolod.errors import Exists, Locked, StoreCorrupt, StoreUnavailable, WrongPassword
 from services.persistence.committer import Committer
+from services.persistence.ledger import Write
+from services.persistence.local_commit import LocalCommit
 from services.persistence.state import put
-from services.persistence.store import Store, Write
+from services.persistence.store import Store
 from services.persistence.vault import Condition, Vault
 
 from .conftest import CHEAP
@@ -27,12 +29,12 @@ def start(folder: Path, work: Callable[[Vault], Awaitable[None]], deposited: byt
     """One life of persistence without its bus."""
 
     async def run() -> None:
-        gate = SwitchedGate()
+        gate, log = SwitchedGate(), structlog.get_logger()
         vault = Vault(
             folder / "control.db",
             folder / "keyset.json",
             lambda store: Committer(
-                store, gate, gate, lambda _: None, lambda _: None, asyncio.ensure_future, structlog.get_logger()
+                store, LocalCommit(store, gate, lambda _: None, lambda _: None, log), gate, asyncio.ensure_future, log
             ),
             lambda: None,
             SimpleNamespace(info=lambda *_, **__: None, warning=lambda *_, **__: None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from piccolod import kernel
-from piccolod.protocol import apps, consensus, persistence, router, telemetry, volumes
 from piccolod.protocol.base import Request
 from piccolod.protocol.events import EVENTS
 
@@ -19,8 +19,8 @@ ROOT = Path(kernel.__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("piccolod/**/*.py"), *ROOT.glob("services/**/*.py"), *ROOT.glob("broker/**/*.py")])
 COMMANDS = {
     kind.command
-    for module in (apps, consensus, persistence, router, telemetry, volumes)
-    for kind in vars(module).values()
+    for file in sorted(ROOT.glob("piccolod/protocol/[a-z]*.py"))
+    for kind in vars(importlib.import_module(f"piccolod.protocol.{file.stem}")).values()
     if isinstance(kind, type) and issubclass(kind, Request) and hasattr(kind, "command")
 }
 
@@ -88,3 +88,10 @@ def test_only_those_who_can_stop_the_effects_decide_on_leadership() -> None:
 def test_no_secret_reaches_the_api() -> None:
     assert not kernel.may_read("api", "secrets")
     assert not kernel.may_read("router.0", "apps")
+
+
+def test_only_those_who_speak_with_nodes_get_certificates_signed() -> None:
+    for command in ("persistence.issue_certificate", "persistence.redeem", "consensus.keep_certificate"):
+        callers = {spec.name for spec in kernel.MODULES if kernel.may_call(spec.name, command)}
+        assert "api" in callers and callers <= {"api", "consensus"}, command
+    assert not kernel.may_read("api", "pki") and not kernel.may_write("api", "nodes")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from piccolod.errors import StoreUnavailable
+from piccolod.errors import OutcomeUnknown, StoreUnavailable
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.transaction import KeyValue, Put, Transaction, absent
 from services.consensus.etcd.watch import Relist, Revision, Watch
@@ -78,7 +78,7 @@ async def patiently(client: Client, transaction: Transaction, within_s: float = 
     while True:
         try:
             return await client.transact(transaction)
-        except StoreUnavailable:
+        except (StoreUnavailable, OutcomeUnknown):
             assert asyncio.get_running_loop().time() < give_up_at
             await asyncio.sleep(0.02)
 
@@ -95,7 +95,7 @@ class Writer:
     async def _write(self) -> None:
         for number in range(1_000_000):
             key = f"{self._prefix}{number:06}"
-            with suppress(StoreUnavailable):
+            with suppress(StoreUnavailable, OutcomeUnknown):
                 await self._client.transact(Transaction((absent(key),), (Put(key, b"x"),)))
                 self.written += 1
             await asyncio.sleep(0.004)

@@ -1,0 +1,246 @@
+"""`piccoloctl cluster`: several machines as one."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import click
+
+from piccolod import clock
+from piccolod.cli.client import Client, path_of
+from piccolod.cli.commands.leaders import resource_of
+from piccolod.cli.commands.nodes import COLUMNS as NODES
+from piccolod.cli.complete import join_token_ids, resource_names
+from piccolod.cli.options import Duration, Group
+from piccolod.cli.refusal import Refusal
+from piccolod.cli.session import Printed, Session
+from piccolod.cli.table import Column, printable, render
+from piccolod.cli.times import moment
+from piccolod.errors import DeadlineExceeded, NotFound, PiccoloError
+
+cluster = Group("cluster", help="Several machines as one.")
+tokens = Group("tokens", help="What lets new nodes in: one token a node, for a short time.")
+cluster.add_command(tokens)
+
+_LOOK_S: Final = 0.2
+# The API gives a join so long: the member answers within 45 s, and etcd here may take 30 s to start.
+_JOIN_S: Final = 120.0
+_LEAVE_S: Final = 90.0
+
+
+def _phases(change: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {float(took):.0f} ms" for name, took in (change.get("phases") or {}).items())
+
+
+_TOKENS: Final = (
+    Column("ID", lambda item: item.get("id")),
+    Column("STATE", lambda item: item.get("state"), state=True),
+    Column("ROLE", lambda item: item.get("role")),
+    Column("NODE", lambda item: item.get("node")),
+    Column("EXPIRES", lambda item: moment(int(item.get("expires_ms") or 0))),
+    Column("CREATED", lambda item: moment(int(item.get("created_ms") or 0)), wide=True),
+    Column("CREATED BY", lambda item: item.get("author"), wide=True),
+)
+
+_CHANGES: Final = (
+    Column("TIME", lambda item: moment(int(item.get("at_ms") or 0))),
+    Column("RESOURCE", lambda item: item.get("resource")),
+    Column("EPOCH", lambda item: item.get("epoch")),
+    Column("FROM", lambda item: item.get("from_node")),
+    Column("TO", lambda item: item.get("to_node")),
+    Column("REASON", lambda item: item.get("reason")),
+    Column("PHASES", _phases),
+)
+
+
+@cluster.command("list", view=True)
+@click.pass_obj
+def list_(session: Session) -> int:
+    """The members, who leads, and what they lack together."""
+    return session.show(lambda: _printed(session.client().get("/cluster")))
+
+
+@cluster.command(waits=True)
+@click.option(
+    "--profile", type=click.Choice(["auto", "fast", "balanced", "patient"]), default=None,
+    help="How fast a lost node is noticed; by default as the configuration says (auto: the fastest that holds here).",
+)  # fmt: skip
+@click.pass_obj
+def init(session: Session, profile: str | None) -> int:
+    """Make this node the first member of a cluster. What it has stays: users, settings, apps and their data."""
+    session.say("founding a cluster: etcd starts here, and the store's log moves into it")
+    body = {"profile": profile} if profile else {}
+    found = session.client().send("POST", "/cluster/init", body, repeat=False)
+    session.write(_printed(_until_led(session, found)))
+    session.say("hint: `piccoloctl cluster tokens create` makes what the next node needs to join")
+    return 0
+
+
+@cluster.command(waits=True)
+@click.argument("address")
+@click.option("--token", "join_token", required=True, metavar="TOKEN", help="What `cluster tokens create` printed on a member.")
+@click.option("--witness", is_flag=True, help="This node only votes: it gets no keys and runs no apps.")
+@click.option("--discard-local", is_flag=True, help="Set a store that this node has of its own aside, and take the cluster's.")
+@click.pass_obj
+def join(session: Session, address: str, join_token: str, witness: bool, discard_local: bool) -> int:
+    """Make this node a member of the cluster that the member at ADDRESS (HOST or HOST:PORT) is in."""
+    if discard_local:
+        session.confirm("Set this node's own store aside? The data of its apps cannot be read without it.")
+    session.timeout_s = session.timeout_s or _JOIN_S
+    role = "witness" if witness else "member"
+    session.say(f"joining by {address}: it lets this node in, then etcd starts here")
+    body = {"address": address, "token": join_token, "role": role, "discard_local": discard_local}
+    found = session.client().send("POST", "/cluster/join", body, repeat=False)
+    session.write(_printed(_until_led(session, found)))
+    if not witness:
+        session.say("hint: `piccoloctl unlock` with the cluster's password opens the store here")
+    return 0
+
+
+@cluster.command()
+@click.pass_obj
+def leave(session: Session) -> int:
+    """Take this node out, and make it a node alone again: locked and empty, its store set aside."""
+    session.confirm("Leave the cluster? This node forgets the cluster's store and keys.")
+    session.timeout_s = session.timeout_s or _LEAVE_S
+    client = session.client()
+    found = client.get("/cluster")
+    if found["node"] in {each["node"] for each in found.get("members") or ()}:
+        session.say("the others take this node out")
+        _take_out(client, str(found["node"]))
+    client.request("POST", "/cluster/leave", repeat=False)
+    session.say("this node is alone: `piccoloctl setup` sets a password, `piccoloctl cluster join` makes it a member again")
+    return 0
+
+
+@cluster.command()
+@click.pass_obj
+def pause(session: Session) -> int:
+    """Let nothing move between nodes, neither by itself nor by request: for work on the machines. What runs, runs on."""
+    session.client().request("POST", "/cluster/pause")
+    session.say("nothing moves until `piccoloctl cluster resume`; a node that is lost is not replaced meanwhile")
+    return 0
+
+
+@cluster.command()
+@click.pass_obj
+def resume(session: Session) -> int:
+    """End a pause."""
+    session.client().request("POST", "/cluster/resume")
+    session.say("nodes take over from each other again")
+    return 0
+
+
+@cluster.command(view=True)
+@click.option("-n", "--tail", default=50, show_default=True, type=click.IntRange(1, 1000), help="How many of the last.")
+@click.argument("resource", metavar="[RES]", required=False, shell_complete=resource_names)
+@click.pass_obj
+def history(session: Session, tail: int, resource: str | None) -> int:
+    """Who led what, since when and why, newest first; of one resource, or of all."""
+    path = path_of("leadership", "history", limit=tail, resource=resource_of(resource) if resource else None)
+
+    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
+        return render(found, _CHANGES, wide=wide, width=width) if found else "Nothing has been led yet."
+
+    return session.show(
+        lambda: Printed(
+            session.client().get(path), table, lambda found: [f"{each['resource']}@{each['epoch']}" for each in found]
+        )
+    )
+
+
+def _take_out(client: Client, node: str) -> None:
+    """One that is out already, as when the answer of a first attempt was lost, has what it wants."""
+    try:
+        client.send("POST", path_of("nodes", node, "remove"))
+    except Refusal as refusal:
+        if not isinstance(refusal.error, NotFound):
+            raise
+
+
+def _until_led(session: Session, found: dict[str, Any]) -> dict[str, Any]:
+    """The cluster once this node is in it and a leader of the kernel is known here. Its modules restart meanwhile."""
+    if not session.wait:
+        return found
+    client, end_at, seen = session.client(), clock.now() + session.patience_s, "the modules restart"
+    while True:
+        try:
+            found = client.get("/cluster")
+            news = _lacks(found)
+            if not news:
+                return found
+        except PiccoloError as error:
+            news = error.detail
+        except Refusal as refusal:
+            news = refusal.error.detail
+        if news != seen:
+            seen = news
+            session.say(f"waiting: {printable(news)}")
+        if clock.now() + _LOOK_S > end_at:
+            raise DeadlineExceeded(
+                f"this node is a member, but after {session.patience_s:g} s: {seen}",
+                hint="`piccoloctl cluster list` shows how it goes",
+            )
+        time.sleep(_LOOK_S)
+
+
+def _lacks(found: dict[str, Any]) -> str:
+    members = {each["node"]: each for each in found.get("members") or ()}
+    if found.get("mode") != "etcd" or found.get("node") not in members:
+        return "this node is not listed yet"
+    if members[found["node"]]["state"] != "alive":
+        return "this node has no session in etcd yet"
+    if not any(each["leads_kernel"] for each in members.values()):
+        return "nobody leads the kernel yet"
+    return ""
+
+
+def _printed(found: dict[str, Any]) -> Printed:
+    return Printed(found, _table, lambda document: [str(each["node"]) for each in document["members"]])
+
+
+def _table(found: dict[str, Any], wide: bool, width: int) -> str:
+    if found.get("mode") == "alone":
+        return f"{found.get('node')} is a node alone: `piccoloctl cluster init` founds a cluster, `cluster join` joins one."
+    lines = [f"cluster {found.get('cluster')}, timing {found.get('profile')}"] if wide else []
+    lines.append(render(found.get("members") or [], NODES, wide=wide, width=width))
+    lines += [f"warning: {printable(str(each))}" for each in found.get("warnings") or ()]
+    return "\n".join(lines)
+
+
+@tokens.command("list", view=True)
+@click.pass_obj
+def list_tokens(session: Session) -> int:
+    """The open ones, and those that ended lately. Their secrets are not kept and cannot be shown."""
+
+    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
+        return render(found, _TOKENS, wide=wide, width=width) if found else "No tokens: `piccoloctl cluster tokens create`."
+
+    return session.show(
+        lambda: Printed(session.client().get("/cluster/tokens"), table, lambda found: [str(item["id"]) for item in found])
+    )
+
+
+@tokens.command()
+@click.option("--witness", is_flag=True, help="For a node that only votes.")
+@click.option("--expires", type=Duration(), metavar="TIME", help="End it after, as 10m; one hour without it, a day at most.")
+@click.pass_obj
+def create(session: Session, witness: bool, expires: float | None) -> int:
+    """Make a token that lets one node in, and print it, this one time."""
+    body = {**({"role": "witness"} if witness else {}), **({"expires_in_s": expires} if expires else {})}
+    found = session.client().send("POST", "/cluster/tokens", body, repeat=False)
+    session.write(Printed(found, lambda document, *_: str(document["token"]), lambda document: [str(document["id"])]))
+    session.say("hint: on the new node: `piccoloctl cluster join ADDRESS --token TOKEN`, with the address of a member")
+    return 0
+
+
+@tokens.command()
+@click.argument("id", shell_complete=join_token_ids)
+@click.pass_obj
+def revoke(session: Session, id: str) -> int:
+    """Make a join token void, at once."""
+    session.confirm(f"Revoke the join token {id}?")
+    session.client().send("DELETE", path_of("cluster", "tokens", id))
+    session.say(f"the join token {id} is void")
+    return 0

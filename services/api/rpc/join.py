@@ -1,0 +1,127 @@
+"""POST /join: a node that is nobody yet brings a token. The kernel's leader lets it in; any other member asks that one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from piccolod import clock
+from piccolod.errors import (
+    Busy,
+    DeadlineExceeded,
+    Invalid,
+    NoLeader,
+    OutcomeUnknown,
+    PeerRestarted,
+    PiccoloError,
+    StoreUnavailable,
+)
+from piccolod.pki.identity import Role
+from piccolod.protocol.cluster import AddMember, Admission, Welcome
+from piccolod.protocol.joining import ForgetNode, Redeem
+from services.api.core import Core
+from services.api.rpc.app import Knock, Route
+from services.api.rpc.client import Client
+from services.api.rpc.pace import Pace
+from services.api.rpc.places import Places
+
+PATH: Final = "/join"
+_BODY_BYTES: Final = 16 * 1024
+_ANSWER_BYTES: Final = 1 << 20
+# The joiner waits 45 s. etcd refuses a member change for 5 s after the last one.
+_WITHIN_S: Final = 42.0
+_ADMIT_S: Final = 35.0
+_PROXY_S: Final = 40.0
+_PAUSE_S: Final = 0.5
+# What may be otherwise in a moment; AddMember is the same the second time.
+_PASSING: Final = (Busy, StoreUnavailable, OutcomeUnknown, DeadlineExceeded, PeerRestarted)
+
+
+class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
+    """JSON. Fields of a newer joiner are passed over."""
+
+    id: str
+    secret: str
+    node: str
+    role: Role
+    address: str
+    csr: str
+    rpc: str
+    client_url: str
+    peer_url: str
+    api_url: str = ""
+
+
+class Door:
+    def __init__(self, core: Core, client: Client, places: Places) -> None:
+        self._core = core
+        self._client = client
+        self._places = places
+        self._pace = Pace()
+
+    @property
+    def route(self) -> Route:
+        return Route(self._join, "application/json", _BODY_BYTES, _WITHIN_S)
+
+    async def _join(self, knock: Knock) -> bytes:
+        if knock.peer is None:
+            self._pace.admit(knock.source, clock.now())
+        body = _decoded(knock.body)
+        if not self._core.gate.holds("kernel"):
+            return await self._ask_leader(knock)
+        return msgspec.json.encode(await self._let_in(body))
+
+    async def _ask_leader(self, knock: Knock) -> bytes:
+        leader = self._core.leader()
+        if leader is None or knock.peer is not None:  # a member asked us for the leader: it is on its way somewhere else
+            raise NoLeader("nobody is known to lead the cluster now", hint="try again in a moment", retry_after_s=1.0)
+        return await self._client.post(
+            self._places.of(leader), PATH, knock.body, "application/json", timeout_s=_PROXY_S, most_bytes=_ANSWER_BYTES
+        )
+
+    async def _let_in(self, body: JoinBody) -> Welcome:
+        fields = {name: getattr(body, name) for name in Redeem.__struct_fields__}
+        redeemed = await self._core.order(Redeem(**fields))
+        try:
+            admission = await self._admitted(body)
+        except PiccoloError as error:
+            if not redeemed.again:
+                await self._forget(body.node, error)
+            raise
+        return Welcome(certificate=redeemed.certificate, ca=redeemed.ca, admission=admission)
+
+    async def _admitted(self, body: JoinBody) -> Admission:
+        asked = AddMember(
+            node=body.node,
+            role=body.role.value,
+            address=body.address,
+            client_url=body.client_url,
+            peer_url=body.peer_url,
+            rpc=body.rpc,
+            api_url=body.api_url,
+        )
+        give_up_at = clock.now() + _ADMIT_S
+        while True:
+            try:
+                return await self._core.order(asked, timeout_s=max(1.0, give_up_at - clock.now()))
+            except _PASSING:
+                if clock.now() + _PAUSE_S >= give_up_at:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _forget(self, node: str, why: PiccoloError) -> None:
+        """The token is used up, but the name is free: the next attempt needs no `nodes remove`."""
+        self._core.log.warning("could not admit a node to etcd", node=node, reason=why.detail)
+        try:
+            await self._core.order(ForgetNode(node=node, author=f"node:{node}"))
+        except PiccoloError as error:
+            self._core.log.warning("could not take the node off the list again", node=node, reason=error.detail)
+
+
+def _decoded(body: bytes) -> JoinBody:
+    try:
+        return msgspec.json.decode(body, type=JoinBody)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Invalid(f"this is no request to join: {error}", hint="is the node that joins a newer piccolod?") from None

@@ -1,0 +1,73 @@
+"""What a cluster keeps in etcd beside leadership: its nodes, who could lead, the sealed log. Keys and values.
+
+Keys are relative to `/piccolo/<cluster id>/`, as those of `piccolod.leadership.keys`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+NODE: Final = "node/"
+CANDIDATE: Final = "cand/"
+LOG: Final = "ctl/log/"
+SNAPSHOT: Final = "ctl/snap"
+PAUSE: Final = "pause"
+
+MEMBER: Final = "member"
+WITNESS: Final = "witness"
+
+
+class NodeRecord(msgspec.Struct, frozen=True):
+    """`node/<name>`: where a node is found. `role`: member, or witness, which votes in etcd and leads nothing."""
+
+    address: str
+    client_url: str
+    rpc: str
+    api_url: str
+    role: str = MEMBER
+    version: str = ""
+
+
+class CandidateRecord(msgspec.Struct, frozen=True):
+    """`cand/<node>`, on its lease: whether the node would lead the kernel, and why not."""
+
+    eligible: bool
+    reason: str
+
+
+class HeadRecord(msgspec.Struct, frozen=True):
+    """`ctl/head`: the newest rev that is committed. `gen` is the store's life in which it was."""
+
+    rev: int
+    digest: bytes
+    gen: int
+
+
+class SnapshotRecord(msgspec.Struct, frozen=True):
+    """`ctl/snap`: the newest whole snapshot; its bytes are in `chunks` keys."""
+
+    rev: int
+    chunks: int
+    size_bytes: int
+
+
+class PauseRecord(msgspec.Struct, frozen=True):
+    """`pause`: while it is there nothing moves between nodes."""
+
+    author: str
+    since_ms: int = 0
+
+
+def prefix(cluster: str) -> str:
+    return f"/piccolo/{cluster}/"
+
+
+def log_key(rev: int) -> str:
+    """Keys sort as revs do."""
+    return f"{LOG}{rev:020}"
+
+
+def chunk_key(rev: int, index: int) -> str:
+    return f"{SNAPSHOT}/{rev:020}/{index:06}"

@@ -1,0 +1,406 @@
+"""The leaser of a member of a cluster: leadership lives in etcd, and this node's part of it in the core that it drives."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from piccolod import clock
+from piccolod.cluster_mode import Mode
+from piccolod.errors import (
+    Busy,
+    Conflict,
+    Exists,
+    LeaderHint,
+    NoLeader,
+    NotFound,
+    NotLeader,
+    NotSupported,
+    OutcomeUnknown,
+    PiccoloError,
+    StoreRestored,
+    StoreUnavailable,
+    TooMany,
+)
+from piccolod.leadership import actions, events, keys, transactions
+from piccolod.leadership.actions import Action, Ended
+from piccolod.leadership.events import PageState, PageTerm
+from piccolod.leadership.page import CAPACITY, PageWriter
+from piccolod.leadership.records import ChangeRecord, TermRecord
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.roles import Reason
+from piccolod.leadership.state import Config, Phase
+from piccolod.leadership.timing import POLL_S
+from piccolod.leadership.transactions import Compare, Kind, Outcome, Put, Transaction
+from piccolod.module import Module
+from piccolod.protocol.consensus import Candidate
+from piccolod.supervisor.rundir import last_tick
+from services.consensus import cluster_records, history, members_file, prover, standing
+from services.consensus.cluster_records import PAUSE, PauseRecord
+from services.consensus.driver import Driver
+from services.consensus.etcd_store import Attempt, EtcdStore
+from services.consensus.leaser import Place
+from services.consensus.memory import MemoryFile
+from services.consensus.registration import Registration
+
+_CAMPAIGN_S: Final = 1.0
+_END_S: Final = 4.0  # from a request to end a term until its caller is told that it takes longer
+# Longer than its callers' patience for parked writes: then it is taken back (leadership.md, Planned moves).
+_SWITCHOVER_S: Final = 2.0
+_LEAVE_S: Final = 1.0
+_LOOK_S: Final = 0.005
+_LEAVE_LOOKS: Final = 200
+_PROPOSAL_S: Final = 5.0
+_REFUSED_S: Final = 1.0
+_SILENT_S: Final = 2 * POLL_S
+
+
+class EtcdLeaser:
+    """See `Leaser` for what each method promises. `changed()` is called whenever `records` may be others."""
+
+    def __init__(self, module: Module, page: PageWriter, mode: Mode, changed: Callable[[], None]) -> None:
+        """Raises PiccoloError for files of the cluster that cannot be read or are none."""
+        self._module = module
+        self._page = page
+        self._node = mode.node
+        paths = module.paths
+        timing = members_file.timing_of(paths)
+        store = EtcdStore(members_file.open_client(paths, timing.rpc_s), cluster_records.prefix(mode.cluster))
+        self.driver: Final = Driver(
+            Config(mode.node, module.config.node.address, timing), store, page, MemoryFile(paths.cluster / "seen.json"),
+            prover.Prover(paths, module.call, self._store_lives), lambda: last_tick(paths), module.log, self._heard,
+            self._looked,
+        )  # fmt: skip
+        self.registration: Final = Registration(self.driver, paths, module.log, self._store_lives)
+        self._changed = changed
+        self._shape: object = None
+        self._records: Mapping[str, TermRecord] = {}
+        self._proposals: dict[int, asyncio.Future[tuple[actions.Proposed, Attempt | None]]] = {}
+        self._numbers = itertools.count(1)
+        self._moves: dict[str, asyncio.Future[str]] = {}
+        self._running: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        module = self._module
+        page = self._page.read()
+        shown, on_page = None, set()
+        if page is not None and page.boot_id == clock.boot_id():
+            terms = {name: PageTerm(term.token, term.epoch, term.closing) for name, term in page.terms.items()}
+            shown = PageState(page.gen, page.sid, page.lease_id, page.soft_at, page.hard_at, terms)
+            on_page = {RESOURCE_KERNEL} & set(terms)
+        running = tuple(sorted(on_page | prover.running(module.paths)))
+        memory = MemoryFile(module.paths.cluster / "seen.json").read()
+        first = events.Started(clock.boot_id(), shown, memory, running)
+        self._running = module.spawn(self.driver.run(first), name="leadership")
+        module.spawn(self.registration.run(), name="registration")
+        await self.driver.until(lambda: self.driver.state.boot_id, _CAMPAIGN_S)
+
+    async def leave(self) -> None:
+        """The kernel, once persistence has ended: others need not wait for a span then. A term of an app ends with the app."""
+        driver = self.driver
+        term = driver.state.terms.get(RESOURCE_KERNEL)
+        if term is None or not standing.best_candidate(driver.state, driver.facts):
+            return
+        for _ in range(_LEAVE_LOOKS):
+            if not self._store_lives():
+                self.registration.forget(RESOURCE_KERNEL)
+                driver.feed(events.Release(RESOURCE_KERNEL, term.token, Reason.DRAIN))
+                await driver.until(lambda: not self._holds(RESOURCE_KERNEL, term.token), _LEAVE_S)
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    async def end(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait((self._running,))
+        self.registration.end()
+        await self.driver.store.client.close()
+
+    # --- questions
+
+    def records(self) -> Mapping[str, TermRecord]:
+        return self._records
+
+    def hard_at(self, record: TermRecord) -> float:
+        return standing.hard_at(self.driver.state, record)
+
+    def place(self, node: str) -> Place:
+        record = self.driver.facts.nodes.get(node)
+        if record is not None:
+            return Place(record.address, record.api_url)
+        return Place(self._module.config.node.address if node == self._node else "", "")
+
+    def candidates(self, resource: str) -> tuple[Candidate, ...]:
+        return standing.candidates(self.driver.state, self.driver.facts) if resource == RESOURCE_KERNEL else ()
+
+    async def verify(self, resource: str, token: int) -> bool:
+        seen = await self.driver.store.read(self.driver.store.client.rpc_s)
+        epoch = seen.records.get(keys.EPOCH + resource)
+        return epoch is not None and epoch.mod == token and standing.leads(self.driver.state, resource)
+
+    async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
+        return await history.read(self.driver.store, resource, limit)
+
+    def trouble(self) -> str:
+        if self.driver.state.restored:
+            return f"{Ended.RESTORED.value}: nothing is led until `piccoloctl cluster recover --force`"
+        if self.driver.blocked:
+            return self.driver.blocked
+        return "" if self._fresh() else "etcd does not answer, or has no quorum"
+
+    def hint(self, resource: str) -> LeaderHint | None:
+        """Which other node leads it; None when none does, or this node cannot know."""
+        state = self.driver.state
+        node = standing.holder(state, resource)
+        if node in ("", self._node) or state.restored or not self._fresh():
+            return None
+        place, epoch = self.place(node), self.driver.state.view.epochs[resource]
+        return LeaderHint(node, place.address, place.url, epoch.value.epoch)
+
+    # --- terms
+
+    async def campaign(self, resource: str, reason: Reason) -> TermRecord:
+        """Of `kernel` it is a standing wish, for as long as it is asked again."""
+        state = self.driver.state
+        self._check_stays(resource)
+        term = state.terms.get(resource)
+        if term is not None and term.phase is not Phase.OPEN:
+            raise Busy(f"epoch {term.epoch} of {resource} is being closed", hint="it can be led again once that is done")
+        own = self.driver.facts.nodes.get(self._node)
+        if own is not None and own.role != cluster_records.MEMBER:
+            raise NotLeader("a witness votes and leads nothing", leader=self.hint(resource))
+        if term is None and len(state.terms) >= CAPACITY:
+            raise TooMany(f"this node leads {CAPACITY} resources already", hint="uninstall or stop an app")
+        if term is None and resource != RESOURCE_KERNEL:
+            await self._check_stays_here(resource)
+        self.registration.wish(resource, reason)
+        if term is None and not await self.driver.until(lambda: self._decided(resource), _CAMPAIGN_S):
+            raise self._no_leader(resource)
+        if not standing.leads(self.driver.state, resource):
+            raise self._not_leader(resource)
+        return self._records[resource]
+
+    async def close(self, resource: str, token: int) -> None:
+        if self._current(resource, token):
+            self._check_stays(resource)
+            self.driver.feed(events.Close(resource, token))
+            if not await self.driver.until(lambda: not self._is_open(resource, token), _END_S):
+                raise StoreUnavailable(self.driver.blocked or f"{resource} is not closed yet", hint="see the disk")
+
+    async def release(self, resource: str, token: int, reason: Reason) -> None:
+        if not self._current(resource, token):
+            self.registration.forget(resource)
+            return
+        self._check_stays(resource)
+        self.registration.forget(resource)
+        self.driver.feed(events.Release(resource, token, reason))
+        if not await self.driver.until(lambda: not self._holds(resource, token), _END_S):
+            raise StoreUnavailable(
+                f"the end of epoch {self.driver.state.terms[resource].epoch} of {resource} is not committed yet",
+                hint="it is closed here and goes on by itself",
+            )
+
+    # --- planned moves
+
+    async def switchover(self, resource: str, to: str) -> None:
+        await self._hand_over(resource, to, Reason.SWITCHOVER)
+
+    async def give_away(self, resource: str) -> None:
+        await self._hand_over(resource, "", Reason.RELEASED)
+
+    async def pause(self, on: bool, author: str) -> None:
+        """By a record that every node watches. Any member may write it: who led may be gone, and stay so until it resumes."""
+        state = self.driver.state
+        if state.session is None or not self._fresh():
+            raise self._no_leader(RESOURCE_KERNEL)
+        record = PauseRecord(author, clock.wall_ms())
+        puts, deletes = ((Put(PAUSE, record),), ()) if on else ((), (PAUSE,))
+        guard = (transactions.same_session(self._node, state.session.sid), transactions.same_gen(state.session.gen))
+        done = await self.driver.put(Transaction(Kind.RECORD, guard, puts, deletes))
+        if done.outcome is Outcome.REFUSED:
+            raise NoLeader("this node has lost its session meanwhile", hint="try again in a moment")
+        if done.error is not None:
+            raise done.error
+        await self.driver.until(lambda: self.driver.state.paused is on, _CAMPAIGN_S)
+
+    async def _hand_over(self, resource: str, to: str, reason: Reason) -> None:
+        driver = self.driver
+        if resource != RESOURCE_KERNEL:
+            raise NotSupported(f"{resource} stays on its node: placement is not there yet")
+        if to and to not in driver.facts.nodes:
+            raise NotFound(f"there is no node {to}", hint="`piccoloctl cluster list` shows them")
+        if to and standing.holder(driver.state, resource) == to:
+            raise Exists(f"{to} leads {resource} already")
+        if not standing.leads(driver.state, resource):
+            raise self._not_leader(resource)
+        if driver.facts.paused:
+            raise Conflict("the cluster is paused: nothing moves", hint="`piccoloctl cluster resume`")
+        self._check_stays(resource)
+        to = to or standing.best_candidate(driver.state, driver.facts)
+        why = standing.unfit(driver.state, driver.facts, to) if to else "no other node could lead it now"
+        if why:
+            raise Conflict(f"{to or resource}: {why}", hint="`piccoloctl leaders show kernel` tells it of each node")
+        await self._move(resource, to, reason)
+
+    async def _move(self, resource: str, to: str, reason: Reason) -> None:
+        driver, op = self.driver, f"{self._node}-{clock.now_ns()}"
+        move = self._moves[resource] = asyncio.get_running_loop().create_future()
+        try:
+            place = self.place(to)
+            driver.feed(events.Switchover(resource, to, place.address, op, reason, clock.now() + _SWITCHOVER_S))
+            async with asyncio.timeout(_SWITCHOVER_S + _END_S):
+                failed = await move
+        except TimeoutError:
+            raise OutcomeUnknown(
+                f"etcd does not say whether {to} has {resource}", hint="see `piccoloctl leaders list`"
+            ) from None
+        finally:
+            del self._moves[resource]
+        if failed:
+            raise Conflict(f"{resource} stays here: {failed}", hint="try again, or choose another node")
+        await driver.until(lambda: standing.holder(driver.state, resource) == to, _CAMPAIGN_S)
+
+    # --- writes of the kernel's leader
+
+    async def propose(
+        self, token: int, compares: tuple[Compare, ...], puts: tuple[Put, ...], deletes: tuple[str, ...] = ()
+    ) -> int:
+        """Writes under the token, and returns etcd's revision of that.
+
+        Raises NotLeader when it is not the token of the open term any more, Conflict when one of `compares` fails; anything
+        but OutcomeUnknown says that it was not done.
+        """
+        number = next(self._numbers)
+        answer = self._proposals[number] = asyncio.get_running_loop().create_future()
+        try:
+            self.driver.feed(events.Propose(number, token, compares, puts, deletes))
+            async with asyncio.timeout(_PROPOSAL_S):
+                proposed, attempt = await answer
+        except TimeoutError:
+            raise OutcomeUnknown("the write was not answered", hint="read again before trying again") from None
+        finally:
+            del self._proposals[number]
+        if proposed.outcome is Outcome.COMMITTED:
+            return int(proposed.rev)
+        if proposed.outcome is Outcome.REFUSED:
+            raise await self._refused(token, compares)
+        if attempt is None or attempt.error is None or self.driver.state.restored:
+            raise OutcomeUnknown("etcd is not the one that was written to", hint="see `piccoloctl cluster recover`")
+        raise attempt.error
+
+    async def _refused(self, token: int, compares: tuple[Compare, ...]) -> PiccoloError:
+        """By what: revisions only grow, so that a look afterwards still shows it. The token counts first."""
+        epoch = keys.EPOCH + RESOURCE_KERNEL
+        if not standing.leads(self.driver.state, RESOURCE_KERNEL):
+            return self._not_leader(RESOURCE_KERNEL)
+        try:
+            found, _ = await self.driver.store.revisions((epoch, *(one.key for one in compares)), _REFUSED_S)
+        except PiccoloError:
+            return Conflict("etcd refused the write", hint="read the head again")
+        others = [one.key for one in compares if found.get(one.key, 0) != one.value]
+        if found.get(epoch) == token and others:
+            return Conflict(f"{others[0]} is another one by now", hint="read it again")
+        return self._not_leader(RESOURCE_KERNEL)
+
+    # --- inside
+
+    def _store_lives(self) -> bool:
+        return self._module.peers.instance("persistence") != ""
+
+    def _heard(self, action: Action) -> None:
+        log = self._module.log
+        if isinstance(action, actions.Proposed):
+            answer, attempt = self._proposals.get(action.proposal), self.driver.attempt(action.proposal)
+            if answer is not None and not answer.done():
+                answer.set_result((action, attempt))
+        elif isinstance(action, actions.Over):
+            self._moved(action.resource, "" if action.why is Ended.HANDED_OVER else action.why)
+            log.info("left a term", resource=action.resource, token=action.token, reason=action.why.value)
+        elif isinstance(action, actions.SwitchoverFailed):
+            self._moved(action.resource, "it was not done in time, or the node is gone")
+        elif isinstance(action, actions.Opened):
+            log.info("opened a term", resource=action.resource, epoch=action.epoch, token=action.token, reason=action.reason)
+        elif isinstance(action, actions.SessionOpened):
+            log.info("opened a session", sid=action.sid)
+        elif isinstance(action, actions.SessionOver):
+            log.warning("ended a session", sid=action.sid, reason=action.why.value)
+        elif isinstance(action, actions.Alarm):
+            log.error("raised an alarm", reason=action.text)
+
+    def _moved(self, resource: str, failed: str) -> None:
+        move = self._moves.get(resource)
+        if move is not None and not move.done():
+            move.set_result(failed)
+
+    def _looked(self) -> None:
+        """After each event: tells what has changed, and nothing for a heartbeat."""
+        driver = self.driver
+        state, facts = driver.state, driver.facts
+        shape = (
+            state.view.shape, state.terms, state.session is None, state.restored, driver.blocked,
+            facts.nodes, facts.head, facts.paused, facts.changed_count,
+        )  # fmt: skip
+        if shape != self._shape:
+            self._shape = shape
+            self._records = standing.records(state, facts.changes)
+            self._changed()
+
+    def _current(self, resource: str, token: int) -> bool:
+        """Whether the token names the term that is held here. Raises Conflict for a token that never was."""
+        record = self._records.get(resource)
+        if record is None or token > record.token:
+            raise Conflict(f"{token} is no token of {resource}", hint="campaign first")
+        return self._holds(resource, token)
+
+    def _check_stays(self, resource: str) -> None:
+        if resource in self._moves:
+            raise Busy(f"{resource} is being handed over", hint="try again in a moment")
+
+    def _holds(self, resource: str, token: int) -> bool:
+        term = self.driver.state.terms.get(resource)
+        return term is not None and term.token == token
+
+    def _is_open(self, resource: str, token: int) -> bool:
+        return self._holds(resource, token) and standing.leads(self.driver.state, resource)
+
+    def _decided(self, resource: str) -> bool:
+        return standing.leads(self.driver.state, resource) or self.hint(resource) is not None
+
+    def _fresh(self) -> bool:
+        return clock.now() - self.driver.heard_at <= _SILENT_S
+
+    async def _check_stays_here(self, resource: str) -> None:
+        """Until there is placement an app stays where it was; where it was nowhere, the kernel's leader begins it."""
+        state = self.driver.state
+        if not await self.driver.until(lambda: self.driver.state.settled, _CAMPAIGN_S):
+            raise self._no_leader(resource)
+        state = self.driver.state
+        epoch = state.view.epochs.get(resource)
+        if epoch is not None and epoch.value.node != self._node:
+            place = self.place(epoch.value.node)
+            hint = LeaderHint(epoch.value.node, place.address, place.url, epoch.value.epoch)
+            raise NotLeader(f"{resource} is at home on {epoch.value.node}", hint="it stays there", leader=hint)
+        if epoch is None and not standing.leads(state, RESOURCE_KERNEL):
+            raise NotLeader(f"the node that leads the kernel begins {resource}", leader=self.hint(RESOURCE_KERNEL))
+
+    def _not_leader(self, resource: str) -> PiccoloError:
+        hint = self.hint(resource)
+        if hint is None:
+            return NotLeader(f"this node does not lead {resource} now", hint="see `piccoloctl leaders list`")
+        return NotLeader(f"{hint.node} leads {resource}", hint=f"ask {hint.node}", leader=hint)
+
+    def _no_leader(self, resource: str) -> PiccoloError:
+        state = self.driver.state
+        if state.restored:
+            return StoreRestored(Ended.RESTORED.value, hint="see `piccoloctl cluster recover`")
+        if self.driver.blocked:
+            return StoreUnavailable(self.driver.blocked, hint="see the disk")
+        if not self._fresh():
+            return StoreUnavailable("etcd does not answer, or has no quorum", hint="see `piccoloctl cluster list`")
+        if state.session is None:
+            return NoLeader(f"nobody leads {resource}, and this node has no session yet", hint="try again in a moment")
+        if state.paused:
+            return NoLeader(f"nobody leads {resource}, and the cluster is paused", hint="`piccoloctl cluster resume`")
+        return NoLeader(f"nobody leads {resource} now", hint="see `piccoloctl why kernel`")

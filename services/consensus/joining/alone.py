@@ -1,0 +1,141 @@
+"""The commands of membership on a node alone: it can found a cluster or join one, and has nobody to let in."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from typing import Any, Final
+
+from piccolod import cluster_mode
+from piccolod.errors import Busy, Conflict, PiccoloError
+from piccolod.module import Caller, Module
+from piccolod.protocol.base import Nothing
+from piccolod.protocol.cluster import (
+    AddMember,
+    Admission,
+    Cluster,
+    GetCluster,
+    InitCluster,
+    JoinCluster,
+    KnownMember,
+    Leave,
+    Member,
+    RemoveMember,
+)
+from piccolod.protocol.persistence import CryptoStatus, GetCryptoStatus
+from services.consensus.joining import checks
+from services.consensus.joining.folder import Folder
+from services.consensus.joining.place import own_record
+from services.consensus.joining.supervised import Supervised, undo
+from services.consensus.leaser import Leaser
+
+_STATUS_S: Final = 5.0
+# Long enough for the answer to reach whoever asked, by way of the api.
+_ANSWERED_S: Final = 0.2
+
+
+class Alone:
+    def __init__(self, module: Module, leaser: Leaser) -> None:
+        self._module = module
+        self._leaser = leaser
+        self._folder = Folder(module.paths)
+        self._supervised = Supervised(module.paths)
+        self._turn = asyncio.Lock()
+        self._is_ending = False
+
+    async def start(self) -> None:
+        """Wipes what a crash of `init` or `join` left."""
+        if not self._folder.is_left_over():
+            return
+        self._module.log.warning("wiping what was left of a cluster that this node is no member of")
+        try:
+            await undo(self._folder, self._supervised)
+        except (PiccoloError, OSError) as error:  # the terms of this node need none of it; the next start tries again
+            self._module.log.error("could not wipe it", reason=str(error))
+
+    def check_begins(self) -> None:
+        """Raises Busy while the log is on its way into a cluster: what was closed for that must not be led again here."""
+        if self._is_ending:
+            raise Busy("this node is becoming a member of a cluster", hint="try again in a moment")
+
+    def serve(self) -> None:
+        self._module.serve(GetCluster, self._cluster)
+        self._module.serve(InitCluster, self._init)
+        self._module.serve(JoinCluster, self._join)
+        self._module.serve(AddMember, self._add)
+        self._module.serve(RemoveMember, self._remove)
+        self._module.serve(Leave, self._leave)
+
+    async def _cluster(self, request: GetCluster, caller: Caller) -> Cluster:
+        return Cluster(mode="alone", node=self._module.config.node.name)
+
+    async def _init(self, request: InitCluster, caller: Caller) -> Cluster:
+        async with self._one_at_a_time():
+            config = self._module.config
+            checks.may_found_or_join(config)
+            status = await self._status()
+            checks.may_found(status)
+            init = (await _late("init")).Init(self._module, self._leaser, self._folder, self._supervised, request.profile)
+            self._is_ending = True
+            try:
+                await init.run(status)
+            finally:
+                self._is_ending = cluster_mode.load(self._folder.path) is not None
+            return self._begun(status.cluster_id, {config.node.name: own_record(self._module)})
+
+    async def _join(self, request: JoinCluster, caller: Caller) -> Cluster:
+        async with self._one_at_a_time():
+            config = self._module.config
+            checks.may_found_or_join(config)
+            checks.may_give_up_data(config, await self._status(), request.discard_local)
+            try:
+                await (await _late("join")).Join(self._module, self._folder, self._supervised).run(request)
+            finally:
+                self._is_ending = (mode := cluster_mode.load(self._folder.path)) is not None
+            assert mode is not None
+            return self._begun(mode.cluster, self._folder.members())
+
+    def _begun(self, cluster: str, members: dict[str, KnownMember]) -> Cluster:
+        self._module.spawn(self._restart(), name="restart as a member")
+        shown = tuple(
+            Member(
+                node=name, role=each.role, address=each.address, rpc=each.rpc, api_url=each.api_url, state="silent",
+                voter=False, leads_kernel=False, epoch=0, rev=0,
+            )
+            for name, each in sorted(members.items())
+        )  # fmt: skip
+        return Cluster(
+            mode="etcd", node=self._module.config.node.name, cluster=cluster, profile=self._folder.timing().profile,
+            members=shown,
+        )  # fmt: skip
+
+    async def _restart(self) -> None:
+        """Whoever acts for the node alone ends first; this module last, for its end ends this very task."""
+        await self._supervised.restart("persistence", "apps")
+        await asyncio.sleep(_ANSWERED_S)
+        await self._supervised.restart("api", "consensus")
+
+    async def _add(self, request: AddMember, caller: Caller) -> Admission:
+        raise self._nobody()
+
+    async def _remove(self, request: RemoveMember, caller: Caller) -> Nothing:
+        raise self._nobody()
+
+    async def _leave(self, request: Leave, caller: Caller) -> Nothing:
+        raise self._nobody()
+
+    def _nobody(self) -> PiccoloError:
+        return Conflict(f"{self._module.config.node.name} is a node alone", hint="`piccoloctl cluster init` founds a cluster")
+
+    async def _status(self) -> CryptoStatus:
+        return await self._module.call(GetCryptoStatus(), timeout_s=_STATUS_S)
+
+    def _one_at_a_time(self) -> asyncio.Lock:
+        if self._turn.locked() or self._is_ending:
+            raise Busy("this node is just becoming a member of a cluster", hint="`piccoloctl cluster list` shows how it goes")
+        return self._turn
+
+
+async def _late(name: str) -> Any:
+    """A file that needs grpc and cryptography, which a node alone has no memory for. In a thread: it holds up no beat."""
+    return await asyncio.to_thread(importlib.import_module, f"services.consensus.joining.{name}")

@@ -1,0 +1,150 @@
+"""`state_dir/cluster`: what a member knows of its cluster beside the mode. Each file whole and synced, or as it was.
+
+Nothing of it counts before `mode` is there (piccolod/cluster_mode.py): what a crash of `cluster init` or of a join left is
+wiped by the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from piccolod import clock, cluster_mode, etcd_conf
+from piccolod.errors import Invalid, StoreUnavailable
+from piccolod.paths import Paths
+from piccolod.protocol.cluster import KnownMember, Timing
+from piccolod.supervisor.rundir import group_id
+
+# The key of the node's certificate is shared with modules that have users of their own, by the group that they are in.
+_FOREIGN: Final = "store-given-up"
+_PUBLIC, _SHARED, _SECRET = 0o644, 0o640, 0o600
+
+T = TypeVar("T")
+
+
+class Folder:
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self.path: Final = paths.cluster
+
+    @property
+    def ca(self) -> Path:
+        return self.path / "ca.pem"
+
+    @property
+    def certificate(self) -> Path:
+        return self.path / "node.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.path / "node.key"
+
+    def make(self) -> None:
+        """Empty and new. Raises OSError."""
+        self.wipe()
+        cluster_mode.make_folder(self.path)
+
+    def keep_certificate(self, certificate: str, key: bytes, ca: str) -> None:
+        """The key first: a certificate without its key is of no use to who reads them in between. Raises OSError."""
+        self._write(self.key, key, _SHARED)
+        self._write(self.ca, ca.encode(), _PUBLIC)
+        self._write(self.certificate, certificate.encode(), _PUBLIC)
+
+    def renew_certificate(self, certificate: str) -> None:
+        """In the place of the former one, whose key it has. Raises OSError."""
+        self._write(self.certificate, certificate.encode(), _PUBLIC)
+
+    def keep_members(self, members: Mapping[str, KnownMember]) -> None:
+        self._write(self.path / "members.json", msgspec.json.format(msgspec.json.encode(members)), _PUBLIC)
+
+    def members(self) -> dict[str, KnownMember]:
+        """As they were known last. Raises Invalid, StoreUnavailable."""
+        return self._read("members.json", dict[str, KnownMember])
+
+    def keep_timing(self, timing: Timing) -> None:
+        self._write(self.path / "timing.json", msgspec.json.encode(timing), _PUBLIC)
+
+    def timing(self) -> Timing:
+        """Raises Invalid, StoreUnavailable."""
+        return self._read("timing.json", Timing)
+
+    def keep_etcd(self, settings: etcd_conf.Settings) -> None:
+        etcd_conf.write(settings, self._paths.etcd_conf)
+
+    def give_store_up(self) -> None:
+        """Once this node is a member, the store that it had alone is not its store any more. Raises OSError."""
+        self._write(self.path / _FOREIGN, b"", _PUBLIC)
+
+    def settle_store(self) -> bool:
+        """Sets the store aside that was given up, which a crash may have left to be done. Whether it did. Raises OSError."""
+        if not (self.path / _FOREIGN).exists():
+            return False
+        set_store_aside(self._paths)
+        (self.path / _FOREIGN).unlink()
+        return True
+
+    def drop_etcd(self) -> None:
+        """From the next reload of the supervisor on no etcd runs here. Raises OSError."""
+        self._paths.etcd_conf.unlink(missing_ok=True)
+
+    def wipe(self) -> None:
+        """All of it, and etcd's data. `mode` goes first: without it the rest counts for nothing. Raises OSError.
+
+        etcd must have ended before, or its data comes back.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            cluster_mode.leave(self.path)
+        for folder in (self._paths.etcd_data, self.path):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+
+    def is_left_over(self) -> bool:
+        """Whether a crash left something of a cluster that this node is no member of."""
+        return cluster_mode.load(self.path) is None and (self.path.exists() or self._paths.etcd_data.exists())
+
+    def _read(self, name: str, kind: type[T]) -> T:
+        file = self.path / name
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=kind)
+        except OSError as error:
+            raise StoreUnavailable(f"{file}: {error.strerror}", hint="join this node again") from error
+        except msgspec.MsgspecError as error:
+            raise Invalid(f"{file} is damaged: {error}", hint="join this node again") from error
+
+    def _write(self, file: Path, content: bytes, mode: int) -> None:
+        draft = file.with_name(f"{file.name}.new")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _SECRET)
+        try:
+            if mode == _SHARED:
+                os.fchown(fd, -1, group_id())
+            os.fchmod(fd, mode)
+            os.write(fd, content)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(draft, file)
+        _sync(file.parent)
+
+
+def set_store_aside(paths: Paths) -> None:
+    """Deletes nothing: the folder gets another name, and an empty one with the same owner its place. Raises OSError."""
+    if not any(paths.store.glob("*")):
+        return
+    was = paths.store.stat()
+    paths.store.rename(paths.store.with_name(f"{paths.store.name}.before-{clock.wall_ms()}"))
+    paths.store.mkdir(mode=0o700)
+    os.chown(paths.store, was.st_uid, was.st_gid)
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

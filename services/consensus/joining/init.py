@@ -1,0 +1,164 @@
+"""`cluster init`: a node alone becomes the first member of a cluster, and its log moves into etcd.
+
+The rename of `mode` is the commit point. Until then etcd and the folder are drafts: whatever fails or crashes before leaves a
+node alone, and the next start wipes what is left. Nothing is written here between the last look at the log and the rename:
+writes are parked, and the term of the kernel is closed on the page, which no write passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from piccolod import clock, cluster_mode, etcd_conf
+from piccolod.errors import Conflict, StoreUnavailable, Unavailable
+from piccolod.leadership import keys
+from piccolod.leadership import timing as leadership
+from piccolod.leadership.keys import EpochRecord
+from piccolod.leadership.page import PageReader
+from piccolod.leadership.records import TermRecord
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.timing import Choice
+from piccolod.module import Module
+from piccolod.pki import authority
+from piccolod.protocol.cluster import Timing
+from piccolod.protocol.joining import IssueCertificate
+from piccolod.protocol.log import Exported, ExportLog
+from piccolod.protocol.persistence import CryptoStatus
+from services.consensus import cluster_records, seed, wire
+from services.consensus.cluster_records import NodeRecord
+from services.consensus.etcd.client import Client
+from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Range, Transaction
+from services.consensus.etcd.upkeep import local_client
+from services.consensus.gen import GenFile
+from services.consensus.joining import measure
+from services.consensus.joining.folder import Folder
+from services.consensus.joining.moving import Move
+from services.consensus.joining.place import etcd_settings, own_record
+from services.consensus.joining.supervised import Supervised, undo
+from services.consensus.leaser import Leaser
+from services.consensus.memory import MemoryFile
+
+_EXPORT_S: Final = 30.0
+_CERTIFICATE_S: Final = 5.0
+_HEALTHY_S: Final = 15.0
+_PUT_S: Final = 5.0
+_LOOK_S: Final = 0.1
+HOLD_S: Final = 5.0  # longer than what is left to do then; the process that holds ends right after it
+
+
+class Init:
+    """One attempt. `run` returns once this node is a member, or undoes what it did and raises what was in the way."""
+
+    def __init__(self, module: Module, leaser: Leaser, folder: Folder, supervised: Supervised, profile: str) -> None:
+        self._module = module
+        self._leaser = leaser
+        self._folder = folder
+        self._supervised = supervised
+        self._profile = profile
+        self._node = module.config.node.name
+
+    async def run(self, status: CryptoStatus) -> None:
+        log = self._module.log
+        chosen = await asyncio.to_thread(measure.choice, self._profile, self._module.paths.state)
+        log.info("founding a cluster", cluster=status.cluster_id, profile=chosen.why)
+        await asyncio.to_thread(self._folder.make)
+        try:
+            await self._write_folder(status.cluster_id, chosen)
+            await self._supervised.etcd_as_written()
+            await self._supervised.etcd_ready()
+            await self._fill(status.cluster_id, chosen)
+            mode = cluster_mode.Mode(cluster=status.cluster_id, node=self._node, since_ms=clock.wall_ms())
+            await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode)
+        except BaseException as error:
+            if cluster_mode.load(self._folder.path) is None:
+                log.warning("could not found the cluster", reason=str(error) or type(error).__name__)
+                await undo(self._folder, self._supervised)
+            raise
+        log.info("founded the cluster", cluster=status.cluster_id)
+
+    async def _write_folder(self, cluster: str, chosen: Choice) -> None:
+        key, folder = authority.make_key(), self._folder
+        address = self._module.config.node.address
+        order = IssueCertificate(csr=authority.make_request(key), node=self._node, address=address)
+        issued = await self._module.call(order, timeout_s=_CERTIFICATE_S)
+        folder.keep_certificate(issued.certificate, key, issued.ca)
+        folder.keep_timing(Timing(profile=chosen.timing.profile, stop_s=chosen.timing.stop_s))
+        folder.keep_members({self._node: own_record(self._module)})
+        token = f"piccolo-{cluster}-{secrets.token_hex(4)}"
+        folder.keep_etcd(etcd_settings(self._module, folder, token, chosen.timing, {}))
+
+    async def _fill(self, cluster: str, chosen: Choice) -> None:
+        paths = self._module.paths
+        settings = etcd_conf.read(paths.etcd_conf)
+        assert settings is not None
+        client, prefix = local_client(settings), cluster_records.prefix(cluster)
+        try:
+            gen = await self._begin(client, prefix, chosen.timing)
+            move = Move(client, prefix, gen, self._export)
+            await move.begin()
+            await move.finish(HOLD_S)
+            await self._close_kernel()
+            MemoryFile(paths.cluster / "seen.json").write(await seed.memory_of(client, prefix, gen))
+        finally:
+            await client.close()
+
+    async def _begin(self, client: Client, prefix: str, timing: leadership.Timing) -> int:
+        """Names the store and this member. What is led is led on, with the tokens that it has; epochs go on counting."""
+        await self._healthy(client, prefix)
+        gen, led = await self._take_terms(client, prefix, timing)
+        await seed.put_gen(client, prefix, gen)
+        own = own_record(self._module)
+        await seed.put_node(client, prefix, self._node, NodeRecord(**msgspec.structs.asdict(own)))
+        ended = {name: record for name, record in self._leaser.records().items() if name not in led}
+        puts = epochs(prefix, ended, self._node, timing.span_s)
+        for at in range(0, len(puts), MOST_OPERATIONS):
+            await client.transact(Transaction((), tuple(puts[at : at + MOST_OPERATIONS])), _PUT_S)
+        return gen
+
+    async def _take_terms(self, client: Client, prefix: str, timing: leadership.Timing) -> tuple[int, frozenset[str]]:
+        """The gen of the new store, and what goes on in it: nothing, so that it restarts, when etcd is beyond its tokens."""
+        paths, node = self._module.paths, self._module.config.node
+        page, held = PageReader(paths.page).read(), self._leaser.records()
+        if page is not None and page.terms.keys() <= held.keys():
+            try:
+                await seed.put_terms(client, prefix, self._node, node.address, page, tuple(held.values()), timing)
+                return page.gen, frozenset(page.terms)
+            except Conflict as error:
+                self._module.log.warning("what is led here begins anew in the cluster", reason=error.detail)
+        least = max((record.gen for record in held.values()), default=0)
+        return GenFile(paths.consensus / "gen").next(least), frozenset()
+
+    async def _healthy(self, client: Client, prefix: str) -> None:
+        """It leads itself, so that a write goes through. Raises StoreUnavailable."""
+        give_up_at = clock.now() + _HEALTHY_S
+        while True:
+            try:
+                await client.find(Range(prefix + keys.GEN), _LOOK_S * 5)
+                return
+            except StoreUnavailable:
+                if clock.now() > give_up_at:
+                    raise
+            await asyncio.sleep(_LOOK_S)
+
+    async def _export(self, request: ExportLog) -> Exported:
+        return await self._module.call(request, timeout_s=_EXPORT_S)
+
+    async def _close_kernel(self) -> None:
+        """The writes that are parked must find no term here when the hold ends before their process does."""
+        kernel = self._leaser.records().get(RESOURCE_KERNEL)
+        if kernel is None:
+            raise Unavailable("this node does not lead its own store yet", hint="try again in a moment")
+        await self._leaser.close(RESOURCE_KERNEL, kernel.token)
+
+
+def epochs(prefix: str, held: Mapping[str, TermRecord], node: str, span_s: float) -> list[Put]:
+    """Every term that this node had, as released: its next one has the next epoch, and an app stays where it was."""
+    return [
+        Put(f"{prefix}{keys.EPOCH}{resource}", wire.encode(EpochRecord(record.epoch, node, 0, span_s, held=False)))
+        for resource, record in held.items()
+    ]

@@ -1,0 +1,103 @@
+"""`cluster join`: a node without data of its own becomes one more member.
+
+The rename of `mode` is the commit point here, the redeemed token on the other side: a crash between them leaves a name in the
+cluster that nobody has, which `nodes remove` frees, and here a node alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from piccolod import clock, cluster_mode
+from piccolod.errors import Failed, NoLeader, NotLeader, OutcomeUnknown, Unavailable
+from piccolod.module import Module
+from piccolod.pki import authority, token
+from piccolod.protocol.cluster import JoinCluster, Welcome
+from services.consensus.joining import door, measure
+from services.consensus.joining.folder import Folder
+from services.consensus.joining.place import etcd_settings, own_record, peer_url
+from services.consensus.joining.supervised import Supervised, undo
+
+# A member change is refused for 5 s after the last one, and a learner before this one has to become a voter first.
+ANSWER_S: Final = 45.0
+AGAIN_S: Final = 20.0
+PAUSE_S: Final = 0.5
+
+
+class Join:
+    """One attempt. `run` returns once this node is a member, or undoes what it did here and raises what was in the way."""
+
+    def __init__(self, module: Module, folder: Folder, supervised: Supervised) -> None:
+        self._module = module
+        self._folder = folder
+        self._supervised = supervised
+        self._node = module.config.node.name
+
+    async def run(self, request: JoinCluster) -> None:
+        log = self._module.log
+        pinned = token.parse(request.token)
+        host, port = door.place(request.address, self._module.config.rpc_port)
+        key = authority.make_key()
+        body = {"id": pinned.id, "secret": pinned.secret, **self._introduction(request.role, authority.make_request(key))}
+        log.info("joining a cluster", address=host, port=port, role=request.role)
+        answer = await self._answer(host, port, pinned.fingerprint, body)
+        welcome = _welcome(answer, pinned.fingerprint)
+        cluster = welcome.admission.cluster
+        await asyncio.to_thread(self._folder.make)
+        try:
+            self._write_folder(welcome, key)
+            await self._supervised.etcd_as_written()
+            await self._supervised.etcd_ready()
+            self._folder.give_store_up()
+            mode = cluster_mode.Mode(cluster=cluster, node=self._node, since_ms=clock.wall_ms())
+            await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode)
+        except BaseException as error:
+            if cluster_mode.load(self._folder.path) is None:
+                log.warning("could not join the cluster", reason=str(error) or type(error).__name__)
+                await undo(self._folder, self._supervised)
+            raise
+        await asyncio.to_thread(self._folder.settle_store)
+        log.info("joined the cluster", cluster=cluster, members=sorted(welcome.admission.members))
+
+    async def _answer(self, host: str, port: int, fingerprint: str, body: dict[str, str]) -> bytes:
+        """Asks again where a member was cut off in the middle (a restart, another leader): it knows the key by now."""
+        give_up_at = clock.now() + AGAIN_S
+        asked = False
+        while True:
+            try:
+                return await asyncio.to_thread(door.knock, host, port, fingerprint, body, ANSWER_S)
+            except (OutcomeUnknown, NoLeader, NotLeader, Unavailable) as error:
+                asked = asked or not isinstance(error, Unavailable)
+                if not asked or clock.now() >= give_up_at:
+                    raise
+                self._module.log.info("asks again to be let in", reason=error.detail)
+            await asyncio.sleep(PAUSE_S)
+
+    def _introduction(self, role: str, request: str) -> dict[str, str]:
+        own = own_record(self._module)
+        config = self._module.config
+        return {
+            "node": self._node, "role": role, "address": own.address, "csr": request, "rpc": own.rpc,
+            "client_url": own.client_url, "peer_url": peer_url(config), "api_url": own.api_url,
+        }  # fmt: skip
+
+    def _write_folder(self, welcome: Welcome, key: bytes) -> None:
+        admission, folder = welcome.admission, self._folder
+        timing = measure.known(admission.timing.profile, admission.timing.stop_s)
+        folder.keep_certificate(welcome.certificate, key, welcome.ca)
+        folder.keep_timing(admission.timing)
+        folder.keep_members(admission.members)
+        folder.keep_etcd(etcd_settings(self._module, folder, admission.etcd_token, timing, admission.initial_cluster))
+
+
+def _welcome(answer: bytes, fingerprint: str) -> Welcome:
+    try:
+        welcome = msgspec.json.decode(answer, type=Welcome)
+    except msgspec.MsgspecError as error:
+        raise Failed(f"the member's answer cannot be read: {error}", hint="is it a newer piccolod?") from error
+    if authority.fingerprint_of(welcome.ca) != fingerprint or not authority.signed_by(welcome.certificate, welcome.ca):
+        raise Unavailable("the member's answer is not signed by the authority of the token", hint="make another token")
+    return welcome

@@ -1,0 +1,140 @@
+"""The commands of membership on a member."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from piccolod import cluster_mode
+from piccolod.cluster_mode import Mode
+from piccolod.errors import Conflict, NoLeader, NotLeader, PiccoloError
+from piccolod.leadership.records import TermState
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.module import Caller, Module
+from piccolod.protocol.base import Nothing
+from piccolod.protocol.cluster import (
+    AddMember,
+    Admission,
+    Cluster,
+    GetCluster,
+    InitCluster,
+    JoinCluster,
+    Leave,
+    RemoveMember,
+)
+from piccolod.protocol.joining import KeepCertificate
+from services.consensus import members_file
+from services.consensus.etcd_leaser import EtcdLeaser
+from services.consensus.joining import checks, renewal
+from services.consensus.joining.folder import Folder, set_store_aside
+from services.consensus.joining.members import Membership
+from services.consensus.joining.supervised import Supervised, undo
+
+_ANSWERED_S: Final = 0.2
+
+
+class Joined:
+    def __init__(self, module: Module, leaser: EtcdLeaser, mode: Mode) -> None:
+        self._module = module
+        self._leaser = leaser
+        self._mode = mode
+        self._folder = Folder(module.paths)
+        self._supervised = Supervised(module.paths)
+        store = leaser.driver.store
+        self._members = Membership(store.client, store.prefix, self._folder, mode.node, self._leads, module.log)
+
+    async def start(self) -> None:
+        """Ends what a crash of the join left undone."""
+        try:
+            if await asyncio.to_thread(self._folder.settle_store):
+                self._module.log.info("set the store aside that this node had alone")
+                await self._supervised.restart("persistence")
+        except (PiccoloError, OSError) as error:
+            self._module.log.error("could not set the store aside that this node had alone", reason=str(error))
+
+    def check_begins(self) -> None:
+        """Terms of a member begin as etcd says."""
+
+    def serve(self) -> None:
+        self._module.serve(GetCluster, self._cluster)
+        self._module.serve(InitCluster, self._init)
+        self._module.serve(JoinCluster, self._join)
+        self._module.serve(AddMember, self._add)
+        self._module.serve(RemoveMember, self._remove)
+        self._module.serve(Leave, self._leave)
+        self._module.serve(KeepCertificate, self._keep_certificate)
+        self._module.spawn(self._members.run(), name="members")
+
+    async def _cluster(self, request: GetCluster, caller: Caller) -> Cluster:
+        found = await self._members.cluster(self._mode.cluster)
+        told = list(found.warnings)
+        if self._leaser.driver.facts.paused:
+            told.append("the cluster is paused, nothing moves between nodes: `piccoloctl cluster resume` ends that")
+        if self._mode.node not in {each.node for each in found.members}:
+            told.append(f"{self._mode.node} was taken out of the cluster: `piccoloctl cluster leave` makes it a node alone")
+        return msgspec.structs.replace(found, warnings=tuple(told))
+
+    async def _init(self, request: InitCluster, caller: Caller) -> Cluster:
+        raise self._member_already()
+
+    async def _join(self, request: JoinCluster, caller: Caller) -> Cluster:
+        raise self._member_already()
+
+    def _member_already(self) -> PiccoloError:
+        try:
+            checks.may_found_or_join(self._module.config)
+        except PiccoloError as error:
+            return error
+        return Conflict("this node has just ceased to be a member", hint="try again in a moment")
+
+    async def _add(self, request: AddMember, caller: Caller) -> Admission:
+        self._check_leads()
+        return await self._members.add(request, self._mode.cluster)
+
+    async def _remove(self, request: RemoveMember, caller: Caller) -> Nothing:
+        self._check_leads()
+        await self._members.remove(request.node)
+        return Nothing()
+
+    async def _leave(self, request: Leave, caller: Caller) -> Nothing:
+        """The store goes first: without `mode` and with it this would be a node alone that has all of the cluster's data."""
+        if self._mode.node in await self._members.records():
+            raise Conflict(f"{self._mode.node} is still a member", hint="`piccoloctl cluster leave` takes it out first")
+        paths = self._module.paths
+        await asyncio.to_thread(set_store_aside, paths)
+        await asyncio.to_thread(cluster_mode.leave, paths.cluster)
+        await undo(self._folder, self._supervised)
+        self._module.log.info("left the cluster", cluster=self._mode.cluster)
+        self._module.spawn(self._restart(), name="restart alone")
+        return Nothing()
+
+    async def _keep_certificate(self, request: KeepCertificate, caller: Caller) -> Nothing:
+        """etcd takes it up by itself, with its next connection."""
+        await asyncio.to_thread(renewal.keep, self._folder, request.certificate, self._mode)
+        paths, client = self._module.paths, self._leaser.driver.store.client
+        found = members_file.urls(paths, members_file.read(paths))
+        client.renew(members_file.endpoints(found), members_file.certificates(paths, found))
+        self._module.log.info("renewed the certificate of this node")
+        return Nothing()
+
+    async def _restart(self) -> None:
+        await self._supervised.restart("persistence", "apps")
+        await asyncio.sleep(_ANSWERED_S)
+        await self._supervised.restart("api", "consensus")
+
+    # --- who leads
+
+    def _leads(self) -> bool:
+        record = self._leaser.records().get(RESOURCE_KERNEL)
+        return record is not None and record.node == self._mode.node and record.state is TermState.OPEN
+
+    def _check_leads(self) -> None:
+        """Raises NotLeader, which names who does, or NoLeader."""
+        if self._leads():
+            return
+        hint = self._leaser.hint(RESOURCE_KERNEL)
+        if hint is None:
+            raise NoLeader("nobody leads the kernel", hint="`piccoloctl cluster list` shows who is there", retry_after_s=1.0)
+        raise NotLeader(f"{hint.node} leads the kernel", hint=f"ask {hint.node}", leader=hint)

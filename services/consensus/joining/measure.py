@@ -1,0 +1,78 @@
+"""What decides which timing profile holds on this node: how fast its disk syncs, and how fast a killed process is gone."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from piccolod import clock
+from piccolod.errors import Failed
+from piccolod.leadership.timing import PROFILES, Choice, Measured, Timing, checked, choose
+
+_SYNCS: Final = 100  # the slowest of them stands for the 99th percentile
+_SYNC_BYTES: Final = 4096
+_KILLS: Final = 5
+_GONE_S: Final = 5.0
+
+
+def choice(profile: str, folder: Path) -> Choice:
+    """Blocking: some hundred syncs in `folder`. Raises Invalid when the profile, or with `auto` every one, does not hold."""
+    measured = Measured(stop_s=stop_s(), fsync_s=fsync_s(folder), rtt_s=0.0)
+    if profile == "auto":
+        return choose(measured)
+    wanted = PROFILES[profile]
+    return Choice(checked(_with_stop(wanted, measured.stop_s)), f"{profile}, as it was asked for")
+
+
+def known(profile: str, stop_s: float) -> Timing:
+    """The constants of a cluster that was founded with these. Raises Invalid."""
+    if profile not in PROFILES:
+        raise Failed(f"the timing profile {profile!r} of this cluster is not known", hint="install a newer piccolod")
+    return checked(_with_stop(PROFILES[profile], stop_s))
+
+
+def fsync_s(folder: Path) -> float:
+    """The slowest of a hundred. Raises OSError."""
+    file = folder / "fsync-probe"
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        took = []
+        for number in range(_SYNCS):
+            os.pwrite(fd, os.urandom(_SYNC_BYTES), number * _SYNC_BYTES)
+            began_at = clock.now()
+            os.fdatasync(fd)
+            took.append(clock.now() - began_at)
+        return max(took)
+    finally:
+        os.close(fd)
+        file.unlink(missing_ok=True)
+
+
+def stop_s() -> float:
+    """From SIGKILL until the kernel says that the process is gone; the slowest of a few."""
+    return max(_kill_one() for _ in range(_KILLS))
+
+
+def _kill_one() -> float:
+    with subprocess.Popen(["/bin/sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as dummy:
+        fd = os.pidfd_open(dummy.pid)
+        try:
+            began_at = clock.now()
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            if not select.select([fd], [], [], _GONE_S)[0]:
+                raise Failed(
+                    f"a killed process is still there after {_GONE_S:g} s", hint="this machine cannot lead in a cluster"
+                )
+            return clock.now() - began_at
+        finally:
+            os.close(fd)
+
+
+def _with_stop(timing: Timing, seconds: float) -> Timing:
+    return msgspec.structs.replace(timing, stop_s=seconds)

@@ -1,0 +1,243 @@
+"""Who is in the cluster: shown, let in, made a voter, taken out. Changes are made on the kernel's leader alone.
+
+A second node stays a learner of etcd, for its loss must not stop the first: it becomes a voter when a third comes (or a
+witness), which is then a learner itself until it is in sync. So there are two voters only for the time of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from piccolod import clock, etcd_conf
+from piccolod.errors import Busy, Conflict, Exists, NotFound, OutcomeUnknown, PiccoloError, StoreUnavailable
+from piccolod.leadership import keys
+from piccolod.leadership.keys import EpochRecord, SessionRecord
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.protocol.cluster import AddMember, Admission, Cluster, KnownMember, Member
+from services.consensus import cluster_records, seed, wire
+from services.consensus.cluster_records import NodeRecord
+from services.consensus.etcd import members as etcd_members
+from services.consensus.etcd import status as etcd_status
+from services.consensus.etcd.client import Client
+from services.consensus.etcd.members import Member as Peer
+from services.consensus.etcd.transaction import Delete, Transaction
+from services.consensus.joining.folder import Folder
+
+_LOOK_S: Final = 1.0
+_RPC_S: Final = 2.0
+_CHANGE_S: Final = 30.0  # etcd refuses a change within 5 s of the last one, and a learner has to catch up
+_AGAIN_S: Final = 0.2
+
+
+class Membership:
+    """`leads()`: whether this node leads the kernel now."""
+
+    def __init__(self, client: Client, prefix: str, folder: Folder, node: str, leads: Callable[[], bool], log: Any) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._folder = folder
+        self._node = node
+        self._leads = leads
+        self._log = log
+        self._turn = asyncio.Lock()
+
+    # --- shown
+
+    async def cluster(self, cluster: str) -> Cluster:
+        """Raises StoreUnavailable."""
+        peers = await etcd_members.members(self._client, _RPC_S)
+        records = await self.records()
+        sessions: dict[str, SessionRecord] = await self._below(keys.SESSION)
+        kernel: EpochRecord | None = (await self._below(keys.EPOCH)).get(RESOURCE_KERNEL)
+        shown = tuple(
+            _member(name, record, peer_of(record, peers), sessions.get(name), kernel) for name, record in records.items()
+        )
+        return Cluster(
+            mode="etcd", node=self._node, cluster=cluster, profile=self._folder.timing().profile, members=shown,
+            warnings=tuple(warnings(peers)),
+        )  # fmt: skip
+
+    async def records(self) -> dict[str, KnownMember]:
+        """Raises StoreUnavailable."""
+        found = await self._below(cluster_records.NODE)
+        return {name: KnownMember(**msgspec.structs.asdict(record)) for name, record in sorted(found.items())}
+
+    # --- let in
+
+    async def add(self, request: AddMember, cluster: str) -> Admission:
+        record = KnownMember(
+            address=request.address, client_url=request.client_url, rpc=request.rpc, role=request.role, api_url=request.api_url
+        )
+        async with self._turn:
+            others = await self.records()
+            check_free(request.node, record, others)
+            await self._learner(request.node, request.peer_url)
+            await seed.put_node(self._client, self._prefix, request.node, NodeRecord(**msgspec.structs.asdict(record)))
+            peers = await etcd_members.members(self._client, _RPC_S)
+        self._log.info("let a node in", node=request.node, role=request.role, address=request.address)
+        return Admission(
+            cluster=cluster,
+            initial_cluster={**{each.name: each.peer_urls[0] for each in peers if each.name}, request.node: request.peer_url},
+            etcd_token=self._token(),
+            members={**others, request.node: record},
+            timing=self._folder.timing(),
+        )
+
+    async def _learner(self, node: str, peer_url: str) -> None:
+        """Makes it one, unless it is one already. Raises Busy."""
+
+        async def act() -> None:
+            peers = await etcd_members.members(self._client, _RPC_S)
+            if any(peer_url in each.peer_urls for each in peers):
+                return
+            for each in peers:
+                if each.learner:  # 3.4 takes one at a time
+                    await self._promote(each)
+            await etcd_members.add_learner(self._client, (peer_url,), _RPC_S)
+
+        await patiently(act, f"etcd does not take {node} yet")
+
+    async def _promote(self, peer: Peer) -> None:
+        await etcd_members.promote(self._client, peer.id, _RPC_S)
+        self._log.info("made a voter", node=peer.name)
+
+    def _token(self) -> str:
+        settings = etcd_conf.read(self._folder.path / "etcd.json")
+        if settings is None:
+            raise StoreUnavailable("this member has no etcd of its own", hint="ask another one")
+        return settings.token
+
+    # --- taken out
+
+    async def remove(self, node: str) -> None:
+        if node == self._node:
+            raise Conflict(f"{node} leads the kernel", hint="`piccoloctl leaders switchover kernel` first, if there are others")
+        async with self._turn:
+            record = (await self.records()).get(node)
+
+            async def act() -> None:
+                peers = await etcd_members.members(self._client, _RPC_S)
+                peer = next((each for each in peers if each.name == node), None) or (
+                    peer_of(record, peers) if record is not None else None
+                )
+                if peer is not None:
+                    await self._unlead(peer, peers)
+                    await etcd_members.remove(self._client, peer.id, _RPC_S)
+                elif record is None and not gone:
+                    raise NotFound(f"{node} is no member", hint="`piccoloctl nodes list` shows all")
+                gone.append(True)
+
+            gone: list[bool] = []
+            await patiently(act, f"etcd does not let {node} go yet")
+            await patiently(lambda: self._forget(node), f"etcd does not forget {node} yet")
+        self._log.info("took a node out", node=node)
+
+    async def _unlead(self, peer: Peer, peers: Sequence[Peer]) -> None:
+        """An etcd whose leader goes elects for a moment, and takes no writes: it hands over first, if it can."""
+        own = next((each for each in peers if each.name == self._node and not each.learner), None)
+        with suppress(PiccoloError):
+            told = await etcd_status.status(self._client, self._client.endpoint())
+            if told.leader_id == peer.id and own is not None and peer.client_urls:
+                await etcd_status.move_leader(self._client, urlsplit(peer.client_urls[0]).netloc, own.id)
+
+    async def _forget(self, node: str) -> None:
+        gone = (Delete(self._node_key(node)), Delete(f"{self._prefix}{cluster_records.CANDIDATE}{node}"))
+        await self._client.transact(Transaction((), gone), _RPC_S)
+
+    # --- looked after
+
+    async def run(self) -> None:
+        """Makes a voter of what can become one, for as long as the process lives."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            with suppress(PiccoloError):  # health tells of an etcd that does not answer
+                if self._leads() and not self._turn.locked():
+                    await self._grow()
+
+    async def _grow(self) -> None:
+        peer = due(await etcd_members.members(self._client, _RPC_S))
+        if peer is not None:
+            await self._promote(peer)
+
+    # --- reading
+
+    async def _below(self, kind: str) -> dict[str, Any]:
+        prefix = self._prefix + kind
+        found, _ = await self._client.list(prefix, _RPC_S)
+        named = {each.key.removeprefix(prefix): wire.decode(kind + each.key.removeprefix(prefix), each.value) for each in found}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def _node_key(self, node: str) -> str:
+        return self._prefix + cluster_records.NODE + node
+
+
+def due(peers: Sequence[Peer]) -> Peer | None:
+    """Whom to make a voter now: a learner that has started, beside two voters at least. Pure."""
+    voters = [each for each in peers if not each.learner]
+    return next((each for each in peers if each.learner and each.name), None) if len(voters) > 1 else None
+
+
+def warnings(peers: Sequence[Peer]) -> list[str]:
+    """What a person should know about the number of votes. Pure."""
+    voters = [each.name for each in peers if not each.learner]
+    learners = [each.name or "a node that has not started yet" for each in peers if each.learner]
+    if len(voters) == 1 and learners:
+        return [
+            f"nobody takes over when {voters[0]} is lost, for {learners[0]} has no vote yet: "
+            "a third node or a witness makes the cluster bear a loss"
+        ]
+    if len(voters) == 2:
+        return ["two votes: the loss of either node stops all changes and moves; a third node or a witness mends that"]
+    if len(voters) == 4:
+        return ["four votes bear the loss of one node, as three do: a fifth node or a witness makes it two"]
+    return []
+
+
+def check_free(node: str, record: KnownMember, others: dict[str, KnownMember]) -> None:
+    """Raises Exists, when another node has this name or this place. The same node again is welcome."""
+    known = others.get(node)
+    if known is not None and (known.address, known.role) != (record.address, record.role):
+        raise Exists(
+            f"a node {node} is in this cluster already, at {known.address}",
+            hint=f"give this one another node.name; for the same machine made anew: `piccoloctl nodes remove {node}` first",
+        )
+    for name, other in others.items():
+        if name != node and other.client_url == record.client_url:
+            raise Exists(f"{name} has the address {record.address} already", hint=f"`piccoloctl nodes remove {name}` frees it")
+
+
+def peer_of(record: KnownMember, peers: Sequence[Peer]) -> Peer | None:
+    """The member of etcd at a node's address. One that was never started has no name and no client URL."""
+    return next((each for each in peers if any(urlsplit(url).hostname == record.address for url in each.peer_urls)), None)
+
+
+async def patiently(act: Callable[[], Awaitable[None]], what: str, within_s: float = _CHANGE_S) -> None:
+    """Again while etcd asks for patience, or does not tell what became of it: `act` looks first. Raises Busy in the end."""
+    give_up_at = clock.now() + within_s
+    while True:
+        try:
+            return await act()
+        except (Busy, OutcomeUnknown, StoreUnavailable) as error:
+            if clock.now() + _AGAIN_S > give_up_at:
+                raise Busy(f"{what}: {error.detail}", hint="try again in a moment") from error
+        await asyncio.sleep(_AGAIN_S)
+
+
+def _member(
+    name: str, record: KnownMember, peer: Peer | None, session: SessionRecord | None, kernel: EpochRecord | None
+) -> Member:
+    leads = kernel is not None and kernel.held and kernel.node == name
+    return Member(
+        node=name, role=record.role, address=record.address, rpc=record.rpc, api_url=record.api_url,
+        state="alive" if session is not None else "silent",
+        voter=peer is not None and not peer.learner,
+        leads_kernel=leads,
+        epoch=kernel.epoch if leads and kernel is not None else 0,
+        rev=session.applied_rev if session is not None else 0,
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""The sealed log of a node alone moves into etcd: its newest snapshot, every entry behind it, the keyset. Bytes as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from piccolod.errors import Conflict
+from piccolod.leadership import keys
+from piccolod.protocol.log import APPEND_BYTES, APPEND_ENTRIES, CHUNK_BYTES, Exported, ExportLog, SealedEntry
+from services.consensus import seed, wire
+from services.consensus.cluster_records import HeadRecord
+from services.consensus.etcd.client import Client
+from services.consensus.etcd.transaction import Put, Transaction
+
+_PUT_S: Final = 5.0
+
+Ask = Callable[[ExportLog], Awaitable[Exported]]
+
+
+class Move:
+    """Of one log into an etcd that nobody else writes yet."""
+
+    def __init__(self, client: Client, prefix: str, gen: int, ask: Ask) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._gen = gen
+        self._ask = ask
+        self._rev = 0
+        self._digest: bytes | None = None  # of the last entry that was moved; a snapshot stands for one that was not
+
+    async def begin(self) -> None:
+        """All that there is now. What is written meanwhile comes with `finish`."""
+        first = await self._ask(ExportLog(after=0))
+        if first.snapshot is not None:
+            raw = msgspec.msgpack.encode(first.snapshot)
+            chunks = [raw[at : at + CHUNK_BYTES] for at in range(0, len(raw), CHUNK_BYTES)]
+            await seed.put_snapshot(self._client, self._prefix, first.snapshot.rev, chunks)
+            self._rev = first.snapshot.rev
+        await self._move(first)
+
+    async def finish(self, hold_s: float) -> None:
+        """The rest, while writes are held back for `hold_s`. Raises Conflict unless etcd has exactly what is here."""
+        last = await self._move(await self._ask(ExportLog(after=self._rev, hold_s=hold_s)))
+        if self._rev != last.head_rev or self._digest not in (None, last.head_digest):
+            raise Conflict(f"the log in etcd ends at rev {self._rev}, the one here at {last.head_rev}", hint="try again")
+        keyset = (await self._ask(ExportLog(after=0, limit=1))).keyset  # it may have changed since
+        head = HeadRecord(last.head_rev, last.head_digest, self._gen)
+        puts = (Put(self._prefix + keys.KEYSET, keyset), Put(self._prefix + keys.KERNEL_HEAD, wire.encode(head)))
+        await self._client.transact(Transaction((), puts), _PUT_S)
+
+    async def _move(self, exported: Exported) -> Exported:
+        """These entries and all after them. Returns the export that had none left."""
+        while True:
+            for batch in batches(exported.entries):
+                await seed.put_log(self._client, self._prefix, self._gen, batch)
+                self._rev, self._digest = batch[-1].rev, batch[-1].digest
+            if not exported.entries or self._rev >= exported.head_rev:
+                return exported
+            exported = await self._ask(ExportLog(after=self._rev))
+
+
+def batches(entries: Sequence[SealedEntry]) -> Iterator[list[SealedEntry]]:
+    """As many as one transaction takes, in order."""
+    batch: list[SealedEntry] = []
+    size = 0
+    for each in entries:
+        if batch and (len(batch) == APPEND_ENTRIES or size + len(each.sealed) > APPEND_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(each)
+        size += len(each.sealed)
+    if batch:
+        yield batch

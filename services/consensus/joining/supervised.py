@@ -1,0 +1,65 @@
+"""What joining asks of the supervisor: etcd as the folder says, and modules restarted in their new mode."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from piccolod import clock, control
+from piccolod.errors import Busy, DeadlineExceeded, PiccoloError
+from piccolod.paths import Paths
+from services.consensus.joining.folder import Folder
+
+_ETCD: Final = "etcd"
+_LOOK_S: Final = 0.05
+_GONE_S: Final = 8.0  # SIGTERM, and SIGKILL after 3 s
+_STARTED_S: Final = 30.0
+
+
+class Supervised:
+    """Raises Unavailable, DeadlineExceeded when the supervisor does not answer."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._socket = paths.supervisor_socket
+
+    async def etcd_as_written(self) -> None:
+        """After `etcd.json` was written or removed."""
+        await control.ask(self._socket, {"cmd": _ETCD, "do": "reload"})
+
+    async def etcd_gone(self) -> None:
+        """No process of it is left. Raises Busy."""
+        give_up_at = clock.now() + _GONE_S
+        while (etcd := await self._etcd()) is not None and etcd["pid"]:
+            if clock.now() > give_up_at:
+                raise Busy(f"etcd does not end: {etcd['reason']}", hint="it waits for its disk; try again")
+            await asyncio.sleep(_LOOK_S)
+
+    async def etcd_ready(self) -> None:
+        """It answers for itself, which a member does also without a leader. Raises DeadlineExceeded with its last state."""
+        give_up_at = clock.now() + _STARTED_S
+        while (etcd := await self._etcd()) is None or etcd["state"] != "ready":
+            if clock.now() > give_up_at:
+                said = "was not started" if etcd is None else f"is {etcd['state']}: {etcd['reason']}"
+                raise DeadlineExceeded(f"etcd {said}", hint="`piccoloctl modules logs etcd` shows why")
+            await asyncio.sleep(_LOOK_S)
+
+    async def restart(self, *modules: str) -> None:
+        """In this order. One that is not there is passed over."""
+        for name in modules:
+            try:
+                await control.ask(self._socket, {"cmd": "restart", "name": name})
+            except PiccoloError as error:
+                if error.code != "not_found":
+                    raise
+
+    async def _etcd(self) -> dict[str, Any] | None:
+        rows = await control.ask(self._socket, {"cmd": "modules"})
+        return next((row for row in rows if row["name"] == _ETCD), None)
+
+
+async def undo(folder: Folder, supervised: Supervised) -> None:
+    """What a failure or a crash left before the commit point. Raises OSError, PiccoloError: then the next start goes on."""
+    folder.drop_etcd()
+    await supervised.etcd_as_written()
+    await supervised.etcd_gone()
+    await asyncio.to_thread(folder.wipe)

@@ -1,0 +1,128 @@
+"""What this node says of itself to the others, and what it hears of them beside leadership.
+
+It keeps the wishes of those who would lead, `cand/<me>`, the list of members that the core acknowledges as takers, and the
+cache of members for the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from piccolod import clock
+from piccolod.errors import PiccoloError
+from piccolod.leadership import events, transactions
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.roles import Reason
+from piccolod.leadership.transactions import Kind, Put, Transaction
+from piccolod.paths import Paths
+from services.consensus import history, members_file, standing
+from services.consensus.cluster_records import CANDIDATE, MEMBER, CandidateRecord, NodeRecord
+from services.consensus.driver import Driver
+
+# Who wants to lead asks each second; one that has gone silent is locked, or dead.
+_WISH_S: Final = 3.0
+_STORE_GONE_S: Final = 3.0
+_LOOK_S: Final = 0.5
+_ABLE: Final = CandidateRecord(True, "")
+_UNASKED: Final = CandidateRecord(False, "it does not ask to lead: it is locked, or its store is not ready")
+
+
+class Registration:
+    def __init__(self, driver: Driver, paths: Paths, log: Any, store_lives: Callable[[], bool]) -> None:
+        """`store_lives`: whether persistence has a process."""
+        self._driver = driver
+        self._paths = paths
+        self._log = log
+        self._store_lives = store_lives
+        self._store_at = clock.now()  # when it was last seen alive
+        self._wishes: dict[str, tuple[Reason, float]] = {}
+        self._nodes: Mapping[str, NodeRecord] = {}
+        self._paused = False
+        self._put_at = float("-inf")
+        self._task: asyncio.Task[Any] | None = None
+
+    def wish(self, resource: str, reason: Reason) -> None:
+        """Lead the resource whenever nobody does, for as long as this is asked again."""
+        known = self._wishes.get(resource)
+        self._wishes[resource] = (reason, clock.now() + _WISH_S)
+        if known is None or known[0] is not reason:
+            self._driver.feed(events.Campaign(resource, reason))
+
+    def forget(self, resource: str) -> None:
+        if self._wishes.pop(resource, None) is not None:
+            self._driver.feed(events.Withdraw(resource))
+
+    async def run(self) -> None:
+        """For as long as the process lives."""
+        self._task = asyncio.current_task()
+        await self._driver.until(lambda: self._driver.state.viewed)
+        for change in await history.last(self._driver.store):
+            self._driver.facts.changed(change)
+        while True:
+            self._expire_wishes()
+            self._give_up_without_a_store()
+            self._learn()
+            await self._stand()
+            await self._driver.until(self._has_news, _LOOK_S)
+
+    def _has_news(self) -> bool:
+        facts = self._driver.facts
+        return facts.nodes != self._nodes or facts.paused != self._paused
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _expire_wishes(self) -> None:
+        now = clock.now()
+        for resource, (reason, until) in list(self._wishes.items()):
+            if resource in self._driver.state.terms:
+                self._wishes[resource] = (reason, now + _WISH_S)
+            elif until <= now:
+                self.forget(resource)
+
+    def _give_up_without_a_store(self) -> None:
+        """A persistence that dies again and again must not hold the kernel for ever. It is back in milliseconds otherwise."""
+        now, state = clock.now(), self._driver.state
+        if self._store_lives():
+            self._store_at = now
+        elif standing.leads(state, RESOURCE_KERNEL) and now - self._store_at > _STORE_GONE_S:
+            self._log.error("gives the kernel up: persistence has no process", seconds=round(now - self._store_at, 1))
+            self.forget(RESOURCE_KERNEL)
+            self._driver.feed(events.Release(RESOURCE_KERNEL, state.terms[RESOURCE_KERNEL].token, Reason.UNHEALTHY))
+
+    def _learn(self) -> None:
+        """The members, for those who may take over; the pause; where etcd is, for this life and the next."""
+        facts, store = self._driver.facts, self._driver.store
+        if facts.paused != self._paused:
+            self._paused = facts.paused
+            self._driver.feed(events.Pause(self._paused))
+        if facts.nodes == self._nodes or not facts.nodes:
+            return
+        self._nodes = facts.nodes
+        members = frozenset(name for name, node in facts.nodes.items() if node.role == MEMBER)
+        self._driver.feed(events.Members(members))
+        known = members_file.known(facts.nodes)
+        try:
+            if members_file.read(self._paths) != known:
+                members_file.write(self._paths, known)
+            found = members_file.urls(self._paths, known)
+            store.client.renew(members_file.endpoints(found), members_file.certificates(self._paths, found))
+        except (OSError, PiccoloError) as error:
+            self._log.warning("cannot note the members", reason=str(error))
+
+    async def _stand(self) -> None:
+        """Keeps `cand/<me>` at what is so."""
+        state, facts = self._driver.state, self._driver.facts
+        wanted = _ABLE if RESOURCE_KERNEL in self._wishes else _UNASKED
+        me, session = state.config.node, state.session
+        ready = session is not None and state.lease_id and not state.restored
+        if facts.candidates.get(me) == wanted or not ready or clock.now() - self._put_at < 1.0:
+            return
+        assert session is not None
+        self._put_at = clock.now()
+        put = Put(CANDIDATE + me, wanted, state.lease_id)
+        record = Transaction(Kind.RECORD, (transactions.same_session(me, session.sid),), (put,))
+        await self._driver.put(record)

@@ -1,0 +1,118 @@
+"""The first records of a cluster, written before anybody leads in it: for `cluster init`, and `node/<name>` for who joins.
+
+`seed_terms` moves the terms of a node alone into a fresh etcd *under the tokens that they have*, so that consensus resumes them
+there and nothing that runs has to stop: a token is a revision, and the revisions of an empty etcd are free to be used up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from piccolod.errors import Conflict
+from piccolod.leadership import keys
+from piccolod.leadership.events import Memory
+from piccolod.leadership.keys import EpochRecord, GenRecord, LeadRecord, SessionRecord
+from piccolod.leadership.page import Page
+from piccolod.leadership.records import TermRecord
+from piccolod.leadership.timing import Timing
+from piccolod.protocol.log import SealedEntry
+from services.consensus import wire
+from services.consensus.cluster_records import (
+    NODE,
+    SNAPSHOT,
+    HeadRecord,
+    NodeRecord,
+    SnapshotRecord,
+    chunk_key,
+    log_key,
+)
+from services.consensus.etcd.client import Client
+from services.consensus.etcd.transaction import Put, Range, Transaction, absent
+
+_WITHIN_S: Final = 5.0
+_FILL: Final = "fill"
+_FILL_AT_ONCE: Final = 64
+
+
+async def put_gen(client: Client, prefix: str, gen: int) -> GenRecord:
+    """Which life of the store begins, and the etcd that it lives in. Raises Conflict where one has begun."""
+    _, cluster_id = await _now(client, prefix)
+    record = GenRecord(gen, cluster_id)
+    key = prefix + keys.GEN
+    done = await client.transact(Transaction((absent(key),), (Put(key, wire.encode(record)),)), _WITHIN_S)
+    if not done.succeeded:
+        raise Conflict("this etcd holds a cluster already", hint="wipe it, or join it")
+    return record
+
+
+async def put_node(client: Client, prefix: str, name: str, record: NodeRecord) -> None:
+    """Where a node is found; consensus of the others names it as a taker from now on."""
+    await client.transact(Transaction((), (Put(prefix + NODE + name, wire.encode(record)),)), _WITHIN_S)
+
+
+async def put_log(client: Client, prefix: str, gen: int, entries: Sequence[SealedEntry]) -> None:
+    """Up to APPEND_ENTRIES and APPEND_BYTES of them in order, and the head after the last."""
+    puts = [Put(prefix + log_key(entry.rev), wire.encode(entry)) for entry in entries]
+    head = HeadRecord(entries[-1].rev, entries[-1].digest, gen)
+    await client.transact(Transaction((), (*puts, Put(prefix + keys.KERNEL_HEAD, wire.encode(head)))), _WITHIN_S)
+
+
+async def put_snapshot(client: Client, prefix: str, rev: int, chunks: Sequence[bytes]) -> None:
+    """One encoded `SealedEntry` in chunks of CHUNK_BYTES."""
+    for index, chunk in enumerate(chunks):
+        await client.transact(Transaction((), (Put(prefix + chunk_key(rev, index), chunk),)), _WITHIN_S)
+    record = SnapshotRecord(rev, len(chunks), sum(len(chunk) for chunk in chunks))
+    await client.transact(Transaction((), (Put(prefix + SNAPSHOT, wire.encode(record)),)), _WITHIN_S)
+
+
+async def put_keyset(client: Client, prefix: str, keyset: bytes) -> None:
+    await client.transact(Transaction((), (Put(prefix + keys.KEYSET, keyset),)), _WITHIN_S)
+
+
+async def put_terms(
+    client: Client, prefix: str, node: str, address: str, page: Page, records: Sequence[TermRecord], timing: Timing
+) -> None:
+    """The session and the terms of the page at the very revisions that are their sid and tokens on it.
+
+    Raises Conflict when etcd is beyond the first of them already: then nothing was written, and all that runs must stop.
+    """
+    session = SessionRecord(0, page.boot_id, 0, timing.span_s)
+    wanted: dict[int, list[Put]] = {page.sid: [Put(prefix + keys.SESSION + node, wire.encode(session))]}
+    about = {record.resource: record for record in records}
+    for resource, term in page.terms.items():
+        epoch = EpochRecord(term.epoch, node, page.sid, timing.span_s, held=True)
+        lead = LeadRecord(node, term.epoch, address, about[resource].reason, about[resource].since_ms)
+        wanted[term.token] = [
+            Put(prefix + keys.EPOCH + resource, wire.encode(epoch)), Put(prefix + keys.LEAD + resource, wire.encode(lead)),
+        ]  # fmt: skip
+    revision, _ = await _now(client, prefix)
+    if revision >= min(wanted):
+        raise Conflict(f"etcd is at revision {revision} already, and the session began at {page.sid}")
+    for at, puts in sorted(wanted.items()):
+        await _fill(client, prefix, revision, at - 1)
+        done = await client.transact(Transaction((), tuple(puts)), _WITHIN_S)
+        revision = done.revision
+        if revision != at:
+            raise Conflict(f"somebody else writes to this etcd: {revision} instead of {at}")
+
+
+async def memory_of(client: Client, prefix: str, gen: int) -> Memory:
+    """What `seen.json` has to say for the first start in the cluster, so that the page's session is resumed."""
+    revision, cluster_id = await _now(client, prefix)
+    return Memory(cluster_id, revision, gen)
+
+
+async def _fill(client: Client, prefix: str, revision: int, to: int) -> None:
+    """Uses revisions up; each transaction is one."""
+    write = Transaction((), (Put(prefix + _FILL, b""),))
+    while revision < to:
+        count = min(_FILL_AT_ONCE, to - revision)
+        await asyncio.gather(*(client.transact(write, _WITHIN_S) for _ in range(count)))
+        revision += count
+
+
+async def _now(client: Client, prefix: str) -> tuple[int, int]:
+    result = await client.look((Range(prefix + keys.GEN),), _WITHIN_S)
+    return result.revision, result.header.cluster_id

@@ -1,0 +1,78 @@
+"""Machines become one cluster, by the commands that a person types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.bed.cluster import Cluster
+from tests.bed.machine import Machine
+from tests.node import PASSWORD, Failed, until
+
+
+def form(cluster: Cluster, profile: str = "fast") -> None:
+    """Every machine is on; the first one founds the cluster, the others join it one by one, and each is unlocked."""
+    first, *others = cluster.machines
+    found(first, profile)
+    for machine in others:
+        join(machine, first)
+
+
+def found(first: Machine, profile: str = "fast") -> None:
+    first.unlock()
+    said(first, "cluster", "init", "--profile", profile)
+
+
+def join(machine: Machine, by: Machine, *options: str) -> None:
+    """Lets a machine in by a member that leads, or knows who does, and unlocks it."""
+    said(machine, "cluster", "join", by.address, "--token", token(by, *options), *options, timeout_s=130)
+    if "--witness" not in options:
+        unlock(machine)
+
+
+def token(member: Machine, *options: str) -> str:
+    return said(member, "cluster", "tokens", "create", *options).strip()
+
+
+def unlock(machine: Machine) -> None:
+    """Once the cluster's keyset has come."""
+    until(lambda: machine.get("/crypto/status")["initialized"], f"{machine.name} has the cluster's keyset", 20)
+    until(
+        lambda: machine.api("POST", "/crypto/unlock", {"password": PASSWORD}).status == 200, f"{machine.name} unlocked", 30, 0.3
+    )
+
+
+def said(machine: Machine, *command: str, timeout_s: float = 90.0) -> str:
+    """What `piccoloctl` printed on a machine. Raises Failed when it did not end well."""
+    done = machine.ctl(*command, timeout_s=timeout_s)
+    if done.returncode != 0:
+        raise Failed(f"{machine.name}: piccoloctl {' '.join(command)}: {done.returncode}: {done.stderr}\n{machine.tail()}")
+    return done.stdout
+
+
+# --- what they are together
+
+
+def members(machine: Machine) -> dict[str, dict[str, Any]]:
+    """The cluster's members as a machine sees them; empty while it cannot say."""
+    reply = machine.api("GET", "/cluster", timeout_s=5)
+    return {each["node"]: each for each in reply.json["members"]} if reply.status == 200 else {}
+
+
+def leader(cluster: Cluster, *but: Machine) -> Machine | None:
+    """The machine that answers load balancers as the kernel's leader; None when none does."""
+    for machine in cluster.machines:
+        if machine.is_on and machine not in but and machine.process is not None and _leads(machine):
+            return machine
+    return None
+
+
+def wait_leader(cluster: Cluster, *but: Machine, within_s: float = 20.0) -> Machine:
+    found: Machine = until(lambda: leader(cluster, *but), "a leader of the kernel", within_s)
+    return found
+
+
+def _leads(machine: Machine) -> bool:
+    try:
+        return machine.api("GET", "/leader/kernel", timeout_s=1).status == 200
+    except OSError:
+        return False

@@ -1,0 +1,77 @@
+"""A crash at any step of `cluster init` leaves a node alone as it was, or a member; never something between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from tests.bed import faults
+from tests.bed.cluster import Cluster
+from tests.bed.forming import members
+from tests.bed.machine import Machine
+from tests.node import until
+
+# What consensus writes on the way, in order; each is there before the next step begins.
+STEPS = ("node.key", "timing.json", "etcd.json", "etcd", "mode")
+
+
+@pytest.fixture(scope="module")
+def lone(cluster: Callable[[int], Cluster]) -> Machine:
+    machine = cluster(1).machines[0]
+    machine.power_on(60)
+    machine.unlock()
+    return machine
+
+
+def title(machine: Machine) -> str:
+    return str(machine.get("/settings")["title"])
+
+
+def reached(machine: Machine, step: str) -> bool:
+    if step == "etcd":
+        return machine.modules().get("etcd", {}).get("state") == "ready"
+    return (machine.state / "cluster" / step).exists()
+
+
+def init(machine: Machine) -> threading.Thread:
+    def ask() -> None:
+        with suppress(OSError):
+            machine.api("POST", "/cluster/init", {"profile": "fast"}, timeout_s=30)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    return asking
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_crash_of_consensus_leaves_a_node_alone_or_a_member(lone: Machine, step: str) -> None:
+    written = lone.api("PUT", "/settings", {"title": f"before {step}"})
+    assert written.status == 200, written
+    instance = lone.instance("consensus")
+    asking = init(lone)
+    until(lambda: reached(lone, step), f"init has come to {step}", 20, 0.001)
+    faults.kill(lone, "consensus")
+    asking.join(40)
+    until(lambda: lone.is_replaced("consensus", instance), "consensus is there again", 20)
+    if (lone.state / "cluster" / "mode").exists():
+        until(lambda: members(lone).get("n1", {}).get("leads_kernel"), "it is a member and leads", 30)
+        assert step in ("etcd", "mode"), "not before the log had moved"
+        until(lambda: lone.api("GET", "/settings").status == 200, "its store is open", 20)
+    else:
+        until(lambda: not (lone.state / "cluster").exists(), "nothing is left of it", 15)
+        until(lambda: not (lone.state / "etcd").exists() and "etcd" not in lone.modules(), "no etcd is left", 15)
+        assert lone.get("/cluster")["mode"] == "alone"
+    assert title(lone) == f"before {step}"
+    again = until(lambda: lone.api("PUT", "/settings", {"title": "after"}).status == 200, "a write is accepted", 20)
+    assert again
+
+
+def test_after_all_that_the_node_can_still_become_a_member(lone: Machine) -> None:
+    if not (lone.state / "cluster" / "mode").exists():
+        done = lone.ctl("cluster", "init", "--profile", "fast", timeout_s=90)
+        assert done.returncode == 0, done.stderr
+    assert members(lone)["n1"]["leads_kernel"]
+    assert lone.get("/cluster")["profile"] == "fast"

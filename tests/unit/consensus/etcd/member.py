@@ -1,0 +1,241 @@
+"""Consensus of members of a cluster: the real service on real etcd, the bus played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from piccolod import cluster_mode, config, etcd_conf
+from piccolod.cluster_mode import Mode
+from piccolod.errors import Busy, NoLeader, NotLeader, StoreUnavailable
+from piccolod.leadership.gate import Gate
+from piccolod.leadership.page import PageReader, create
+from piccolod.protocol.base import Event, Level, Request
+from piccolod.protocol.consensus import Campaign, Term
+from piccolod.protocol.events import ControlRevChanged, LeadershipRoleChanged
+from piccolod.protocol.log import Drain, Drained
+from piccolod.supervisor.rundir import RunDir
+from services.consensus import members_file, seed
+from services.consensus.cluster_records import NodeRecord, prefix
+from services.consensus.etcd_leaser import EtcdLeaser
+from services.consensus.service import Service
+from tests.etcd import Cluster
+from tests.unit.consensus.etcd.conftest import eventually, opened
+
+TICK_S = 0.05
+GEN = 7
+ROOT = Path(__file__).parents[4]
+
+
+class Module:
+    """Stands for the bus and the supervisor: handlers are called directly, `persistence.drain` is answered."""
+
+    def __init__(self, node: Node, tasks: asyncio.TaskGroup) -> None:
+        self.config = node.config
+        self.paths = node.config.paths
+        self.log = node.log
+        self.published: list[Event] = []
+        self.stop_all = False
+        self.healths: list[tuple[Level, str]] = []
+        self.handlers: dict[type, Callable[..., Awaitable[Any]]] = {}
+        self.callbacks: dict[type, Callable[[Any], None]] = {}
+        self.calls: list[Request[Any]] = []
+        self.drain: Callable[[], Awaitable[Drained]] = self._drained
+        self.peers = SimpleNamespace(instance=lambda _name: "p1")
+        self._tasks = tasks
+        self._spawned: set[asyncio.Task[None]] = set()
+
+    def serve(self, kind: type, handler: Callable[..., Awaitable[Any]]) -> None:
+        self.handlers[kind] = handler
+
+    def on(self, kind: type, callback: Callable[[Any], None], key: str | None = None) -> None:
+        self.callbacks[kind] = callback
+
+    def publish(self, event: Event) -> None:
+        self.published.append(event)
+
+    def health(self, level: Level, reason: str = "", role: str = "") -> None:
+        self.healths.append((level, reason))
+
+    def spawn(self, work: Any, *, name: str) -> asyncio.Task[None]:
+        task = self._tasks.create_task(work, name=name)
+        self._spawned.add(task)
+        task.add_done_callback(self._spawned.discard)
+        return task
+
+    def end(self) -> None:
+        for task in self._spawned:
+            task.cancel()
+
+    async def call(self, request: Request[Any], *, timeout_s: float = 5.0) -> Any:
+        self.calls.append(request)
+        assert isinstance(request, Drain)
+        return await self.drain()
+
+    async def ask(self, request: Request[Any], caller: str = "persistence") -> Any:
+        return await self.handlers[type(request)](request, SimpleNamespace(module=caller))
+
+    @staticmethod
+    async def _drained() -> Drained:
+        return Drained(rev=0, digest=b"")
+
+
+class Node:
+    """One node's folders and page, and a supervisor that ticks while it is told to."""
+
+    def __init__(self, folder: Path, index: int) -> None:
+        self.folder, self.index, self.name = folder, index, f"n{index + 1}"
+        self.config = config.parse(
+            f'[node]\nname = "{self.name}"\naddress = "10.77.0.{index + 1}"\n'
+            f'state_dir = "{folder}/state"\nrun_dir = "{folder}/run"'
+        )
+        self.paths = self.config.paths
+        self.log: Any = SimpleNamespace(info=self._say, warning=self._say, error=self._say)
+        self.said: list[tuple[str, dict[str, Any]]] = []
+        self._reader = PageReader(self.paths.page)
+        self.gate = Gate(self._reader)
+
+    def make(self, cluster: str, etcd: Cluster) -> NodeRecord:
+        """What `cluster init` or `cluster join` leaves of it."""
+        paths = self.paths
+        for folder in (paths.state, paths.run, paths.leash):
+            folder.mkdir(parents=True)
+        create(paths.page)
+        cluster_mode.make_folder(paths.cluster)
+        (paths.cluster / "timing.json").write_text('{"profile": "fast", "stop_s": 0.1}')
+        own = etcd.members[self.index % len(etcd.members)].settings
+        etcd_conf.write(own, paths.etcd_conf)
+        others = {each.settings.name: members_file.Known("", each.settings.client_url) for each in etcd.members}
+        members_file.write(paths, others)
+        cluster_mode.enter(paths.cluster, Mode(cluster=cluster, node=self.name, since_ms=1))
+        address = self.config.node.address
+        return NodeRecord(address, own.client_url, f"{address}:7444", f"http://{address}:8080")
+
+    def _say(self, event: str, **facts: Any) -> None:
+        self.said.append((event, facts))
+
+    def page(self) -> Any:
+        page = self._reader.read()
+        assert page is not None
+        return page
+
+    def token(self, resource: str = "kernel") -> int:
+        """Of the open term; 0 behind a shut gate."""
+        return self.gate.check(resource).token if self.gate.holds(resource) else 0
+
+
+class Live:
+    """A node while its consensus runs in this process."""
+
+    def __init__(self, node: Node, module: Module, service: Service) -> None:
+        self.node = node
+        self.module = module
+        self.service = service
+        self.asking = True  # whether persistence asks to lead the kernel
+        self.ticking = True  # whether its supervisor acts
+
+    @property
+    def leaser(self) -> EtcdLeaser:
+        leaser = self.service._leaser
+        assert isinstance(leaser, EtcdLeaser)
+        return leaser
+
+    async def ask(self, request: Request[Any], caller: str = "persistence") -> Any:
+        return await self.module.ask(request, caller)
+
+    async def lead(self, resource: str = "kernel", within_s: float = 8.0) -> Term:
+        """Campaigns until it leads."""
+
+        async def campaign() -> Term | None:
+            with contextlib.suppress(NoLeader, NotLeader, StoreUnavailable, Busy):
+                return await self.ask(Campaign(resource=resource), "persistence" if resource == "kernel" else "apps")
+            return None
+
+        return await eventually(campaign, f"{self.node.name} leads {resource}", within_s)
+
+    def roles(self, resource: str = "kernel") -> list[tuple[str, str, int]]:
+        events = [event for event in self.module.published if isinstance(event, LeadershipRoleChanged)]
+        return [(event.role, event.node, event.epoch) for event in events if event.resource == resource]
+
+    def revs(self) -> list[int]:
+        return [event.rev for event in self.module.published if isinstance(event, ControlRevChanged)]
+
+
+class House:
+    """Nodes of one cluster of their own, on members of etcd that many share."""
+
+    def __init__(self, etcd: Cluster) -> None:
+        self.etcd = etcd
+        self.folder = Path(tempfile.mkdtemp(prefix="house"))
+        self.cluster = os.urandom(6).hex()
+        self.prefix = prefix(self.cluster)
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    async def begin(self, count: int) -> list[Node]:
+        nodes = [Node(self.folder / f"n{index + 1}", index) for index in range(count)]
+        async with opened(self.etcd) as client:
+            await seed.put_gen(client, self.prefix, GEN)
+            for node in nodes:
+                await seed.put_node(client, self.prefix, node.name, node.make(self.cluster, self.etcd))
+        return nodes
+
+    def start(self, node: Node) -> subprocess.Popen[bytes]:
+        """Its consensus in a process of its own, which asks to lead the kernel."""
+        with (node.folder / "output").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.unit.consensus.etcd.process", str(node.folder), str(node.index)],
+                cwd=ROOT, stdout=output, stderr=output,
+            )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        shutil.rmtree(self.folder)
+
+
+@contextmanager
+def house(etcd: Cluster) -> Iterator[House]:
+    made = House(etcd)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@asynccontextmanager
+async def living(node: Node) -> AsyncIterator[Live]:
+    """Its consensus runs, its supervisor ticks; at the end consensus is gone as if it had been killed, and ends no term."""
+    async with asyncio.TaskGroup() as tasks:
+        module = Module(node, tasks)
+        service = Service(module)  # type: ignore[arg-type]
+        live = Live(node, module, service)
+        run_dir = RunDir(node.paths)
+        ticks = tasks.create_task(_tick(live, run_dir))
+        await service.start()
+        try:
+            yield live
+        finally:
+            await service.stop()
+            ticks.cancel()
+            run_dir.close()
+            module.end()
+
+
+async def _tick(live: Live, run_dir: RunDir) -> None:
+    while True:
+        if live.ticking:
+            run_dir.tick()
+        await asyncio.sleep(TICK_S)

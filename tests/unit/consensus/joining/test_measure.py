@@ -1,0 +1,37 @@
+"""What a node measures decides its timing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from piccolod.errors import Failed, Invalid
+from piccolod.leadership.timing import FAST
+from services.consensus.joining import measure
+
+
+def test_this_machine_gets_a_profile_and_is_told_why(tmp_path: Path) -> None:
+    choice = measure.choice("auto", tmp_path)
+    assert choice.timing.profile in ("fast", "balanced", "patient")
+    assert choice.timing.stop_s > 0
+    assert choice.why.startswith(choice.timing.profile) and "fsync" in choice.why
+    assert not list(tmp_path.iterdir()), "the probe is gone"
+
+
+def test_a_slow_disk_gets_a_slower_profile_unless_another_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "fsync_s", lambda _: 0.12)
+    assert measure.choice("auto", tmp_path).timing.profile == "balanced"
+    assert measure.choice("fast", tmp_path).timing.profile == "fast"
+
+
+def test_containers_that_die_slowly_are_refused_with_the_inequality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "stop_s", lambda: FAST.margin_s)
+    with pytest.raises(Invalid, match="M >= F"):
+        measure.choice("fast", tmp_path)
+
+
+def test_a_profile_of_a_newer_version_is_refused() -> None:
+    assert measure.known("fast", 0.01).stop_s == 0.01
+    with pytest.raises(Failed, match="lightning"):
+        measure.known("lightning", 0.01)

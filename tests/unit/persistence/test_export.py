@@ -1,0 +1,126 @@
+"""The log of a node alone on its way into etcd: all of it, verified, and nothing that comes meanwhile is missed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from piccolod.errors import Invalid, Locked, StoreCorrupt
+from piccolod.protocol.log import Exported, ExportLog
+from piccolod.protocol.persistence import Lock, Setup
+from services.persistence import export
+from services.persistence import keyset as keysets
+from services.persistence.catch_up import as_sealed, verified
+from services.persistence.chain import Chain, check_snapshot
+
+from .conftest import CHEAP, CLUSTER, Bench
+from .house import until
+from .town import PASSWORD, Town, in_town
+
+KEYSET = keysets.create(CLUSTER, "a password of tests", CHEAP)[0]
+
+
+def exported(bench: Bench, after: int, limit: int = 256) -> Exported:
+    at = export.position(bench.store, after, bench.db)
+    return export.export(bench.db, CLUSTER, bench.key, KEYSET, at, after, limit)
+
+
+def moved(bench: Bench, limit: int = 256) -> tuple[Chain, int]:
+    """As etcd gets it: a chain over the snapshot and every entry, and how many entries that were."""
+    chain, count, after = Chain(CLUSTER), 0, 0
+    while True:
+        part = exported(bench, after, limit)
+        if after == 0 and part.snapshot is not None:
+            chain.stand_on(check_snapshot(as_sealed(part.snapshot), CLUSTER))
+        items, broken = verified(chain, bench.key, [as_sealed(entry) for entry in part.entries])
+        assert broken is None
+        count += len(items)
+        after = chain.rev
+        if after == part.head_rev:
+            assert chain.digest == part.head_digest
+            return chain, count
+
+
+def test_a_short_log_goes_whole_with_the_keyset(bench: Bench) -> None:
+    bench.grow(10)
+    part = exported(bench, 0)
+    assert (part.cluster, part.head_rev, part.snapshot) == (CLUSTER, 10, None)
+    assert [entry.rev for entry in part.entries] == list(range(1, 11))
+    assert keysets.decode(part.keyset) == KEYSET
+    assert exported(bench, 4, 2).keyset == b""
+    assert [entry.rev for entry in exported(bench, 4, 2).entries] == [5, 6]
+    assert moved(bench, limit=3)[1] == 10
+
+
+def test_a_long_log_goes_as_its_newest_snapshot_and_the_tail(bench: Bench) -> None:
+    bench.grow(2350)
+    part = exported(bench, 0)
+    assert part.snapshot is not None and part.snapshot.rev >= 2000
+    assert part.entries[0].rev == part.snapshot.rev + 1
+    chain, count = moved(bench)
+    assert (chain.rev, count) == (2350, 2350 - part.snapshot.rev)
+
+
+def test_a_tail_that_etcd_would_not_keep_gives_way_to_a_fresh_snapshot(bench: Bench) -> None:
+    for number in range(30):
+        bench.put("large", str(number % 10) * 300_000)
+    part = exported(bench, 0)
+    assert part.snapshot is not None and part.snapshot.rev == 30
+    assert part.entries == ()
+    assert moved(bench)[0].rev == 30
+
+
+def test_what_follows_a_snapshot_that_stands_for_a_gap_can_be_asked_for(bench: Bench) -> None:
+    bench.grow(1000)
+    snapshot = exported(bench, 0).snapshot
+    assert snapshot is not None
+    assert exported(bench, snapshot.rev).entries == ()
+    bench.put("a", 1)
+    assert [entry.rev for entry in exported(bench, snapshot.rev).entries] == [1001]
+
+
+def test_an_empty_log_and_a_position_that_is_not_in_it(bench: Bench) -> None:
+    part = exported(bench, 0)
+    assert (part.head_rev, part.entries, part.snapshot) == (0, (), None)
+    for after, limit in ((1, 1), (-1, 1), (0, 0), (0, 10_000)):
+        with pytest.raises(Invalid):
+            exported(bench, after, limit)
+
+
+def test_a_damaged_entry_is_not_exported(bench: Bench) -> None:
+    bench.grow(10)
+    assert bench.store._log is not None
+    bench.store._log._db.execute("UPDATE entry SET sealed = zeroblob(40) WHERE rev = 7")
+    with pytest.raises(StoreCorrupt):
+        exported(bench, 0)
+    bench.store._log._db.execute("DELETE FROM entry WHERE rev = 7")
+    with pytest.raises(StoreCorrupt):
+        exported(bench, 0)
+
+
+def test_nothing_is_written_between_the_last_export_and_the_end_of_the_hold(tmp_path: Path, cheap_passwords: None) -> None:
+    @in_town
+    async def test(town: Town) -> None:
+        node = town.node("n1")
+        await node.begin()
+        with pytest.raises(Locked):
+            await node.ask(ExportLog(after=0), caller="consensus")
+        await node.ask(Setup(password=PASSWORD))
+        writing = [asyncio.ensure_future(node.put(f"a{number}", number)) for number in range(20)]
+        await asyncio.sleep(0)
+        last: Exported = await node.ask(ExportLog(after=0, hold_s=0.5), caller="consensus")
+        late = asyncio.ensure_future(node.put("late", 1))
+        held_at = asyncio.get_running_loop().time()
+        again: Exported = await node.ask(ExportLog(after=last.head_rev), caller="consensus")
+        assert (again.head_rev, again.entries) == (last.head_rev, ())
+        done = [each for each in writing if each.done()]
+        assert len(done) == last.head_rev - 1, "what was acknowledged is in it"
+        assert await late == 22, "and what was parked is made after all"
+        assert asyncio.get_running_loop().time() - held_at > 0.3
+        await asyncio.gather(*writing)
+        await node.ask(Lock())
+        await until(lambda: node.module.stopping.is_set(), "it wants to start clean")
+
+    test(tmp_path, cheap_passwords)
