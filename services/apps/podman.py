@@ -165,14 +165,19 @@ class Podman:
         return str((await self._upload("images/import", archive, {"reference": name}))["Id"])
 
     async def build(self, context: Path, name: str) -> str:
-        """Builds from a tar with a Containerfile; the image's id."""
-        params = {"t": name, "dockerfile": "Containerfile", "forcerm": "true", "layers": "true"}
+        """Builds from a tar with a Containerfile, or a Dockerfile where there is none; the image's id."""
+        params = {"t": name, "forcerm": "true", "layers": "true"}
 
         def send() -> list[dict[str, Any]]:
             with context.open("rb") as file:
                 return self._read_lines("build", params, file, "application/x-tar")
 
-        lines = await self._in_thread(send, IMAGE_S, self._image_threads)
+        try:
+            lines = await self._in_thread(send, IMAGE_S, self._image_threads)
+        except Invalid as error:
+            raise Invalid(
+                error.detail, hint="an archive to build from has a Containerfile or a Dockerfile at its top"
+            ) from None
         for line in lines:
             if "error" in line:
                 raise PodmanError(f"the build of {name} failed: {str(line['error']).strip()}")
@@ -268,9 +273,9 @@ def _checked(response: Any, path: str) -> Any:
     """Raises the error that podman meant."""
     if response.status_code in (200, 201, 204, 304):
         return response
-    try:
-        message = str(response.json()["message"])
-    except (ValueError, KeyError, TypeError):
+    try:  # of a build, a second object may follow
+        message = str(next(_objects(response.text))["message"])
+    except (ValueError, KeyError, StopIteration):
         message = response.text[:200]
     if response.status_code == 404:
         raise NotFound(_short(message))
