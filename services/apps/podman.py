@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import quote
 
-import requests
-from podman.api.client import APIClient
+from piccolod import lean
+
+with lean.without("rich", "chardet", "charset_normalizer"), warnings.catch_warnings(action="ignore"):
+    # requests warns that it cannot guess encodings: podman speaks UTF-8.
+    import requests
+    from podman.api.client import APIClient
 
 from piccolod.errors import Failed, Invalid, NotFound, PiccoloError, Unavailable
 
