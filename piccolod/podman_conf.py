@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import hashlib
 import os
 import shutil
 import sys
@@ -235,6 +234,8 @@ def _runroot(config: Config) -> Path:
     folder = config.paths.podman_run
     if len(str(folder)) <= _RUNROOT_CHARACTERS:
         return folder
+    import hashlib  # here: OpenSSL is a twentieth of the supervisor, which seldom needs it
+
     return Path("/run") / f"piccolo-{hashlib.sha256(bytes(folder)).hexdigest()[:12]}"
 
 
