@@ -6,9 +6,8 @@ Deadlines are names ending in `_at` on this clock, in seconds as float. Wall clo
 from __future__ import annotations
 
 import time
-from typing import Final
 
-FOREVER: Final = float("inf")
+FOREVER = float("inf")
 
 
 def now() -> float:

@@ -8,7 +8,6 @@ class a section, one field a key. Keys whose machinery is not built yet are abse
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import ipaddress
 import os
 import re
@@ -174,11 +173,17 @@ def _section(kind: Any, document: dict[str, Any], path: str, problems: list[Prob
     for key, value in document.items():
         where = f"{path}.{key}" if path else key
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            problems.append(Problem(where, "unknown key" + (f", did you mean `{near[0]}`?" if near else "")))
+            problems.append(Problem(where, "unknown key" + _did_you_mean(key, known)))
             continue
         values[key] = _value(hints[key], value, where, problems)
     return kind(**values)
+
+
+def _did_you_mean(word: str, known: typing.Collection[str]) -> str:
+    import difflib  # here: every process reads the configuration, and seldom with a mistake in it
+
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean `{near[0]}`?" if near else ""
 
 
 def _value(hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
@@ -277,8 +282,7 @@ def _module_rules(config: Config, names: frozenset[str]) -> typing.Iterator[Prob
 
     for name, module in config.modules.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            yield Problem(f"modules.{name}", "no such module" + (f", did you mean `{near[0]}`?" if near else ""))
+            yield Problem(f"modules.{name}", "no such module" + _did_you_mean(name, names))
         if module.heartbeat_ms and not 50 <= module.heartbeat_ms <= 10_000:
             yield Problem(f"modules.{name}.heartbeat_ms", "must be 50 to 10000, or 0 for the default")
         if module.log_level not in ("debug", "info", "warning", "error"):

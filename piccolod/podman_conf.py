@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import hashlib
 import os
 import shutil
 import sys
@@ -84,7 +83,7 @@ def prepare(config: Config) -> Podman:
         raise Unavailable("podman is not installed", hint="run `make deps`, or install the package `podman`")
     paths = config.paths
     text = containers_conf(config, host)
-    for folder in (_root(config), paths.podman_run, _networks(config), paths.oci_hooks, _image_copies(config)):
+    for folder in (_root(config), paths.podman_run, _networks(config), paths.oci_hooks, image_copies(config)):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (link := _runroot(config)) != paths.podman_run and not config.podman.runroot:
         _point(link, paths.podman_run)
@@ -116,6 +115,17 @@ def release(config: Config) -> None:
             if tmpfs.points_below(home) == [home]:  # podman's own: it binds its storage onto itself
                 tmpfs.unmount(home)
         podman_memory.leave(config.paths.podman_run)
+
+
+def build_contexts(config: Config) -> list[Path]:
+    """What the service was sent to build from, and has not removed yet: it leaves those that are no archive (4.3)."""
+    return list(image_copies(config).glob("libpod_builder*"))
+
+
+def forget_builds(contexts: Sequence[Path]) -> None:
+    """Removes contexts of builds that have ended."""
+    for context in contexts:
+        shutil.rmtree(context, ignore_errors=True)
 
 
 def container_mounts(config: Config) -> list[Path]:
@@ -174,7 +184,7 @@ def containers_conf(config: Config, host: Host) -> str:
         f"tmp_dir = {_quoted(_runroot(config) / 'libpod')}",
         f"static_dir = {_quoted(_root(config) / 'libpod')}",
         f"volume_path = {_quoted(_root(config) / 'volumes')}",
-        f"image_copy_tmp_dir = {_quoted(_image_copies(config))}",
+        f"image_copy_tmp_dir = {_quoted(image_copies(config))}",
         f"hooks_dir = [{_quoted(config.paths.oci_hooks)}]",
     ]
     network = ['network_backend = "netavark"', f"network_config_dir = {_quoted(_networks(config))}"]
@@ -224,6 +234,8 @@ def _runroot(config: Config) -> Path:
     folder = config.paths.podman_run
     if len(str(folder)) <= _RUNROOT_CHARACTERS:
         return folder
+    import hashlib  # here: OpenSSL is a twentieth of the supervisor, which seldom needs it
+
     return Path("/run") / f"piccolo-{hashlib.sha256(bytes(folder)).hexdigest()[:12]}"
 
 
@@ -231,8 +243,8 @@ def _networks(config: Config) -> Path:
     return Path(config.podman.network_config_dir) if config.podman.network_config_dir else config.paths.podman_networks
 
 
-def _image_copies(config: Config) -> Path:
-    """Layers on their way in: beside the storage, where there is room for them, instead of the host's /var/tmp."""
+def image_copies(config: Config) -> Path:
+    """Layers on their way in, and what is built: beside the storage, where there is room, instead of the host's /var/tmp."""
     return _root(config) / "incoming"
 
 
@@ -246,6 +258,7 @@ def _enter_memory(config: Config, podman: Podman) -> None:
     with _alone(config):
         # A service that runs entered long ago, or is of a version that did not: then it is for the launch of the next.
         if not _service_runs(config):
+            forget_builds(build_contexts(config))
             podman_memory.enter(_place(config), lambda arguments: _run(podman, arguments), _say)
 
 

@@ -44,7 +44,7 @@ def of_file(name: str, progress: Callable[[int], None]) -> Upload:
 
 
 def of_folder(name: str, progress: Callable[[int], None]) -> Upload:
-    """A build context: the folder as a tar, owners left out, so that the same files give the same image anywhere."""
+    """A build context: the folder as a tar, owners left out, so that it does not matter whose clone of it is built."""
     folder = Path(name)
     if not folder.is_dir():
         raise Invalid(f"{name} is not a folder", hint="name the folder that holds the Containerfile")

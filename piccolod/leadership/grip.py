@@ -11,9 +11,12 @@ import select
 import signal
 import time
 from contextlib import suppress
-from typing import Iterator, Self  # noqa: UP035
 
 from piccolod import clock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterator, Self  # noqa: UP035
 
 # systemd's unified and hybrid layouts.
 _CGROUP2_MOUNTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")

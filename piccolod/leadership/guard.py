@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, Iterable  # noqa: UP035
-
 from piccolod.clock import FOREVER
 from piccolod.leadership.leash_table import Entry
 from piccolod.leadership.page import Page
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Iterable  # noqa: UP035
 
 # Guard tick `g` (leadership.md, Time): how late a guard may notice what the page says.
 GUARD_TICK_S: Final = 0.05

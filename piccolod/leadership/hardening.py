@@ -7,7 +7,10 @@ import os
 import resource
 import stat
 from contextlib import suppress
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 # Bytes, soft and hard: no core dump fits. Not 0, which the kernel lets pass where `core_pattern` names a program: only 1
 # forbids that, too (fs/coredump.c).

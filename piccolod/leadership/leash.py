@@ -20,7 +20,6 @@ import socket
 import struct
 import sys
 from contextlib import suppress
-from typing import NoReturn
 
 if not __package__:  # run by its path in isolated mode, where no folder of ours is on the search path
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -48,7 +47,7 @@ class Leash:
         self._listener = _listen(f"{table}/{index}.sock")
         self._poll.register(self._listener, select.EPOLLIN)
 
-    def run(self) -> NoReturn:
+    def run(self) -> None:
         signal.signal(signal.SIGTERM, self._end)
         for name in leash_table.read(self._table):
             self._arm(name)
@@ -136,7 +135,7 @@ def _log(line: str) -> None:
         os.write(2, f"leash: {line}\n".encode())
 
 
-def main(page: str, table: str, index: int) -> NoReturn:
+def main(page: str, table: str, index: int) -> None:
     if leash_lock.take(table, index) is None:
         raise SystemExit(0)
     leash = Leash(page, table, index)

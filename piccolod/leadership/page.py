@@ -19,9 +19,15 @@ import struct
 import zlib
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Callable, Final, Mapping, NamedTuple  # noqa: UP035  (collections.abc would cost the leash an import)
 
 from piccolod import clock
+from piccolod.named_tuple import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Final, Mapping  # noqa: UP035
+
+    Read = Callable[[int, int], bytes]  # (at, count) of the file
 
 VERSION: Final = 1
 CAPACITY: Final = 1024
@@ -40,8 +46,6 @@ _MADV_POPULATE_READ: Final = 22
 _FILE_BYTES: Final = 4096 + 2 * _SLOT_BYTES
 # Both slots look broken only while a writer laps the reader twice; each try takes well below a writer's shortest pause.
 _TRIES: Final = 3
-
-Read = Callable[[int, int], bytes]  # (at, count) of the file
 
 
 class Term(NamedTuple):

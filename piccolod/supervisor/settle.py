@@ -12,9 +12,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 _LIBC: Final = ctypes.CDLL(None)
+_LIBC.malloc.restype = ctypes.c_void_p
+_LIBC.malloc.argtypes = (ctypes.c_size_t,)
+_LIBC.free.argtypes = (ctypes.c_void_p,)
 _MADV_DONTNEED: Final = 4
 _ALIGNMENT: Final = 16
 _LARGEST: Final = 512  # above it malloc serves
+_LARGE: Final = 64 * 1024
+_SMALL: Final = 24  # the smallest that malloc has
+_MOST_BYTES: Final = 16 * 2**20  # as for the blocks: a bound, should this be another malloc
 _BYTES_HEAD: Final = sys.getsizeof(b"")
 _POOL_BYTES: Final = 16 * 1024
 _POOL_HEAD: Final = 48
@@ -28,6 +34,20 @@ def fill_holes() -> None:
     """Once, after the last import: takes the free places between the objects, so that children allocate on fresh pages."""
     for size in range(_ALIGNMENT, _LARGEST + 1, _ALIGNMENT):
         _filling.append(_fill(size))
+
+
+def fill_heap() -> None:
+    """The same for what malloc serves: takes the free places before the end of the heap (measured: 0.7 MiB a child)."""
+    end = _LIBC.malloc(_LARGE) or 0
+    size, taken_bytes = _LARGE, 0
+    while size >= _SMALL and taken_bytes < _MOST_BYTES:
+        at = _LIBC.malloc(size) or end
+        if at < end:
+            taken_bytes += size
+        else:
+            _LIBC.free(at if at != end else None)
+            size -= _ALIGNMENT if size <= 1024 else size // 8 // _ALIGNMENT * _ALIGNMENT
+    _LIBC.free(end)
 
 
 def unmap_code() -> None:

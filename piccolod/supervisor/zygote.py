@@ -221,6 +221,7 @@ class Zygote:
     def _imported(self) -> None:
         gc.collect()
         settle.fill_holes()
+        settle.fill_heap()
         settle.unmap_code()
 
     def _import(self, target: str) -> str:

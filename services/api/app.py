@@ -12,6 +12,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, License, SecurityScheme, Server
 from litestar.types import ControllerRouterHandler
 
+from piccolod import lean
 from piccolod.errors import Failed, Invalid, MethodNotAllowed, NotLeader, PiccoloError
 from services.api import access, problem
 from services.api.actor import Kind
@@ -29,15 +30,16 @@ class _NoPages(Router):
 
 
 def build() -> Litestar:
-    return Litestar(
-        route_handlers=list(ROUTES),
-        guards=[access.admit],
-        exception_handlers={Exception: _answer},
-        openapi_config=_openapi(),
-        logging_config=None,  # its default starts a thread, which must not be in a process that forks
-        debug=False,
-        request_max_body_size=64 * 1024,
-    )
+    with lean.without("attr", "attrs"):
+        return Litestar(
+            route_handlers=list(ROUTES),
+            guards=[access.admit],
+            exception_handlers={Exception: _answer},
+            openapi_config=_openapi(),
+            logging_config=None,  # its default starts a thread, which must not be in a process that forks
+            debug=False,
+            request_max_body_size=64 * 1024,
+        )
 
 
 def _openapi() -> OpenAPIConfig:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from piccolod import clock
+from piccolod import clock, podman_conf
 from piccolod.errors import Invalid, NotFound, PiccoloError
 from services.apps.desired import Version
 from services.apps.discreet import discreet
@@ -40,8 +40,12 @@ def with_prefix(image_id: str) -> str:
 class Images:
     """`changed(app)` is called when a fetch ends."""
 
-    def __init__(self, podman: Podman, scratch: Path, changed: Callable[[str], None]) -> None:
-        self._podman, self._scratch, self._changed = podman, scratch, changed
+    def __init__(
+        self, podman: Podman, scratch: Path, contexts: Callable[[], list[Path]], changed: Callable[[str], None]
+    ) -> None:
+        """`contexts()` are what podman builds from, or has left behind."""
+        self._podman, self._scratch, self._contexts, self._changed = podman, scratch, contexts, changed
+        self._builds = 0
         self._fetches: dict[str, asyncio.Task[str]] = {}
         self._refused: dict[str, tuple[float, int, str]] = {}  # key -> (again at, tries, why)
 
@@ -91,9 +95,18 @@ class Images:
         context = self._scratch / f"build-{manifest.name}.tar"
         await asyncio.to_thread(_write_context, context, manifest.build.containerfile)
         try:
-            return await self._podman.build(context, reference(manifest))
+            return await self._build(context, reference(manifest))
         finally:
             context.unlink(missing_ok=True)
+
+    async def _build(self, context: Path, name: str) -> str:
+        self._builds += 1
+        try:
+            return await self._podman.build(context, name)
+        finally:
+            self._builds -= 1
+            if not self._builds and (left := self._contexts()):
+                await asyncio.to_thread(podman_conf.forget_builds, left)
 
     def _ended(self, key: str, version: Version, done: asyncio.Task[str]) -> None:
         error = None if done.cancelled() else done.exception()
@@ -129,7 +142,7 @@ class Images:
 
     async def _add(self, kind: str, file: Path, name: str) -> list[str]:
         if kind == "build":
-            return [with_prefix(await self._podman.build(file, name))]
+            return [with_prefix(await self._build(file, name))]
         if kind == "import":
             return [with_prefix(await self._podman.import_rootfs(file, name))]
         ids = []

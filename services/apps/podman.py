@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import quote
 
-import requests
-from podman.api.client import APIClient
+from piccolod import lean
+
+with lean.without("rich", "chardet", "charset_normalizer"), warnings.catch_warnings(action="ignore"):
+    # requests warns that it cannot guess encodings: podman speaks UTF-8.
+    import requests
+    from podman.api.client import APIClient
 
 from piccolod.errors import Failed, Invalid, NotFound, PiccoloError, Unavailable
 
@@ -165,14 +170,19 @@ class Podman:
         return str((await self._upload("images/import", archive, {"reference": name}))["Id"])
 
     async def build(self, context: Path, name: str) -> str:
-        """Builds from a tar with a Containerfile; the image's id."""
-        params = {"t": name, "dockerfile": "Containerfile", "forcerm": "true", "layers": "true"}
+        """Builds from a tar with a Containerfile, or a Dockerfile where there is none; the image's id."""
+        params = {"t": name, "forcerm": "true", "layers": "true"}
 
         def send() -> list[dict[str, Any]]:
             with context.open("rb") as file:
                 return self._read_lines("build", params, file, "application/x-tar")
 
-        lines = await self._in_thread(send, IMAGE_S, self._image_threads)
+        try:
+            lines = await self._in_thread(send, IMAGE_S, self._image_threads)
+        except Invalid as error:
+            raise Invalid(
+                error.detail, hint="an archive to build from has a Containerfile or a Dockerfile at its top"
+            ) from None
         for line in lines:
             if "error" in line:
                 raise PodmanError(f"the build of {name} failed: {str(line['error']).strip()}")
@@ -268,9 +278,9 @@ def _checked(response: Any, path: str) -> Any:
     """Raises the error that podman meant."""
     if response.status_code in (200, 201, 204, 304):
         return response
-    try:
-        message = str(response.json()["message"])
-    except (ValueError, KeyError, TypeError):
+    try:  # of a build, a second object may follow
+        message = str(next(_objects(response.text))["message"])
+    except (ValueError, KeyError, StopIteration):
         message = response.text[:200]
     if response.status_code == 404:
         raise NotFound(_short(message))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final
 
-from piccolod import clock
+from piccolod import clock, podman_conf
 from piccolod.errors import Locked, PiccoloError
 from piccolod.leadership import leash_table
 from piccolod.leadership.gate import Gate
@@ -53,7 +54,7 @@ class Service:
         self._node = Node(
             module=module,
             podman=podman,
-            images=Images(podman, paths.run / "builds", self._wake_app),
+            images=Images(podman, paths.run / "builds", partial(podman_conf.build_contexts, module.config), self._wake_app),
             routes=Routes(self._call_router, self._wake_app),
             documents=Documents(module),
             files=AppFiles(paths.app_files),

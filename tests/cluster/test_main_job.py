@@ -46,6 +46,14 @@ def test_the_first_password_unlocks(node: Node) -> None:
     until(lambda: node.api("GET", "/health/ready").status == 200, "ready")
 
 
+def test_the_code_that_only_a_password_needs_is_let_go_of(node: Node) -> None:
+    """Argon2's and that of the first setup's certificate: 7 MiB of pages. The store works on without."""
+    pid = node.pid("persistence")
+    until(lambda: 0 < resident_kib(pid, "_rust.abi3.so") < 3 * 1024, "it is let go of")
+    assert node.ctl("secrets", "set", "one", "--file", "-", text="value").returncode == 0
+    assert node.ctl("secrets", "remove", "one", "-y").returncode == 0
+
+
 def test_the_demo_app_serves_on_its_public_port(node: Node) -> None:
     node.load_demo_image()
     done = node.ctl("apps", "install", str(ROOT / "deploy/demo/app.yaml"))
@@ -223,6 +231,17 @@ def peak_kib(pid: int) -> int:
     """The most memory that the process ever had, in KiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def resident_kib(pid: int, library: str) -> int:
+    """How much of a library's file is mapped in the process, in KiB."""
+    total, counts = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if not line.partition(" ")[0].endswith(":"):
+            counts = line.endswith(f"/{library}")
+        elif counts and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
 
 
 def lives(one: psutil.Process) -> bool:

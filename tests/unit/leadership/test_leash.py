@@ -5,6 +5,8 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from piccolod.leadership.leash_client import LeashClient
 from piccolod.leadership.leash_probe import LeashProbe
 from piccolod.leadership.page import PageWriter, Term, create
 from piccolod.paths import Paths
+from tests.node import ROOT
 
 from .conftest import Containers, Leashes, a_page, armed, gone, wait_for
 
@@ -60,6 +63,13 @@ def assert_stays_alive(pids: list[int], for_s: float) -> None:
 
 def test_a_leash_is_small_enough_to_be_read() -> None:
     assert len(Path(leash.__file__).read_text().splitlines()) < 150
+
+
+def test_a_leash_imports_little() -> None:
+    """Each of these would cost both leashes half a MiB of locked memory, and brings others with it."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import piccolod.leadership.leash; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True)
+    assert {"typing", "re", "json", "pathlib", "dataclasses"}.isdisjoint(done.stdout.split())
 
 
 def test_at_the_deadline_the_whole_tree_dies_within_a_guard_tick(

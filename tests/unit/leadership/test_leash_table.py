@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ def test_what_is_written_is_read_back_and_nothing_else_lies_there(paths: Paths) 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b"{}", b'{"container": "c1"}', b"\xff\xfe", b'{"container": 1, "pid": "x"}'],
+    [b"", b"\n", b"{}", b"container", b"container c1\n", b"\xff\xfe", b"container c1\npid x\n", b"nothing 1\n"],
 )
 def test_an_unreadable_entry_hides_no_other(paths: Paths, content: bytes) -> None:
     entry = armed(paths, os.getpid())
@@ -36,8 +35,35 @@ def test_an_unreadable_entry_hides_no_other(paths: Paths, content: bytes) -> Non
 
 def test_an_entry_with_a_field_of_another_type_is_unreadable(paths: Paths) -> None:
     entry = armed(paths, os.getpid())
-    (paths.leash / entry.file).write_text(json.dumps({**entry._asdict(), "token": "7"}))
+    file = paths.leash / entry.file
+    file.write_text(file.read_text().replace(f"token {entry.token}\n", "token seven\n"))
     assert leash_table.read(paths.leash) == {}
+
+
+def test_an_entry_that_was_cut_anywhere_is_unreadable(paths: Paths) -> None:
+    entry = armed(paths, os.getpid())
+    file = paths.leash / entry.file
+    whole = file.read_bytes()
+    for size in range(len(whole)):
+        file.write_bytes(whole[:size])
+        assert leash_table.read(paths.leash) == {}, whole[:size]
+    file.write_bytes(whole)
+    assert leash_table.read(paths.leash) == {entry.file: entry}
+
+
+@pytest.mark.parametrize("resource", ["app:x\npid 1", "app:x\n"])
+def test_a_field_that_would_be_two_lines_is_refused(paths: Paths, resource: str) -> None:
+    entry = armed(paths, os.getpid())
+    with pytest.raises(ValueError, match="line"):
+        leash_table.write(paths.leash, entry._replace(resource=resource))
+    assert leash_table.read(paths.leash) == {entry.file: entry}
+
+
+@pytest.mark.parametrize("resource", ["app:with space", "app:line\u2028separator", "app:carriage\rreturn", "app:ü"])
+def test_any_other_character_is_read_back(paths: Paths, resource: str) -> None:
+    entry = armed(paths, os.getpid())._replace(resource=resource)
+    leash_table.write(paths.leash, entry)
+    assert leash_table.read(paths.leash) == {entry.file: entry}
 
 
 @pytest.mark.parametrize("container", ["", "../x", "a/b", ".hidden", "a\n", "x" * 200])

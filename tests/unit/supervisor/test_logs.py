@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from piccolod.supervisor.disk import RotatedLog
+from piccolod.supervisor.log_writer import RotatedLog
 from tests.unit.supervisor.conftest import row, wait_for
 
 

@@ -88,3 +88,21 @@ def test_the_type_cache_holds_no_name_of_the_parent_over_a_fork():
         """)
         == "True"
     )
+
+
+def test_after_the_heap_is_filled_what_malloc_serves_lies_on_fresh_pages():
+    assert (
+        run("""
+        import random
+        from piccolod.supervisor import settle
+
+        kept = [bytes(size) for size in random.Random(1).choices(range(600, 6_000), k=5_000)]
+        for index in random.Random(2).sample(range(5_000), 1_500):
+            kept[index] = None
+        last = max(id(one) for one in kept if one is not None)
+        settle.fill_heap()
+        made = [bytes(size) for size in random.Random(3).choices(range(600, 6_000), k=200)]
+        print(sum(id(one) < last for one in made))
+        """)
+        == "0"
+    )
