@@ -128,6 +128,20 @@ def test_a_node_whose_supervisor_does_not_act_loses_the_lead_by_its_deadline(hom
     asyncio.run(main())
 
 
+def test_every_member_is_told_who_is_there_and_who_has_gone_silent(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one:
+            await one.lead()
+            await eventually(lambda: one.states().get("n2") == "silent", "the other one is not there yet")
+            async with living(second) as two:
+                await eventually(lambda: one.states().get("n2") == "alive", "it has come")
+                await eventually(lambda: two.states() == {"n1": "alive", "n2": "alive"}, "it knows both")
+            await eventually(lambda: one.states() == {"n1": "alive", "n2": "silent"}, "it has gone", SPAN_S + 2)
+
+    asyncio.run(main())
+
+
 # --- planned moves
 
 
