@@ -362,8 +362,9 @@ async def test_damage_under_a_running_member_is_made_good_and_stops_nothing(town
     copy._log.settle()
     spoil(n1.paths.control_db)
     assert not (await n1.ask(Check())).ok
+    assert (await n1.ask(Check())).ok, "it is made good at once"
     report = await n1.ask(Repair())
-    assert report.ok and report.set_aside
+    assert report.ok and report.set_aside, "where it went"
     assert await n1.get("old9") == 9
     assert await n1.put("a", 2) == 13
     await n1.again()
