@@ -19,7 +19,7 @@ Not the bus: a dead broker must not look like nine hung modules. Both ends use t
       ENTRY      {target, path, rights}           to a process that is no module yet (supervisor/entry.py)
       START      {module, inst, config, peers, fds} + fds     `fds` names the descriptors in order
       PEERS      {peers}                          which pid and which instance is which module now
-      STOP       {seconds, apps}                  `apps`: containers and volumes end too
+      STOP       {seconds, apps, all}             `apps`: containers and volumes end too; `all`: every module stops
       RELOAD     {rev}
       DONE       {id, error} [+ fd]               the answer to LISTEN, DEPOSIT, LOCK
       EVENT      {type, key, body}                to the broker alone: the supervisor's own voice

@@ -68,6 +68,7 @@ class Module:
         self.stopping = asyncio.Event()
         self.stop_seconds = 3.0
         self.stop_apps = False  # STOP asked to end the apps too, not only this module
+        self.stop_all = False  # STOP was for all modules of this node
         self._link = link
         self._pulse = Pulse(fds[FD])
         self._tasks = tasks
@@ -251,6 +252,7 @@ class Module:
         elif kind == "STOP":
             self.stop_seconds = float(message.get("seconds", 3.0))
             self.stop_apps = bool(message.get("apps", False))
+            self.stop_all = bool(message.get("all", False))
             self._tell({"t": "STOPPING"})
             self.stopping.set()
         elif kind == "RELOAD":

@@ -170,4 +170,4 @@ class Stopping:
             row = self._roster.rows[name]
             if row.life is not None:
                 self._roster.set(row, State.STOPPING, "")
-                row.life.stop(share_s, "stopped", {"apps": self._full})
+                row.life.stop(share_s, "stopped", {"apps": self._full, "all": True})

@@ -49,6 +49,9 @@ _CAMPAIGN_S: Final = 1.0
 _END_S: Final = 4.0  # from a request to end a term until its caller is told that it takes longer
 # Longer than its callers' patience for parked writes: then it is taken back (leadership.md, Planned moves).
 _SWITCHOVER_S: Final = 2.0
+_LEAVE_S: Final = 1.0
+_LOOK_S: Final = 0.005
+_LEAVE_LOOKS: Final = 200
 _PROPOSAL_S: Final = 5.0
 _REFUSED_S: Final = 1.0
 _SILENT_S: Final = 2 * POLL_S
@@ -93,6 +96,20 @@ class EtcdLeaser:
         self._running = module.spawn(self.driver.run(first), name="leadership")
         module.spawn(self.registration.run(), name="registration")
         await self.driver.until(lambda: self.driver.state.boot_id, _CAMPAIGN_S)
+
+    async def leave(self) -> None:
+        """The kernel, once persistence has ended: others need not wait for a span then. A term of an app ends with the app."""
+        driver = self.driver
+        term = driver.state.terms.get(RESOURCE_KERNEL)
+        if term is None or not standing.best_candidate(driver.state, driver.facts):
+            return
+        for _ in range(_LEAVE_LOOKS):
+            if not self._store_lives():
+                self.registration.forget(RESOURCE_KERNEL)
+                driver.feed(events.Release(RESOURCE_KERNEL, term.token, Reason.DRAIN))
+                await driver.until(lambda: not self._holds(RESOURCE_KERNEL, term.token), _LEAVE_S)
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def end(self) -> None:
         if self._running is not None:

@@ -74,5 +74,8 @@ class Leaser(Protocol):
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         """The last changes, newest first."""
 
+    async def leave(self) -> None:
+        """All modules of this node stop: what nothing acts for any more is given to others, where there are some."""
+
     async def end(self) -> None:
         """Lets go of files and connections. Ends no term."""

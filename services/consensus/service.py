@@ -121,6 +121,8 @@ class Service:
 
     async def stop(self) -> None:
         """Terms live on: only those who act in them may end them."""
+        if self._module.stop_all:
+            await self._leaser.leave()
         await self._leaser.end()
         self._page.close()
 

@@ -101,6 +101,9 @@ class StaticLeaser:
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         return await self._run(lambda: self._opened.history(resource, limit))
 
+    async def leave(self) -> None:
+        """Nobody waits for the terms of a node alone; the next start goes on in them."""
+
     async def end(self) -> None:
         if self._store is not None:
             await self._run(self._store.close)

@@ -44,6 +44,7 @@ class FakeModule:
         self.log = SimpleNamespace(
             info=lambda *_, **__: None, warning=lambda *_, **__: None, error=lambda *_, **__: None
         )  # fmt: skip
+        self.stop_all = False
         self.healths: list[tuple[Level, str]] = []
         self.published: list[Event] = []
         self.handlers: dict[type, Callable[..., Awaitable[Any]]] = {}

@@ -45,6 +45,7 @@ class Module:
         self.paths = node.config.paths
         self.log = node.log
         self.published: list[Event] = []
+        self.stop_all = False
         self.healths: list[tuple[Level, str]] = []
         self.handlers: dict[type, Callable[..., Awaitable[Any]]] = {}
         self.callbacks: dict[type, Callable[[Any], None]] = {}

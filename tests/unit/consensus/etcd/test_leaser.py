@@ -243,6 +243,26 @@ def test_while_the_cluster_is_paused_nothing_moves_and_any_member_resumes_it(hom
     asyncio.run(main())
 
 
+def test_a_node_that_stops_gives_the_kernel_away_once_its_persistence_has_ended(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(second) as two:
+            async with living(first) as one:
+                await one.lead()
+                with pytest.raises(NotLeader):
+                    await two.ask(Campaign(resource="kernel"))
+                await two_is_able(one)
+                one.module.stop_all = True
+                asyncio.get_running_loop().call_later(0.1, one.module.peers.__dict__.update, {"instance": lambda _name: ""})
+                stopped_at = clock.now()
+            await eventually(second.token, "the other one leads")
+            assert clock.now() - stopped_at < 1.0, "nobody waits for a span"
+            (_, over, _) = (await two.ask(GetHistory(resource="kernel"), "api")).changes
+            assert over.reason == "drain"
+
+    asyncio.run(main())
+
+
 # --- who does not lead
 
 
