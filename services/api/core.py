@@ -170,7 +170,8 @@ class Core:
             self._looked_at = clock.now()
             await self._look()
         now = clock.now()
-        return readiness.readiness(self.seen, now), readiness.components(self.seen, now)
+        judged, found = readiness.readiness(self.seen, now), readiness.components(self.seen, now)
+        return readiness.with_role(judged, found, self.kernel_role.role)
 
     async def _look(self) -> None:
         said = HealthChanged(component="control", level=Level.OK)

@@ -17,6 +17,7 @@ from piccolod.protocol.base import Level
 from piccolod.protocol.events import HealthChanged, LockStateChanged
 
 _FINE: Final = frozenset({"ready", "disabled", "absent"})
+_LEADING: Final = "consensus"
 _LOOPING: Final = "crashlooping"
 _PATIENCE_S: Final = 2.0
 _WORSE: Final = {Level.OK: 0, Level.WARN: 1, Level.ERROR: 2}
@@ -29,12 +30,16 @@ class ComponentHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """`level` is the worst of all components. `component` and `reason` name what keeps the node from being ready."""
+    """`level` is the worst of all components. `component` and `reason` name what keeps the node from being ready.
+
+    `role`: leader, follower or unknown, of the kernel; each of them may be ready.
+    """
 
     ready: bool
     level: Level
     component: str = ""
     reason: str = ""
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,15 @@ def components(seen: Seen, now: float) -> dict[str, ComponentHealth]:
     found |= {name: said for name, said in seen.health.items() if name not in found}
     found["lock"] = ComponentHealth(level=Level.OK, reason=_lock_reason(seen.lock))
     return found
+
+
+def with_role(
+    judged: Readiness, found: dict[str, ComponentHealth], role: str
+) -> tuple[Readiness, dict[str, ComponentHealth]]:  # fmt: skip
+    """The same, with this node's role for the kernel where people look for it: it changes no judgement."""
+    of = found.get(_LEADING)
+    told = found if of is None else {**found, _LEADING: msgspec.structs.replace(of, role=of.role or role)}
+    return msgspec.structs.replace(judged, role=role), told
 
 
 def readiness(seen: Seen, now: float) -> Readiness:

@@ -26,7 +26,7 @@ from piccolod.leadership.timing import Choice
 from piccolod.module import Module
 from piccolod.pki import authority
 from piccolod.protocol.cluster import Timing
-from piccolod.protocol.joining import IssueCertificate
+from piccolod.protocol.joining import IssueCertificate, Issued
 from piccolod.protocol.log import Exported, ExportLog
 from piccolod.protocol.persistence import CryptoStatus
 from services.consensus import cluster_records, seed, wire
@@ -82,10 +82,15 @@ class Init:
         log.info("founded the cluster", cluster=status.cluster_id)
 
     async def _write_folder(self, cluster: str, chosen: Choice) -> None:
-        key, folder = authority.make_key(), self._folder
+        key = authority.make_key()
         address = self._module.config.node.address
         order = IssueCertificate(csr=authority.make_request(key), node=self._node, address=address)
         issued = await self._module.call(order, timeout_s=_CERTIFICATE_S)
+        await asyncio.to_thread(self._keep, cluster, chosen, issued, key)
+
+    def _keep(self, cluster: str, chosen: Choice, issued: Issued, key: bytes) -> None:
+        """Every file is synced, and a busy disk takes longer for that than a beat may."""
+        folder = self._folder
         folder.keep_certificate(issued.certificate, key, issued.ca)
         folder.keep_timing(Timing(profile=chosen.timing.profile, stop_s=chosen.timing.stop_s))
         folder.keep_members({self._node: own_record(self._module)})
@@ -103,7 +108,8 @@ class Init:
             await move.begin()
             await move.finish(HOLD_S)
             await self._close_kernel()
-            MemoryFile(paths.cluster / "seen.json").write(await seed.memory_of(client, prefix, gen))
+            memory = await seed.memory_of(client, prefix, gen)
+            await asyncio.to_thread(MemoryFile(paths.cluster / "seen.json").write, memory)
         finally:
             await client.close()
 
@@ -131,7 +137,7 @@ class Init:
             except Conflict as error:
                 self._module.log.warning("what is led here begins anew in the cluster", reason=error.detail)
         least = max((record.gen for record in held.values()), default=0)
-        return GenFile(paths.consensus / "gen").next(least), frozenset()
+        return await asyncio.to_thread(GenFile(paths.consensus / "gen").next, least), frozenset()
 
     async def _healthy(self, client: Client, prefix: str) -> None:
         """It leads itself, so that a write goes through. Raises StoreUnavailable."""

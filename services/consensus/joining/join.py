@@ -48,10 +48,10 @@ class Join:
         cluster = welcome.admission.cluster
         await asyncio.to_thread(self._folder.make)
         try:
-            self._write_folder(welcome, key)
+            await asyncio.to_thread(self._write_folder, welcome, key)
             await self._supervised.etcd_as_written()
             await self._supervised.etcd_ready()
-            self._folder.give_store_up()
+            await asyncio.to_thread(self._folder.give_store_up)
             mode = cluster_mode.Mode(cluster=cluster, node=self._node, since_ms=clock.wall_ms())
             await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode)
         except BaseException as error:
@@ -85,6 +85,7 @@ class Join:
         }  # fmt: skip
 
     def _write_folder(self, welcome: Welcome, key: bytes) -> None:
+        """Every file is synced, and a busy disk takes longer for that than a beat may."""
         admission, folder = welcome.admission, self._folder
         timing = measure.known(admission.timing.profile, admission.timing.stop_s)
         folder.keep_certificate(welcome.certificate, key, welcome.ca)

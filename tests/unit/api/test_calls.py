@@ -311,7 +311,9 @@ def test_readiness_names_what_is_missing_and_who_is_at_fault(node: Node) -> None
         first = client.get("/health/ready")
         assert (first.status_code, first.json()["ready"]) == (503, False)
         node.make_ready()
-        assert client.get("/health/ready").json() == {"ready": True, "level": "OK", "component": "", "reason": ""}
+        assert client.get("/health/ready").json() == {
+            "ready": True, "level": "OK", "component": "", "reason": "", "role": "unknown",
+        }  # fmt: skip
         node.tell(ModuleStateChanged(module="apps", state="crashlooping", pid=0, instance="", restarts=6, reason="it died"))
         ill = client.get("/health/ready")
         assert (ill.status_code, ill.json()["component"], ill.json()["reason"]) == (503, "apps", "crashlooping: it died")

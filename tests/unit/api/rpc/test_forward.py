@@ -310,6 +310,15 @@ def test_a_change_of_an_app_is_forwarded(two: Cluster) -> None:
     assert two["n1"].modules.asked(ChangeApp)[0].author == "root@n2" and not two["n2"].modules.asked(ChangeApp)
 
 
+def test_a_follower_is_as_ready_as_the_leader_and_says_its_role(two: Cluster) -> None:
+    for name, role in (("n1", "leader"), ("n2", "follower")):
+        with two[name].tcp() as client:
+            ready = client.get("/health/ready")
+            assert (ready.status_code, ready.json()["role"]) == (200, role)
+            consensus = client.get("/health/detail").json()["components"]["consensus"]
+            assert (consensus["level"], consensus["role"]) == ("OK", role)
+
+
 def test_probes_of_a_load_balancer_are_answered_here(two: Cluster) -> None:
     for method in ("GET", "HEAD"):
         with two["n1"].tcp() as leader, two["n2"].tcp(follow_redirects=False) as follower:
