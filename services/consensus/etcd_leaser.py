@@ -300,7 +300,7 @@ class EtcdLeaser:
         if not standing.leads(self.driver.state, RESOURCE_KERNEL):
             return self._not_leader(RESOURCE_KERNEL)
         try:
-            found, _ = await self.driver.store.revisions((epoch, *(one.key for one in compares)), _REFUSED_S)
+            found = await self.driver.store.revisions((epoch, *(one.key for one in compares)), _REFUSED_S)
         except PiccoloError:
             return Conflict("etcd refused the write", hint="read the head again")
         others = [one.key for one in compares if found.get(one.key, 0) != one.value]
