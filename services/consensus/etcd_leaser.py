@@ -132,6 +132,10 @@ class EtcdLeaser:
             return Place(record.address, record.api_url)
         return Place(self._module.config.node.address if node == self._node else "", "")
 
+    def nodes(self) -> Mapping[str, str]:
+        state = self.driver.state
+        return {name: standing.silent(state, name, clock.now()) for name in (self.driver.facts.nodes or (self._node,))}
+
     def candidates(self, resource: str) -> tuple[Candidate, ...]:
         return standing.candidates(self.driver.state, self.driver.facts) if resource == RESOURCE_KERNEL else ()
 
@@ -296,7 +300,7 @@ class EtcdLeaser:
         if not standing.leads(self.driver.state, RESOURCE_KERNEL):
             return self._not_leader(RESOURCE_KERNEL)
         try:
-            found, _ = await self.driver.store.revisions((epoch, *(one.key for one in compares)), _REFUSED_S)
+            found = await self.driver.store.revisions((epoch, *(one.key for one in compares)), _REFUSED_S)
         except PiccoloError:
             return Conflict("etcd refused the write", hint="read the head again")
         others = [one.key for one in compares if found.get(one.key, 0) != one.value]
