@@ -1,7 +1,8 @@
 """`piccolod --after-crash`: what the service manager runs once the supervisor has ended, for whatever reason.
 
-A node alone leads for ever and nobody waits for its terms: its containers run on and the next start adopts them. The page, the
-table and the containers are left as they are.
+A node alone leads for ever and nobody waits for its terms: its containers run on and the next start adopts them. A member of
+a cluster that is started again at once resumes its session, and its containers with it; else the leashes stop them at the
+deadline and others lead after it. The page, the table and the containers are left as they are.
 """
 
 from __future__ import annotations
@@ -36,4 +37,6 @@ def after_crash(paths: Paths) -> str:
 
 def _found(paths: Paths) -> str:
     alive = sum(not leash_table.proven_dead(entry) for entry in leash_table.read(paths.leash).values())
+    if (paths.cluster / "mode").exists():
+        return f"left as it is: {alive} led container(s) run on to the deadline of this node; a start before it adopts them"
     return f"nothing to do: this node is alone; {alive} led container(s) run on, the next start adopts them"

@@ -132,6 +132,10 @@ class EtcdLeaser:
             return Place(record.address, record.api_url)
         return Place(self._module.config.node.address if node == self._node else "", "")
 
+    def nodes(self) -> Mapping[str, str]:
+        state = self.driver.state
+        return {name: standing.silent(state, name, clock.now()) for name in (self.driver.facts.nodes or (self._node,))}
+
     def candidates(self, resource: str) -> tuple[Candidate, ...]:
         return standing.candidates(self.driver.state, self.driver.facts) if resource == RESOURCE_KERNEL else ()
 

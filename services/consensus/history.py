@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Final
 
-from piccolod.errors import StoreUnavailable
+from piccolod.errors import PiccoloError, StoreUnavailable
 from piccolod.leadership import keys
 from piccolod.leadership.records import ChangeRecord
 from services.consensus import wire
@@ -33,6 +33,6 @@ async def read(store: EtcdStore, resource: str | None, limit: int) -> tuple[Chan
 
 async def last(store: EtcdStore) -> tuple[ChangeRecord, ...]:
     """As many as there are, newest first; none when etcd does not answer."""
-    with suppress(StoreUnavailable):
+    with suppress(PiccoloError):
         return await read(store, None, LENGTH)
     return ()

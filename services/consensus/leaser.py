@@ -38,6 +38,9 @@ class Leaser(Protocol):
 
     def place(self, node: str) -> Place: ...
 
+    def nodes(self) -> Mapping[str, str]:
+        """Each node that is known: empty, or why nothing is heard of it."""
+
     def candidates(self, resource: str) -> tuple[Candidate, ...]:
         """Every node that is known, and whether it could take the resource over now."""
 

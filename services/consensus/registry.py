@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from piccolod.leadership.records import TermRecord, TermState
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Role
+from piccolod.protocol.base import Event
 from piccolod.protocol.consensus import Leadership
-from piccolod.protocol.events import LeadershipRoleChanged
+from piccolod.protocol.events import LeadershipRoleChanged, NodeStateChanged
 from services.consensus.leaser import Leaser
 
 
@@ -19,13 +20,17 @@ class Registry:
     def __init__(self, node: str, leaser: Leaser) -> None:
         self._node = node
         self._leaser = leaser
-        self._announced: dict[str, LeadershipRoleChanged] = {}
+        self._announced: dict[tuple[str, str], Event] = {}
 
-    def news(self) -> list[LeadershipRoleChanged]:
+    def news(self) -> list[Event]:
         """The events that are due."""
-        events = [self._event(record) for record in self._leaser.records().values()]
-        due = [event for event in events if self._announced.get(event.resource) != event]
-        self._announced.update((event.resource, event) for event in due)
+        events: list[Event] = [
+            NodeStateChanged(node=node, state="silent" if why else "alive", reason=why)
+            for node, why in self._leaser.nodes().items()
+        ]
+        events += [self._event(record) for record in self._leaser.records().values()]
+        due = [event for event in events if self._announced.get((event.type, event.key())) != event]
+        self._announced.update(((event.type, event.key()), event) for event in due)
         return due
 
     def leadership(self, record: TermRecord, now: float) -> Leadership:

@@ -40,7 +40,7 @@ from piccolod.protocol.consensus import (
     Why,
     Withdraw,
 )
-from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit, NodeStateChanged
+from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit
 from services.consensus.joining.alone import Alone
 from services.consensus.leaser import Leaser
 from services.consensus.registry import Registry, explanation, listed
@@ -91,7 +91,6 @@ class Service:
         module.serve(Release, self._release)
         module.serve(Pause, self._pause)
         module.on(ControlStoreCommit, self._on_commit)
-        module.publish(NodeStateChanged(node=module.config.node.name, state="alive"))
         self._announce()
         if mode is not None:
             self._keep_etcd()
@@ -127,9 +126,10 @@ class Service:
         self._page.close()
 
     async def _keep_judging(self) -> None:
-        """Of a member: whether etcd answers shows by nothing that happens."""
+        """Of a member: whether etcd answers, and who has gone silent, shows by nothing that happens."""
         while True:
             self._judge_health()
+            self._announce()
             await asyncio.sleep(_JUDGE_S)
 
     def _judge_health(self) -> None:

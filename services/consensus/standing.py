@@ -10,6 +10,7 @@ from piccolod.leadership.records import ChangeRecord, TermRecord, TermState
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Leadership, Phase, Term
+from piccolod.leadership.timing import wait_s
 from piccolod.leadership.view import Record
 from piccolod.protocol.consensus import Candidate
 from services.consensus.cluster_records import MEMBER
@@ -42,6 +43,16 @@ def hard_at(state: Leadership, record: TermRecord) -> float:
         return clock.FOREVER if state.alone else session.hard_at
     seen = state.seen.get(record.node)
     return 0.0 if seen is None or not seen.mod else timing.hard_at(seen.at)
+
+
+def silent(state: Leadership, node: str, now: float) -> str:
+    """Why nothing is heard of the node; empty when it beats. The reason stays the same while it is silent: it is announced."""
+    if node == state.config.node:
+        return ""
+    session, seen = state.view.sessions.get(node), state.seen.get(node)
+    if session is None or seen is None:
+        return "it has no session: it is off, cut off, or just starting"
+    return "its heartbeats have stopped" if now - seen.at > wait_s(session.value.span_s) else ""
 
 
 def candidates(state: Leadership, facts: Facts) -> tuple[Candidate, ...]:

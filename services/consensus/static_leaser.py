@@ -55,6 +55,9 @@ class StaticLeaser:
     def place(self, node: str) -> Place:
         return Place(self._address, "")
 
+    def nodes(self) -> Mapping[str, str]:
+        return {self._node: ""}
+
     def candidates(self, resource: str) -> tuple[Candidate, ...]:
         record = self._records.get(resource)
         if record is None:

@@ -48,6 +48,7 @@ class ClusterCommit:
 
     def __init__(
         self,
+        node: str,
         ledger: Ledger,
         catch_up: CatchUp,
         ask: Ask,
@@ -56,6 +57,7 @@ class ClusterCommit:
         on_full: Callable[[], None],
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
+        self._node = node
         self._ledger = ledger
         self._catch_up = catch_up
         self._ask = ask
@@ -100,6 +102,10 @@ class ClusterCommit:
             await self._ask(append, timeout_s=APPEND_S)
         except Conflict:
             return False
+        except NotLeader as error:
+            if error.leader is None or error.leader.node != self._node:
+                raise
+            raise NotLeader("this node's term is another one by now") from None  # and its page says so in a moment
         except StoreFull:
             self._on_full()
             raise

@@ -187,7 +187,7 @@ class Committer:
             self._refuse(taken, StoreUnavailable("the head of the log moves all the time", hint="try again in a moment"))
         except TermOver as over:
             await self._shut(taken, self._point.refusal(over))
-        except NotLeader as error:
+        except (NotLeader, NoLeader) as error:
             await self._shut(taken, error)
         except PiccoloError as error:
             self._refuse(taken, error)
@@ -224,7 +224,7 @@ class Committer:
         """Nothing of `taken` was sent. Refused where somebody else leads or the patience is over, parked otherwise."""
         error = not_leader(reason) if isinstance(reason, TermOver) else reason
         assert isinstance(error, PiccoloError)
-        parks = isinstance(error, NotLeader) and error.leader is None and self._park_s > 0
+        parks = isinstance(error, NotLeader | NoLeader) and error.leader is None and self._park_s > 0
         other = self._leader()
         if not parks or self._closed is not None:
             self._refuse(taken, self._closed if parks and self._closed is not None else error)

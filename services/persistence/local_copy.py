@@ -142,9 +142,6 @@ class LocalCopy:
         log = self._opened()
         if self._trouble is not None:
             # What a refused transaction left is looked up: it may be there all the same.
-            log.close()
-            self._log = None
-            self._log = log = LogFile(self.db, synced=False)
             there = {entry.rev: entry.digest for entry in log.entries(after=self.chain.rev)}
             if any(there.get(item.sealed.rev, item.sealed.digest) != item.sealed.digest for item in items):
                 raise StoreCorrupt(f"{self.db} is damaged: it holds another entry {min(there)} than the cluster")
@@ -153,6 +150,10 @@ class LocalCopy:
             log.append([item.sealed for item in items])
 
     def _opened(self) -> LogFile:
+        """In the thread. After trouble by a new connection: an old one may not find out that the disk is well again."""
+        if self._trouble is not None and self._log is not None:
+            self._log.close()
+            self._log = None
         if self._log is None:
             self._log = LogFile(self.db, synced=False)
         return self._log

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from piccolod.errors import Conflict, Invalid
+from piccolod.errors import Conflict, Invalid, PiccoloError
 from piccolod.module import Caller, Module
 from piccolod.protocol.log import Drain, Drained, Exported, ExportLog
 from piccolod.protocol.persistence import (
@@ -72,6 +73,9 @@ class LogCommands:
     async def _check(self, request: Check, caller: Caller) -> StoreReport:
         await self._vault.opened.wait()
         report = await self._vault.check()
+        if not report.ok:
+            with contextlib.suppress(PiccoloError):  # what cannot be healed now stays named by health
+                await self._vault.heal()
         self._judge()
         return report
 

@@ -45,6 +45,7 @@ class Member:
         self._log = log
         self._announced = 0
         self._hint = asyncio.Event()
+        self._looking = asyncio.Lock()
         self._said = ""
 
     @property
@@ -71,6 +72,10 @@ class Member:
 
     async def look(self) -> None:
         """The whole of it once: head, keyset, snapshots."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
         if self._vault.condition is Condition.WAITING:
             await self._vault.open(None)
         if self._vault.catch_up is None:

@@ -24,6 +24,7 @@ from services.persistence.shared_keyset import SharedKeyset
 
 # A switchover closes for less than this; a write that waits longer is better told that nobody leads.
 PARK_S: Final = 2.0
+LOOK_S: Final = 1.5
 
 
 class Membership:
@@ -41,6 +42,7 @@ class Membership:
         guesses: Guesses,
     ) -> None:
         self._module = module
+        self._node = mode.node
         self._gate = gate
         self._leader = leader
         self._on_commit = on_commit
@@ -62,7 +64,8 @@ class Membership:
         await self._member.run()
 
     async def look(self) -> None:
-        await self._member.look()
+        """At once, and for at most LOOK_S: who unlocks waits for no etcd that does not answer."""
+        await asyncio.wait([self._spawn(self._member.look())], timeout=LOOK_S)
 
     async def recover(self) -> None:
         """What the disk refused is tried again, also while the store is locked."""
@@ -86,7 +89,9 @@ class Membership:
     def _committer(self, ledger: Ledger, catch_up: CatchUp) -> Committer:
         module = self._module
         snapshot = EtcdSnapshot(catch_up, module.call, self._gate, module.log)
-        point = ClusterCommit(ledger, catch_up, module.call, self._gate, self._on_commit, snapshot.say_full, module.log)
+        point = ClusterCommit(
+            self._node, ledger, catch_up, module.call, self._gate, self._on_commit, snapshot.say_full, module.log
+        )
         self._snapshot = snapshot
         return Committer(ledger, point, self._gate, self._spawn, module.log, leader=self._other_leader, park_s=PARK_S)
 

@@ -47,7 +47,7 @@ from piccolod.protocol.joining import (
     Revoked,
     RevokeJoinToken,
 )
-from piccolod.protocol.persistence import GetRevision, Lock, Read
+from piccolod.protocol.persistence import GetRevision, Lock
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, actor_of, core_of, idem_of, written
 from services.api.core import Core
@@ -61,7 +61,6 @@ _LEAVE_S = 20.0
 _LOCK_S = 40.0
 _ELECTION_S = 8.0
 _AGAIN_S = 0.2
-_NODES = "nodes"
 _MEMBERS = (StoreUnavailable, StoreCorrupt)
 _PAUSE = (Conflict, NoLeader, OutcomeUnknown, *_MEMBERS)
 
@@ -194,14 +193,14 @@ async def remove(request: Req, node: FromPath[str]) -> Response[None]:
     One that a former attempt took out of etcd, and no further, is taken off the list by the next one.
     """
     core = core_of(request)
+    unknown, before = None, await core.rev()
     try:
         await core.order(RemoveMember(node=node), timeout_s=_REMOVE_S)
     except NotFound as error:
-        try:
-            await core.ask(Read(collection=_NODES, id=node))
-        except NotFound:
-            raise error from None
+        unknown = error
     done = await _forgotten(core, ForgetNode(node=node, author=actor_of(request).name), await idem_of(request))
+    if unknown is not None and done.rev <= before:
+        raise unknown  # it was not on the list either
     return written(None, done.rev, 204)
 
 

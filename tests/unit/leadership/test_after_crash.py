@@ -36,6 +36,13 @@ def test_alone_it_leaves_containers_table_and_page_as_they_are(
     assert PageReader(paths.page).read() == before
 
 
+def test_of_a_member_it_says_until_when_its_containers_run(paths: Paths) -> None:
+    paths.lock.touch()
+    paths.cluster.mkdir(parents=True)
+    (paths.cluster / "mode").touch()
+    assert "to the deadline of this node" in after_crash(paths)
+
+
 def test_no_supervisor_starts_while_it_works(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     paths.lock.touch()
     seen = []

@@ -48,7 +48,9 @@ class Node:
 
     def unlock(self) -> Ledger:
         ledger = Ledger(self.db, self.key, load(self.db, CLUSTER, self.key, whole=False))
-        point = ClusterCommit(ledger, self.catch_up, self.consensus.ask, self.gate, self.on_commit, self.on_full, self.log)
+        point = ClusterCommit(
+            self.name, ledger, self.catch_up, self.consensus.ask, self.gate, self.on_commit, self.on_full, self.log
+        )
         self.commits = Committer(
             ledger, point, self.gate, asyncio.ensure_future, self.log, leader=lambda: self.leader, park_s=2.0
         )

@@ -312,6 +312,39 @@ def test_consensus_that_refuses_before_it_sent_and_knows_no_leader_parks_the_wri
     with_members(tmp_path, work)
 
 
+def test_a_write_under_an_older_term_of_this_very_node_waits_for_the_newer_one_on_the_page(tmp_path: Path) -> None:
+    async def work(members: Members) -> None:
+        n1 = members.leader()
+        await n1.put("a", 1)
+        newer = members.etcd.elect("n1")
+        writing = asyncio.ensure_future(n1.put("a", 2))
+        await asyncio.wait([writing], timeout=0.1)
+        assert not writing.done(), "nobody is sent to where he is"
+        n1.gate.token = newer
+        assert await writing == 2
+
+    with_members(tmp_path, work)
+
+
+def test_consensus_that_says_that_nobody_leads_parks_the_write_as_well(tmp_path: Path) -> None:
+    async def work(members: Members) -> None:
+        n1 = members.leader()
+        ask, refusals = n1.consensus.ask, 0
+
+        async def refuse_twice(request: object, *, timeout_s: float) -> object:
+            nonlocal refusals
+            if type(request).__name__ == "Append" and refusals < 2:
+                refusals += 1
+                raise NoLeader("nobody leads")
+            return await ask(request, timeout_s=timeout_s)
+
+        n1.commits._point._ask = refuse_twice  # type: ignore[attr-defined]
+        assert await n1.put("a", 1) == 1
+        assert refusals == 2
+
+    with_members(tmp_path, work)
+
+
 def test_a_parked_write_is_told_after_the_patience_that_nobody_leads(tmp_path: Path) -> None:
     async def work(members: Members) -> None:
         n1 = members.leader()

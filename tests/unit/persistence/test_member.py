@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piccolod.errors import Conflict, Locked, NotLeader, OutcomeUnknown, StoreUnavailable
+from piccolod.errors import Conflict, DeadlineExceeded, Locked, NotLeader, OutcomeUnknown, StoreUnavailable
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import LockStateChanged
 from piccolod.protocol.log import Drain, Drained, ExportLog
@@ -73,6 +73,23 @@ async def test_a_joiner_waits_for_the_keyset_and_says_so(town: Town) -> None:
     await catches_up(n2, 4)
     await n2.unlock()
     assert await n2.get("old1") == 1
+
+
+@in_town
+async def test_an_unlock_waits_for_no_etcd_that_hangs(town: Town) -> None:
+    await town.found()
+    n2 = await town.join("n2", unlocked=False)
+    await catches_up(n2, 4)
+    ask = n2.consensus.ask
+
+    async def hangs(request: object, *, timeout_s: float) -> object:
+        await asyncio.sleep(timeout_s)
+        raise DeadlineExceeded("no answer")
+
+    n2.consensus.ask = hangs  # type: ignore[method-assign]
+    await asyncio.wait_for(n2.unlock(), 5.0)
+    assert await n2.get("old1") == 1, "it reads what it has"
+    n2.consensus.ask = ask  # type: ignore[method-assign]
 
 
 # --- following
@@ -345,8 +362,9 @@ async def test_damage_under_a_running_member_is_made_good_and_stops_nothing(town
     copy._log.settle()
     spoil(n1.paths.control_db)
     assert not (await n1.ask(Check())).ok
+    assert (await n1.ask(Check())).ok, "it is made good at once"
     report = await n1.ask(Repair())
-    assert report.ok and report.set_aside
+    assert report.ok and report.set_aside, "where it went"
     assert await n1.get("old9") == 9
     assert await n1.put("a", 2) == 13
     await n1.again()

@@ -22,7 +22,7 @@ from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader, create
 from piccolod.protocol.base import Event, Level, Request
 from piccolod.protocol.consensus import Campaign, Term
-from piccolod.protocol.events import ControlRevChanged, LeadershipRoleChanged
+from piccolod.protocol.events import ControlRevChanged, LeadershipRoleChanged, NodeStateChanged
 from piccolod.protocol.log import Drain, Drained
 from piccolod.supervisor.rundir import RunDir
 from services.consensus import members_file, seed
@@ -166,6 +166,10 @@ class Live:
     def roles(self, resource: str = "kernel") -> list[tuple[str, str, int]]:
         events = [event for event in self.module.published if isinstance(event, LeadershipRoleChanged)]
         return [(event.role, event.node, event.epoch) for event in events if event.resource == resource]
+
+    def states(self) -> dict[str, str]:
+        """The nodes, as the events say."""
+        return {event.node: event.state for event in self.module.published if isinstance(event, NodeStateChanged)}
 
     def revs(self) -> list[int]:
         return [event.rev for event in self.module.published if isinstance(event, ControlRevChanged)]

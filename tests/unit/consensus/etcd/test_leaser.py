@@ -99,6 +99,31 @@ def test_kill_9_of_the_leader_and_another_one_claims_once_its_span_has_passed(ho
     assert SPAN_S - 0.6 < took_s < SPAN_S + 1.0
 
 
+def test_a_leader_that_was_frozen_for_long_does_not_lead_when_it_wakes(home: House) -> None:
+    nodes = asyncio.run(home.begin(3))
+    processes = {node.name: home.start(node) for node in nodes}
+    (holder,) = until(lambda: holders(nodes), "one leads", 15)
+    until(lambda: holder.page().hard_at < clock.FOREVER, "its takers are acknowledged", 5)
+    epoch = holder.page().terms["kernel"].epoch
+    most = 0
+
+    def leading() -> list[Node]:
+        nonlocal most
+        found = holders(nodes)
+        most = max(most, len(found))
+        return [node for node in found if node is not holder]
+
+    processes[holder.name].send_signal(signal.SIGSTOP)
+    (other,) = until(leading, "another one leads", 10, 0.002)
+    processes[holder.name].send_signal(signal.SIGCONT)
+    sid = other.page().sid
+    until(
+        lambda: leading() and holder.page().sid not in (0, sid) and holder.page().hard_at > clock.now(), "it is back", 8, 0.002
+    )
+    assert most == 1, "never two at once"
+    assert leading() == [other] and other.page().terms["kernel"].epoch == epoch + 1
+
+
 def test_a_restarted_process_keeps_its_term_and_nobody_else_notices(home: House) -> None:
     nodes = asyncio.run(home.begin(2))
     processes = {node.name: home.start(node) for node in nodes}
@@ -124,6 +149,20 @@ def test_a_node_whose_supervisor_does_not_act_loses_the_lead_by_its_deadline(hom
             await two.lead()
             assert not first.token() and clock.now() >= first.page().hard_at
             await eventually(lambda: ("follower", "n2", 2) in one.roles(), "it follows")
+
+    asyncio.run(main())
+
+
+def test_every_member_is_told_who_is_there_and_who_has_gone_silent(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one:
+            await one.lead()
+            await eventually(lambda: one.states().get("n2") == "silent", "the other one is not there yet")
+            async with living(second) as two:
+                await eventually(lambda: one.states().get("n2") == "alive", "it has come")
+                await eventually(lambda: two.states() == {"n1": "alive", "n2": "alive"}, "it knows both")
+            await eventually(lambda: one.states() == {"n1": "alive", "n2": "silent"}, "it has gone", SPAN_S + 2)
 
     asyncio.run(main())
 
