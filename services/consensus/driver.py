@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -72,6 +72,7 @@ class Driver:
         self._actions: deque[Action] = deque()
         self._busy = True  # until it runs
         self._refused = False
+        self._quiet = False
         self._ticked_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[tuple[Callable[[], Any], asyncio.Future[None]]] = []
@@ -190,7 +191,19 @@ class Driver:
     def _wake(self) -> None:
         self.feed(events.Tick(self._supervisor_at()))
 
+    @contextmanager
+    def _told_at_once(self) -> Iterator[None]:
+        """What one revision did to the view and to the facts is one change for who is told."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
+        self._look()
+
     def _look(self) -> None:
+        if self._quiet:
+            return
         self._changed()
         for condition, waiter in self._waiters:
             if not waiter.done() and condition():
@@ -255,10 +268,10 @@ class Driver:
             self.feed(events.ReadAnswered(action.id, None, {}))
             return
         self.heard_at = clock.now()
-        self.feed(events.ReadAnswered(action.id, seen.header, seen.records))
-        if self.state.viewed and self.state.read_rev == seen.header.rev:  # it was believed
-            self.facts.read(seen.records)
-            self._look()
+        with self._told_at_once():
+            self.feed(events.ReadAnswered(action.id, seen.header, seen.records))
+            if self.state.viewed and self.state.read_rev == seen.header.rev:  # it was believed
+                self.facts.read(seen.records)
 
     async def _prove(self, action: actions.Prove) -> None:
         await self._prover.prove(action.resource)
@@ -337,8 +350,8 @@ class Driver:
                     return
                 header = Header(watch.cluster_id, news.revision)
                 changes = self.store.changes(news)
-                self.feed(events.Watched(after, header, changes))
-                after = news.revision
-                if self.state.view.rev == after:  # it was believed
-                    self.facts.watched(changes)
-                    self._look()
+                with self._told_at_once():
+                    self.feed(events.Watched(after, header, changes))
+                    after = news.revision
+                    if self.state.view.rev == after:  # it was believed
+                        self.facts.watched(changes)

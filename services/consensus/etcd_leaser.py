@@ -54,7 +54,6 @@ _LOOK_S: Final = 0.005
 _LEAVE_LOOKS: Final = 200
 _PROPOSAL_S: Final = 5.0
 _REFUSED_S: Final = 1.0
-_SILENT_S: Final = 2 * POLL_S
 
 
 class EtcdLeaser:
@@ -300,7 +299,7 @@ class EtcdLeaser:
         if not standing.leads(self.driver.state, RESOURCE_KERNEL):
             return self._not_leader(RESOURCE_KERNEL)
         try:
-            found, _ = await self.driver.store.revisions((epoch, *(one.key for one in compares)), _REFUSED_S)
+            found = await self.driver.store.revisions((epoch, *(one.key for one in compares)), _REFUSED_S)
         except PiccoloError:
             return Conflict("etcd refused the write", hint="read the head again")
         others = [one.key for one in compares if found.get(one.key, 0) != one.value]
@@ -373,7 +372,8 @@ class EtcdLeaser:
         return standing.leads(self.driver.state, resource) or self.hint(resource) is not None
 
     def _fresh(self) -> bool:
-        return clock.now() - self.driver.heard_at <= _SILENT_S
+        """etcd's quorum has answered lately: two polls, each as slow as it may be."""
+        return clock.now() - self.driver.heard_at <= 2 * (POLL_S + self.driver.state.config.timing.rpc_s)
 
     async def _check_stays_here(self, resource: str) -> None:
         """Until there is placement an app stays where it was; where it was nowhere, the kernel's leader begins it."""

@@ -65,11 +65,11 @@ class EtcdStore:
         result = await self.client.look(wanted, within_s)
         return Snapshot(header_of(result), dict(self._records(item for found in result.answers for item in _keys(found))))
 
-    async def revisions(self, wanted: Iterable[str], within_s: float) -> tuple[dict[str, int], Header]:
+    async def revisions(self, wanted: Iterable[str], within_s: float) -> dict[str, int]:
         """The mod revisions of keys, as of now; absent ones are missing. Raises PiccoloError."""
         result = await self.client.look([Range(self.prefix + key, keys_only=True) for key in wanted], within_s)
         items = (item for answer in result.answers for item in _keys(answer))
-        return {item.key.removeprefix(self.prefix): item.mod_revision for item in items}, header_of(result)
+        return {item.key.removeprefix(self.prefix): item.mod_revision for item in items}
 
     def changes(self, news: Revision) -> tuple[Change, ...]:
         found: list[Change] = []

@@ -11,6 +11,7 @@ import pytest
 
 from piccolod import clock
 from piccolod.errors import Busy, Conflict, Exists, NoLeader, NotFound, NotLeader, StoreUnavailable
+from piccolod.leadership.timing import FAST
 from piccolod.protocol.base import Level
 from piccolod.protocol.consensus import (
     Campaign,
@@ -31,6 +32,8 @@ from tests.unit.consensus.etcd.member import GEN, House, Node, house, living
 
 # Profile fast: L 3.0 s and a bit; a claim comes within a few commits after that (leadership.md, Time).
 SPAN_S = 3.0
+# How late a busy machine may run what is due.
+LATE_S = 1.0
 
 
 @pytest.fixture
@@ -96,7 +99,7 @@ def test_kill_9_of_the_leader_and_another_one_claims_once_its_span_has_passed(ho
     took_s = clock.now() - killed_at
     assert clock.now() >= holder.page().hard_at, "never before the deadline of the one that died"
     assert next_one.token() > token
-    assert SPAN_S - 0.6 < took_s < SPAN_S + 1.0
+    assert took_s < FAST.worst_crash_to_claim_s + LATE_S
 
 
 def test_a_leader_that_was_frozen_for_long_does_not_lead_when_it_wakes(home: House) -> None:
@@ -331,11 +334,11 @@ def test_who_stops_asking_is_no_candidate_any_more(home: House) -> None:
             await eventually(lambda: not one.leaser.driver.facts.candidates["n2"].eligible, "its wish has passed")
             await one.ask(Closing(resource="kernel", token=term.token))
             await one.ask(Withdraw(resource="kernel", token=term.token, reason="locked"))
+            await eventually(lambda: ("follower", "", 1) in two.roles(), "the other one knows that nobody leads")
             assert not second.token()
-            with pytest.raises(NoLeader):
-                await one_asks_not(two)
             (shown,) = (await two.ask(GetLeadership(resource="kernel"), "api")).leaderships
             assert (shown.node, shown.reason, shown.epoch) == ("", "locked", 1)
+            assert two.roles().count(("follower", "", 1)) == 1, "it is told once, with the reason"
 
     asyncio.run(main())
 
@@ -413,11 +416,6 @@ async def says_unavailable(live) -> bool:  # type: ignore[no-untyped-def]
         except StoreUnavailable:
             return True
     return False
-
-
-async def one_asks_not(live) -> None:  # type: ignore[no-untyped-def]
-    """What another one than the kernel's store is told, which wishes nothing."""
-    raise live.leaser._no_leader("kernel")
 
 
 async def two_is_able(one) -> None:  # type: ignore[no-untyped-def]
