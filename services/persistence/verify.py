@@ -83,7 +83,7 @@ class _Seen:
         return Survey(str(db), self.entries, self.first, max(0, good_rev), head_rev, problem)
 
 
-def _survey(reader: LogReader, cluster: str, cipher: AESGCM | None, mark: Mark | None, seen: _Seen) -> Chain:
+def _survey(reader: LogReader, cluster: str, cipher: AESGCM | None, mark: Mark | None, seen: _Seen) -> None:
     meta = _own_meta(reader, cluster)
     snapshots: dict[int, tuple[SnapshotHeader, Sealed]] = {}
     broken: Broken | None = None
@@ -113,7 +113,6 @@ def _survey(reader: LogReader, cluster: str, cipher: AESGCM | None, mark: Mark |
             _image(cipher, item, header)
     if problems := reader.structure_problems():
         raise StoreCorrupt(f"{reader.path} is damaged: {problems[0]}", hint=REPAIR_HINT)
-    return chain
 
 
 def load(db: Path, cluster: str, key: SecretKey, *, whole: bool = True) -> Loaded:
@@ -147,11 +146,18 @@ def _load(reader: LogReader, cluster: str, cipher: AESGCM, mark: Mark | None) ->
 
 
 def end_of(db: Path, cluster: str) -> tuple[Chain, Meta]:
-    """Where a member's copy ends, as far as digests show. Raises StoreCorrupt, StoreUnavailable."""
+    """Where a member's copy ends: its newest snapshot and what follows it, as far as digests show; `survey` looks at all.
+
+    Raises StoreCorrupt, StoreUnavailable.
+    """
     reader = LogReader(db)
     try:
-        with reader.frozen():
-            return _survey(reader, cluster, None, None, _Seen(None)), reader.meta()
+        meta, chain = _own_meta(reader, cluster), Chain(cluster)
+        if (newest := next(reader.snapshots(), None)) is not None:
+            chain.stand_on(check_snapshot(newest, cluster))
+        for entry in reader.entries(after=chain.rev):
+            chain.accept(entry)
+        return chain, meta
     except Broken as error:
         raise StoreCorrupt(f"{db} is damaged: {error.what}", hint=REPAIR_HINT) from None
     finally:

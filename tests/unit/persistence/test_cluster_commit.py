@@ -364,7 +364,7 @@ def test_a_drain_waits_for_what_is_under_way_and_parks_what_comes(tmp_path: Path
         n1.consensus.slow = asyncio.Event()
         writing = asyncio.ensure_future(n1.put("a", 1))
         await until(lambda: n1.commits._writing, "it is under way")
-        draining = asyncio.ensure_future(n1.commits.hold(0.3))
+        draining = asyncio.ensure_future(n1.commits.hold(1.0))
         late = asyncio.ensure_future(n1.put("b", 1))
         await asyncio.wait([draining], timeout=0.05)
         assert not draining.done()

@@ -110,7 +110,7 @@ def test_nothing_is_written_between_the_last_export_and_the_end_of_the_hold(tmp_
         await node.ask(Setup(password=PASSWORD))
         writing = [asyncio.ensure_future(node.put(f"a{number}", number)) for number in range(20)]
         await asyncio.sleep(0)
-        last: Exported = await node.ask(ExportLog(after=0, hold_s=0.5), caller="consensus")
+        last: Exported = await node.ask(ExportLog(after=0, hold_s=2.0), caller="consensus")
         late = asyncio.ensure_future(node.put("late", 1))
         held_at = asyncio.get_running_loop().time()
         again: Exported = await node.ask(ExportLog(after=last.head_rev), caller="consensus")
