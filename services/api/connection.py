@@ -39,6 +39,7 @@ class Book:
         self.most_per_client = most_per_client
         self.state = ServerState()
         self.by_client: dict[str, int] = {}
+        self.closing = False  # one call each, and no more
         self.closed = False  # a connection whose accept was under way then is cut as it comes
 
     def cut_slow(self) -> int:
@@ -57,6 +58,7 @@ class Connection(H11Protocol):
         self._head_at: float | None = clock.now()
         self._body_at = self._request_at = 0.0
         self._body_bytes = 0
+        self._asked = False
         self._stuck_at: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -91,6 +93,14 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self.cycle is not before:
             self._head_at, self._request_at, self._body_bytes = None, now, 0
+            self._asked = True
+            if self._book.closing:
+                self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """A connection that has asked nothing yet may do so once: its first request may be on its way, and would be lost."""
+        if self._asked or self._book.closed:
+            super().shutdown()
 
     def pause_writing(self) -> None:
         super().pause_writing()

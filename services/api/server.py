@@ -21,6 +21,9 @@ _TCP_CONNECTIONS_PER_CLIENT: Final = 128
 _KEEP_ALIVE_S: Final = 30
 _HANDSHAKE_S: Final = 10.0
 _SWEEP_S: Final = 1.0
+# What was accepted as we stop has sent its request by then, or says nothing.
+_FIRST_CALL_S: Final = 0.1
+_LOOK_S: Final = 0.01
 _BACKLOG: Final = 512
 
 
@@ -58,14 +61,25 @@ class Server:
         for server in self._servers:
             server.close()
         for book in self._books:
-            book.closed = True
+            book.closing = True
         for each in self._connections():
             each.shutdown()
         give_up_at = clock.now() + grace_s
-        while self._connections() and clock.now() < give_up_at:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        silent_until = clock.now() + min(grace_s, _FIRST_CALL_S)
+        await self._gone(silent_until)
+        for book in self._books:
+            book.closed = True
+        for each in self._connections():
+            each.shutdown()
+        await self._gone(give_up_at)
         for each in self._connections():
             each.transport.abort()
+
+    async def _gone(self, until: float) -> None:
+        """Until all connections have ended, or the time is over."""
+        await asyncio.sleep(_LOOK_S)  # what was just accepted becomes a connection in a later turn
+        while self._connections() and clock.now() < until:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
 
     def _connection(self, book: Book) -> Connection:
         if self._sweep is None:

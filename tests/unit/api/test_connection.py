@@ -11,7 +11,7 @@ from typing import Any
 
 from piccolod import clock
 from piccolod.protocol.apps import ListApps
-from services.api import connection
+from services.api import connection, server
 from tests.unit.api.node import Node
 
 
@@ -145,6 +145,34 @@ def test_a_call_under_way_is_answered_when_the_module_stops(node: Node) -> None:
     thread.join(5)
     assert got == [200]
     assert len(node.modules.asked(ListApps)) == 1
+
+
+def test_a_call_on_its_way_is_answered_when_the_module_stops(node: Node, monkeypatch: Any) -> None:
+    """Connected, and not heard yet: a restart of the module is nothing that a client could notice."""
+    monkeypatch.setattr(server, "_FIRST_CALL_S", 5.0)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(str(node.module.paths.api_socket))
+        until(lambda: node.service._server._connections())
+        stopping = asyncio.run_coroutine_threadsafe(node.service._server.close(5.0), node.loop)
+        until(lambda: all(book.closing for book in node.service._server._books))
+        sock.sendall(b"GET /api/v1/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        got = b""
+        while part := sock.recv(65536):
+            got += part
+        assert got.startswith(b"HTTP/1.1 200") and got.endswith(b'{"live":true}')
+        stopping.result(5)
+
+
+def test_who_says_nothing_does_not_hold_a_stop_up(node: Node) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(str(node.module.paths.api_socket))
+        until(lambda: node.service._server._connections())
+        began = time.monotonic()
+        asyncio.run_coroutine_threadsafe(node.service._server.close(5.0), node.loop).result(5)
+        assert time.monotonic() - began < 2.0
+        assert sock.recv(1) == b""
 
 
 def test_an_idle_server_does_not_wake(node: Node) -> None:

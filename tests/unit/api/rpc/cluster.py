@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -76,12 +77,12 @@ class Cluster:
         heard = self._role("follower", leader, True)
         self.nodes[name].tell(msgspec.structs.replace(heard, address=address) if address else heard)
 
-    def server_context(self, name: str) -> ssl.SSLContext:
-        """TLS with a good certificate of a node, for what is not that node."""
+    def server_context(self, name: str, **other: Any) -> ssl.SSLContext:
+        """TLS with a good certificate of a node, for what is not that node; `other`: what its certificate says instead."""
         key = make_key()
         with tempfile.TemporaryDirectory() as folder:
             files = Path(folder, "node.pem"), Path(folder, "node.key"), Path(folder, "ca.pem")
-            files[0].write_text(self.certificate(name, key=key))
+            files[0].write_text(self.certificate(name, key=key, **other))
             files[1].write_bytes(key)
             files[2].write_text(self.authority.pem)
             return channel.server_context(*files, require_client=False)
@@ -182,12 +183,12 @@ def formed(
 
 @contextmanager
 def impostor(
-    cluster: Cluster, name: str, behave: Callable[[ssl.SSLSocket], object], certificate_of: str = ""
+    cluster: Cluster, name: str, behave: Callable[[ssl.SSLSocket], object], /, certificate_of: str = "", **other: Any
 ) -> Iterator[None]:
     """Something at the address of a node that is no piccolod, though it has a certificate."""
     listener = socket.create_server((cluster.address(name), cluster.rpc_port))
     listener.settimeout(10)
-    context = cluster.server_context(certificate_of or name)
+    context = cluster.server_context(certificate_of or name, **other)
 
     def serve() -> None:
         while True:

@@ -6,10 +6,12 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from piccolod.errors import NotLeader
+from piccolod.pki.identity import Role
 from piccolod.protocol.apps import ChangeApp, Changed, InstallApp
 from piccolod.protocol.persistence import Commit, Committed, VerifyPassword
 from services.api.rpc import relay as relaying
@@ -292,6 +294,17 @@ def test_another_node_at_the_leaders_address_gets_nothing() -> None:
             with cluster["n2"].unix() as client:
                 answer = client.put("/settings", json=TITLE)
         assert answer.status_code == 503 and "n2 answers where n1 should be" in answer.json()["detail"]
+        assert b"".join(heard) == b""
+
+
+@pytest.mark.parametrize("other", [{"role": Role.WITNESS}, {"cluster": "another"}])
+def test_who_is_no_member_of_this_cluster_is_sent_nothing(other: dict[str, Any]) -> None:
+    heard: list[bytes] = []
+    with formed("n2") as cluster:
+        cluster.believe("n2", leader="n1")
+        with impostor(cluster, "n1", lambda tls: heard.append(tls.recv(65536)), **other), cluster["n2"].unix() as client:
+            answer = client.put("/settings", json=TITLE)
+        assert answer.status_code == 503 and "n1 cannot be asked" in answer.json()["detail"]
         assert b"".join(heard) == b""
 
 
