@@ -179,8 +179,9 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 class ExportLog(Request[Exported], frozen=True, kw_only=True):
     """The local log after `after` in order, for its move into etcd; `after` 0 also gives the newest snapshot and the keyset.
 
-    With `hold_s` writes are parked for that long, so that what is answered is all there is. Conflict: this node is in a
-    cluster already. Locked: the log cannot be verified.
+    With `hold_s` writes are parked for that long from the answer on, which waits for what is under way: it is all there is.
+    Busy: a write does not end, or its outcome is not known. Conflict: this node is in a cluster already. Locked: the log
+    cannot be verified.
     """
 
     command: ClassVar[str] = "persistence.export_log"

@@ -17,7 +17,17 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from piccolod import clock
-from piccolod.errors import LeaderHint, Locked, NoLeader, NotLeader, OutcomeUnknown, PiccoloError, StoreUnavailable, TermOver
+from piccolod.errors import (
+    Busy,
+    LeaderHint,
+    Locked,
+    NoLeader,
+    NotLeader,
+    OutcomeUnknown,
+    PiccoloError,
+    StoreUnavailable,
+    TermOver,
+)
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from services.persistence.commit_point import CommitPoint, Gatekeeper, HeadMoved
 from services.persistence.ledger import Batch, Ledger, Write
@@ -32,6 +42,8 @@ MOST_TRIES: Final = 8
 PARKED_LOOK_S: Final = 0.01
 # An append that is under way is worth this wait to who hands over; what ends the token ends it otherwise.
 DRAIN_WAIT_S: Final = 0.5
+# A log that moves must be at its end: this is how long a slow disk may take for what is under way.
+QUIET_WAIT_S: Final = 10.0
 _DRAIN_LOOK_S: Final = 0.002
 
 
@@ -123,6 +135,22 @@ class Committer:
         while self._writing and self._flushing and not self._point.in_doubt and clock.now() < now + DRAIN_WAIT_S:
             await asyncio.wait([self._flushing], timeout=_DRAIN_LOOK_S)
 
+    async def quiet(self, hold_s: float) -> None:
+        """Parks like `hold`, and returns only once the ledger has all that is or may yet become durable. Then `hold_s` begins.
+
+        Raises Busy when a write goes on for QUIET_WAIT_S, or is in doubt for as long; then nothing is parked any more.
+        """
+        give_up_at = clock.now() + QUIET_WAIT_S
+        while True:
+            self._held_until = max(self._held_until, clock.now() + hold_s)
+            if not self._writing and not self._point.in_doubt:
+                return
+            if clock.now() >= give_up_at:
+                self._held_until = 0.0
+                what = "is in doubt" if self._point.in_doubt else "is under way"
+                raise Busy(f"a write of the control store {what}", hint="try again once the disk has caught up")
+            await asyncio.sleep(_DRAIN_LOOK_S)
+
     async def close(self, reason: PiccoloError | None = None) -> None:
         """Refuses what comes from now on, ends what is under way, and lets go of the disk. Idempotent."""
         self._closed = self._closed or reason or Locked("the control store is locked", hint="unlock it first")
@@ -148,10 +176,13 @@ class Committer:
                 self._waiting.clear()
 
     async def _settle_first(self) -> None:
+        self._writing = True  # what is found durable is not shown yet
         try:
             await self._point.settle()
         except PiccoloError as error:
             self._log.debug("what was written last is still in doubt", reason=error.detail)
+        finally:
+            self._writing = False
 
     async def _parked(self) -> bool:
         """Whether the writes have to wait: then a moment of that has passed."""

@@ -102,7 +102,7 @@ class LogCommands:
         keyset = self._vault.passwords.keyset
         assert keyset is not None
         if request.hold_s > 0:
-            await commits.hold(min(request.hold_s, HOLD_MOST_S))
+            await commits.quiet(min(request.hold_s, HOLD_MOST_S))
         at = export.position(store, request.after, self._db)
         return await asyncio.to_thread(
             export.export, self._db, store.meta.cluster, store.key, keyset, at, request.after, request.limit

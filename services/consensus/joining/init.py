@@ -2,7 +2,8 @@
 
 The rename of `mode` is the commit point. Until then etcd and the folder are drafts: whatever fails or crashes before leaves a
 node alone, and the next start wipes what is left. Nothing is written here between the last look at the log and the rename:
-writes are parked, and the term of the kernel is closed on the page, which no write passes.
+writes are parked, the term of the kernel is closed on the page, which no write passes, and only what is at rest is moved. It is
+compared once more right before the rename.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ class Init:
             await self._write_folder(status.cluster_id, chosen)
             await self._supervised.etcd_as_written()
             await self._supervised.etcd_ready()
-            await self._fill(status.cluster_id, chosen)
+            move = await self._fill(status.cluster_id, chosen)
             await asyncio.to_thread(self._folder.owe_restarts)
+            await move.check(HOLD_S)
             mode = cluster_mode.Mode(cluster=status.cluster_id, node=self._node, since_ms=clock.wall_ms())
             await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode)
         except BaseException as error:
@@ -98,7 +100,7 @@ class Init:
         token = f"piccolo-{cluster}-{secrets.token_hex(4)}"
         folder.keep_etcd(etcd_settings(self._module, folder, token, chosen.timing, {}))
 
-    async def _fill(self, cluster: str, chosen: Choice) -> None:
+    async def _fill(self, cluster: str, chosen: Choice) -> Move:
         paths = self._module.paths
         settings = etcd_conf.read(paths.etcd_conf)
         assert settings is not None
@@ -107,10 +109,12 @@ class Init:
             gen = await self._begin(client, prefix, chosen.timing)
             move = Move(client, prefix, gen, self._export)
             await move.begin()
-            await move.finish(HOLD_S)
+            await move.follow(HOLD_S)  # those who write now are answered first
             await self._close_kernel()
+            await move.finish(HOLD_S)
             memory = await seed.memory_of(client, prefix, gen)
             await asyncio.to_thread(MemoryFile(paths.cluster / "seen.json").write, memory)
+            return move
         finally:
             await client.close()
 

@@ -30,6 +30,7 @@ class Move:
         self._ask = ask
         self._rev = 0
         self._digest: bytes | None = None  # of the last entry that was moved; a snapshot stands for one that was not
+        self._keyset = b""
 
     async def begin(self) -> None:
         """All that there is now. What is written meanwhile comes with `finish`."""
@@ -41,15 +42,29 @@ class Move:
             self._rev = first.snapshot.rev
         await self._move(first)
 
+    async def follow(self, hold_s: float) -> None:
+        """What has come since, and from now on writes are held back for `hold_s`."""
+        await self._move(await self._ask(ExportLog(after=self._rev, hold_s=hold_s)))
+
     async def finish(self, hold_s: float) -> None:
-        """The rest, while writes are held back for `hold_s`. Raises Conflict unless etcd has exactly what is here."""
+        """The rest, the keyset and the head, once no term is open here. Raises Conflict unless etcd has just what is here."""
         last = await self._move(await self._ask(ExportLog(after=self._rev, hold_s=hold_s)))
         if self._rev != last.head_rev or self._digest not in (None, last.head_digest):
             raise Conflict(f"the log in etcd ends at rev {self._rev}, the one here at {last.head_rev}", hint="try again")
-        keyset = (await self._ask(ExportLog(after=0, limit=1))).keyset  # it may have changed since
+        self._digest = last.head_digest
+        self._keyset = (await self._ask(ExportLog(after=0, limit=1))).keyset  # it may have changed since
         head = HeadRecord(last.head_rev, last.head_digest, self._gen)
-        puts = (Put(self._prefix + keys.KEYSET, keyset), Put(self._prefix + keys.KERNEL_HEAD, wire.encode(head)))
+        puts = (Put(self._prefix + keys.KEYSET, self._keyset), Put(self._prefix + keys.KERNEL_HEAD, wire.encode(head)))
         await self._client.transact(Transaction((), puts), _PUT_S)
+
+    async def check(self, hold_s: float) -> None:
+        """After `finish`. Raises Conflict when what is here now is not what was moved."""
+        here = await self._ask(ExportLog(after=0, limit=1, hold_s=hold_s))
+        if (here.head_rev, here.head_digest, here.keyset) != (self._rev, self._digest, self._keyset):
+            raise Conflict(
+                f"the log or the keyset has changed while it was moved: etcd has rev {self._rev}, this node {here.head_rev}",
+                hint="try again",
+            )
 
     async def _move(self, exported: Exported) -> Exported:
         """These entries and all after them. Returns the export that had none left."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from piccolod.errors import Invalid, Locked, StoreCorrupt
+from piccolod.errors import Busy, Invalid, Locked, PiccoloError, StoreCorrupt, StoreUnavailable
 from piccolod.protocol.log import Exported, ExportLog
 from piccolod.protocol.persistence import Lock, Setup
-from services.persistence import export
+from services.persistence import committer, export
 from services.persistence import keyset as keysets
 from services.persistence.catch_up import as_sealed, verified
 from services.persistence.chain import Chain, check_snapshot
+from services.persistence.ledger import Batch, Item
+from services.persistence.store import Store
 
 from .conftest import CHEAP, CLUSTER, Bench
 from .house import until
@@ -122,5 +126,84 @@ def test_nothing_is_written_between_the_last_export_and_the_end_of_the_hold(tmp_
         await asyncio.gather(*writing)
         await node.ask(Lock())
         await until(lambda: node.module.stopping.is_set(), "it wants to start clean")
+
+    test(tmp_path, cheap_passwords)
+
+
+def test_the_last_export_waits_for_a_write_that_a_slow_disk_has_not_ended(
+    tmp_path: Path, cheap_passwords: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be acknowledged afterwards, and be in no cluster."""
+    synced, begun = threading.Event(), threading.Event()
+    real = Store.append
+
+    def slow(store: Store, batch: Batch, guard: Callable[[], None] = lambda: None) -> None:
+        def before_commit() -> None:
+            guard()
+            begun.set()
+            synced.wait(10)
+
+        real(store, batch, before_commit)
+
+    @in_town
+    async def test(town: Town) -> None:
+        node = town.node("n1")
+        await node.begin()
+        await node.ask(Setup(password=PASSWORD))
+        await until(lambda: node.service._gate.holds("kernel"), "it leads")
+        monkeypatch.setattr(Store, "append", slow)
+        writing = asyncio.ensure_future(node.put("slow", 1))
+        await until(begun.is_set, "the write is on its way")
+        exporting = asyncio.ensure_future(node.ask(ExportLog(after=0, hold_s=0.5), caller="consensus"))
+        await asyncio.wait([exporting], timeout=committer.DRAIN_WAIT_S + 0.3)
+        synced.set()
+        last: Exported = await exporting
+        assert await writing == last.head_rev
+        assert last.entries[-1].rev == last.head_rev
+
+    try:
+        test(tmp_path, cheap_passwords)
+    finally:
+        synced.set()
+
+
+def test_a_write_in_doubt_is_no_end_of_a_log_and_once_found_it_is_in_the_export(
+    tmp_path: Path, cheap_passwords: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_append, real_settle = Store.append, Store.settle
+    sick = True
+
+    def durable_but_not_synced(store: Store, batch: Batch, guard: Callable[[], None] = lambda: None) -> None:
+        real_append(store, batch, guard)
+        if sick:
+            store.in_doubt = True
+            raise StoreUnavailable("the sync failed")
+
+    def settle(store: Store) -> list[Item]:
+        if sick:
+            raise StoreUnavailable("the disk does not answer")
+        return real_settle(store)
+
+    @in_town
+    async def test(town: Town) -> None:
+        nonlocal sick
+        sick = False
+        node = town.node("n1")
+        await node.begin()
+        await node.ask(Setup(password=PASSWORD))
+        await node.put("a", 1)
+        before = (await node.revision()).rev
+        sick = True
+        monkeypatch.setattr(Store, "append", durable_but_not_synced)
+        monkeypatch.setattr(Store, "settle", settle)
+        with pytest.raises(PiccoloError):
+            await node.put("b", 1)
+        monkeypatch.setattr(committer, "QUIET_WAIT_S", 0.05)
+        with pytest.raises(Busy, match="in doubt"):
+            await node.ask(ExportLog(after=0, hold_s=0.5), caller="consensus")
+        monkeypatch.setattr(committer, "QUIET_WAIT_S", 10.0)
+        sick = False
+        last: Exported = await node.ask(ExportLog(after=0, hold_s=0.5), caller="consensus")
+        assert last.head_rev == before + 1
 
     test(tmp_path, cheap_passwords)

@@ -118,6 +118,27 @@ def test_a_log_that_does_not_end_as_it_said_is_no_log_of_a_cluster(etcd: Cluster
     moving(etcd, log, work)
 
 
+@pytest.mark.parametrize("change", ["rev", "digest", "keyset"])
+def test_what_changes_after_the_head_was_put_is_found_before_the_rename(etcd: Cluster, change: str) -> None:
+    log = Log(1, 10)
+
+    async def work(move: Move, client: Client) -> None:
+        await move.begin()
+        await move.follow(5.0)
+        await move.finish(5.0)
+        await move.check(5.0)
+        if change == "rev":
+            log.head = 11
+        elif change == "digest":
+            log.head_digest = b"another"
+        else:
+            log.keyset = b"keyset 2"
+        with pytest.raises(Conflict, match="has changed while it was moved"):
+            await move.check(5.0)
+
+    moving(etcd, log, work)
+
+
 def test_a_transaction_takes_no_more_than_etcd_does() -> None:
     entries = [entry(rev, size) for rev, size in enumerate([10] * 130 + [900_000] * 3)]
     sizes = [(len(batch), sum(len(each.sealed) for each in batch)) for batch in batches(entries)]
