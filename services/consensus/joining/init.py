@@ -106,7 +106,8 @@ class Init:
         assert settings is not None
         client, prefix = local_client(settings), cluster_records.prefix(cluster)
         try:
-            gen = await self._begin(client, prefix, chosen.timing)
+            wrote_last = (await self._export(ExportLog(after=0, limit=1))).gen
+            gen = await self._begin(client, prefix, chosen.timing, wrote_last)
             move = Move(client, prefix, gen, self._export)
             await move.begin()
             await move.follow(HOLD_S)  # those who write now are answered first
@@ -118,10 +119,10 @@ class Init:
         finally:
             await client.close()
 
-    async def _begin(self, client: Client, prefix: str, timing: leadership.Timing) -> int:
+    async def _begin(self, client: Client, prefix: str, timing: leadership.Timing, wrote_last: int) -> int:
         """Names the store and this member. What is led is led on, with the tokens that it has; epochs go on counting."""
         await self._healthy(client, prefix)
-        gen, led = await self._take_terms(client, prefix, timing)
+        gen, led = await self._take_terms(client, prefix, timing, wrote_last)
         await seed.put_gen(client, prefix, gen)
         own = own_record(self._module)
         await seed.put_node(client, prefix, self._node, NodeRecord(**msgspec.structs.asdict(own)))
@@ -131,17 +132,25 @@ class Init:
             await client.transact(Transaction((), tuple(puts[at : at + MOST_OPERATIONS])), _PUT_S)
         return gen
 
-    async def _take_terms(self, client: Client, prefix: str, timing: leadership.Timing) -> tuple[int, frozenset[str]]:
-        """The gen of the new store, and what goes on in it: nothing, so that it restarts, when etcd is beyond its tokens."""
+    async def _take_terms(
+        self, client: Client, prefix: str, timing: leadership.Timing, wrote_last: int
+    ) -> tuple[int, frozenset[str]]:
+        """The gen of the new store, and what goes on in it.
+
+        Nothing does, so that it begins anew, when etcd is beyond its tokens, or the log was written under a gen above that of
+        the terms (`wrote_last`: a repair that lost revs raises it): no term of theirs could write on it.
+        """
         paths, node = self._module.paths, self._module.config.node
         page, held = PageReader(paths.page).read(), self._leaser.records()
-        if page is not None and page.terms.keys() <= held.keys():
+        if page is not None and wrote_last > page.gen:
+            self._module.log.warning("what is led here begins anew in the cluster", reason="a repair of the store lost revs")
+        elif page is not None and page.terms.keys() <= held.keys():
             try:
                 await seed.put_terms(client, prefix, self._node, node.address, page, tuple(held.values()), timing)
                 return page.gen, frozenset(page.terms)
             except Conflict as error:
                 self._module.log.warning("what is led here begins anew in the cluster", reason=error.detail)
-        least = max((record.gen for record in held.values()), default=0)
+        least = max([wrote_last, *(record.gen for record in held.values())])
         return await asyncio.to_thread(GenFile(paths.consensus / "gen").next, least), frozenset()
 
     async def _healthy(self, client: Client, prefix: str) -> None:

@@ -51,6 +51,8 @@ class Move:
         last = await self._move(await self._ask(ExportLog(after=self._rev, hold_s=hold_s)))
         if self._rev != last.head_rev or self._digest not in (None, last.head_digest):
             raise Conflict(f"the log in etcd ends at rev {self._rev}, the one here at {last.head_rev}", hint="try again")
+        if last.gen > self._gen:
+            raise Conflict(f"the log was written under another gen meanwhile: {last.gen}, not {self._gen}", hint="try again")
         self._digest = last.head_digest
         self._keyset = (await self._ask(ExportLog(after=0, limit=1))).keyset  # it may have changed since
         head = HeadRecord(last.head_rev, last.head_digest, self._gen)

@@ -148,3 +148,31 @@ def test_a_write_that_comes_after_the_log_was_moved_stops_it(
     with pytest.raises(Conflict, match="while it was moved"):
         found(etcd, node, monkeypatch)
     assert cluster_mode.load(node.paths.cluster) is None and not node.paths.cluster.exists()
+
+
+@pytest.mark.parametrize(("gen", "kept"), [(PAGE_GEN, True), (PAGE_GEN + 1, False)])
+def test_the_gen_of_the_cluster_is_not_below_the_one_that_wrote_last(
+    etcd: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gen: int, kept: bool
+) -> None:
+    """A repair that lost revs raises it: the cluster could never write on such a log under the gen of the terms."""
+    node = Alone(tmp_path, gen)
+    seen = found(etcd, node, monkeypatch)
+    begun = wire.decode(keys.GEN, seen[keys.GEN]).gen
+    assert begun >= gen and (begun == PAGE_GEN) is kept
+    assert wire.decode(keys.EPOCH + "kernel", seen[keys.EPOCH + "kernel"]).held is kept
+
+
+def test_a_log_whose_gen_rises_while_it_moves_is_moved_again(
+    etcd: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Alone(tmp_path)
+    close = node.close
+
+    async def closed(resource: str, token: int) -> None:
+        await close(resource, token)
+        node.gen = PAGE_GEN + 1
+
+    monkeypatch.setattr(node, "close", closed)
+    with pytest.raises(Conflict, match="another gen"):
+        found(etcd, node, monkeypatch)
+    assert cluster_mode.load(node.paths.cluster) is None
