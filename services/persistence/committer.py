@@ -45,6 +45,8 @@ DRAIN_WAIT_S: Final = 0.5
 # A log that moves must be at its end: this is how long a slow disk may take for what is under way.
 QUIET_WAIT_S: Final = 10.0
 _DRAIN_LOOK_S: Final = 0.002
+# Writers that keep coming keep the flush going: who asks a disk again has other things to do beside.
+_RECOVER_WAIT_S: Final = 1.0
 
 
 class Outcome(NamedTuple):
@@ -117,11 +119,14 @@ class Committer:
             self._flushing = self._spawn(self._flush_all())
 
     async def recover(self) -> None:
-        """Asks a disk that refused a write again: what is on it, and whether it takes one now. Safe to call at any time."""
-        if self._point.in_doubt and self._closed is None:
+        """Asks a disk that refused a write again: what is on it, and whether it takes one now. Safe to call at any time.
+
+        A doubt of the cluster's is left to the next write, which compares the same head.
+        """
+        if self._point.in_doubt and not self._point.proves_term and self._closed is None:
             self._begin()
             if self._flushing is not None:
-                await asyncio.wait([self._flushing])
+                await asyncio.wait([self._flushing], timeout=_RECOVER_WAIT_S)
         if self._closed is None:
             await self._point.recover(lambda: self._closed is None)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -12,8 +14,9 @@ import structlog
 
 from piccolod.errors import Conflict, Locked, NotLeader, PiccoloError, StoreUnavailable, TermOver
 from piccolod.leadership.gate import Token
+from services.persistence import committer
 from services.persistence.committer import Committer
-from services.persistence.ledger import Folded, Write
+from services.persistence.ledger import Folded, Item, Write
 from services.persistence.local_commit import LocalCommit
 from services.persistence.state import put
 from services.persistence.verify import survey
@@ -246,3 +249,39 @@ def test_a_failed_disk_refuses_names_its_trouble_and_recovers_by_itself(bench: B
     in_own_process(in_child)
     bench.reopen()
     assert bench.store.state.rev == 3
+
+
+def test_writers_that_keep_coming_do_not_hold_up_who_asks_a_sick_disk_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def settle() -> list[Item]:
+        nonlocal asked
+        asked += 1
+        time.sleep(0.02)
+        raise StoreUnavailable("the disk does not answer")
+
+    monkeypatch.setattr(bench.store, "settle", settle)
+    monkeypatch.setattr(committer, "_RECOVER_WAIT_S", 0.1)
+
+    async def work(desk: Desk) -> None:
+        bench.store.in_doubt, stop = True, False
+
+        async def write_on(id: str) -> None:
+            while not stop:
+                with contextlib.suppress(StoreUnavailable):
+                    await desk.put(id, 1)
+
+        writers = [asyncio.ensure_future(write_on("a"))]
+        while asked < 2:  # once before the batch of the first, and once for it: the next comes while that goes on
+            await asyncio.sleep(0.001)
+        writers.append(asyncio.ensure_future(write_on("b")))
+        try:
+            async with asyncio.timeout(5):
+                await desk.committer.recover()
+        finally:
+            stop = True
+            await asyncio.gather(*writers)
+
+    with_desk(bench, work)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from piccolod import clock
-from piccolod.errors import Conflict, DeadlineExceeded, Locked, NotLeader, OutcomeUnknown, StoreUnavailable
+from piccolod.errors import Conflict, DeadlineExceeded, Locked, NotLeader, OutcomeUnknown, PiccoloError, StoreUnavailable
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import LockStateChanged
-from piccolod.protocol.log import Drain, Drained, ExportLog
+from piccolod.protocol.log import Append, Drain, Drained, ExportLog
 from piccolod.protocol.persistence import Check, GetCryptoStatus, GetLog, List, Lock, Repair
 from services.persistence import etcd_snapshot
 from services.persistence.member import POLL_S
@@ -434,3 +435,43 @@ async def test_the_lock_is_told_to_others_on_every_node(town: Town) -> None:
     assert n2.events(LockStateChanged)[-1].locked
     await n2.unlock(PASSWORD)
     assert not n2.events(LockStateChanged)[-1].locked
+
+
+@in_town
+async def test_writers_that_keep_coming_do_not_keep_a_node_whose_write_is_in_doubt_from_leading_again(town: Town) -> None:
+    node = await town.found()
+    await node.put("a", 1)
+    real = node.consensus_does
+    silent = stop = False
+
+    async def does(request: Any, timeout_s: float) -> Any:
+        if silent:
+            raise OutcomeUnknown("lost") if isinstance(request, Append) else StoreUnavailable("etcd does not answer")
+        return await real(request, timeout_s)
+
+    async def write_on(number: int) -> None:
+        value = 0
+        while not stop:
+            value += 1
+            try:
+                await node.put(f"w{number}", value)
+            except PiccoloError:
+                await asyncio.sleep(0.1)
+
+    node.consensus_does = does  # type: ignore[method-assign]
+    silent = True
+    with pytest.raises(OutcomeUnknown):
+        await node.put("z", 1)
+    node.deposed()
+    town.etcd.release()
+    town.tell_roles()
+    writers = []
+    try:
+        for number in range(3):
+            writers.append(asyncio.ensure_future(write_on(number)))
+            await asyncio.sleep(0.7)  # so that one of them is parked at each moment
+        silent = False
+        await until(lambda: node.leads, "it leads again while they write", 12)
+    finally:
+        stop = True
+        await asyncio.gather(*writers)
