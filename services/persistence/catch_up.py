@@ -58,7 +58,8 @@ class CatchUp:
         self.lock = asyncio.Lock()
         self.problem = ""  # why what the cluster gave last was not applied
         self.at_head = False  # as of the last time that the head was asked for
-        self.forked = False  # what the cluster has at a rev that is here is another entry
+        self.forked = False  # what the cluster has at a rev that is here is another entry, or nothing
+        self.beyond = 0  # how many revs are here behind the cluster's last one
 
     @property
     def end(self) -> Chain:
@@ -71,7 +72,7 @@ class CatchUp:
             self.at_head = False
             head = await self._ask(GetHead(), timeout_s=ASK_S)
             try:
-                self.forked = False
+                self.forked, self.beyond = False, 0
                 await self._follow(head)
             except Broken as broken:
                 said = f"what the cluster gave after rev {self.end.rev} is not applied: {broken.what}"
@@ -95,6 +96,8 @@ class CatchUp:
 
     async def _follow(self, head: Head) -> None:
         if head.rev < self.end.rev:
+            # A cluster whose log is empty has lost it: a copy is then worth more than that.
+            self.forked, self.beyond = head.rev > 0, self.end.rev - head.rev
             raise Broken(head.rev, f"its log ends at rev {head.rev}, and this node has rev {self.end.rev}")
         fetches = 0
         while self.end.rev < head.rev:

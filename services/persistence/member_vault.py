@@ -166,12 +166,19 @@ class MemberVault(Vault):
         return await asyncio.to_thread(survey, self._db, self.cluster, key, whole=False)
 
     async def repair(self) -> StoreReport:
-        """What happens by itself; and a whole copy that is not of the cluster's log is begun anew. Deletes nothing."""
+        """What happens by itself; and a whole copy that is not of the cluster's log is begun anew. Deletes nothing.
+
+        As lost count the revs behind the cluster's last one, which are only in the file that was set aside.
+        """
         await self.heal()
+        lost = 0
         if self.catch_up is not None and self.catch_up.forked:
+            lost, end = self.catch_up.beyond, self.catch_up.end.rev
+            if lost:
+                self._log.warning("gives up revs that the cluster does not have", first_rev=end - lost + 1, last_rev=end)
             await self._begin_anew(self.catch_up)
         found = await self._survey(self._key)
-        return report_of(found, set_aside=self.aside)
+        return report_of(found, set_aside=self.aside, lost=lost)
 
     async def heal(self) -> None:
         """Sets a damaged copy or keyset aside and puts a whole one there. Raises StoreFull, StoreUnavailable, StoreCorrupt."""

@@ -428,6 +428,39 @@ async def test_a_copy_of_another_history_is_named_and_begun_anew_by_a_repair(tow
 
 
 @in_town
+async def test_a_copy_that_is_ahead_of_the_cluster_is_set_aside_by_a_repair_which_says_what_is_lost(town: Town) -> None:
+    """As of a node whose persistence took itself for alone, or of a cluster that came back from an older disk."""
+    n1 = await town.found()
+    n2 = await town.join("n2")
+    await leads(n1)
+    await n1.put("a", "kept")
+    await catches_up(n2, await n1.put("a", "lost"))
+    await n1.end()
+    before = town.etcd.head_rev
+    del town.etcd.log[before]
+    town.etcd.head_rev, town.etcd.head_digest = before - 1, town.etcd.log[before - 1].digest
+    await until(lambda: n2.module.healths[-1][0] is Level.WARN, "it is named")
+    report = await n2.ask(Repair())
+    assert (report.ok, report.lost_revs) == (True, 1) and "control.db.corrupt-" in report.set_aside
+    await catches_up(n2, before - 1)
+    assert await n2.get("a") == "kept"
+
+
+@in_town
+async def test_a_repair_gives_no_copy_up_for_a_cluster_whose_log_is_empty(town: Town) -> None:
+    n1 = await town.found()
+    n2 = await town.join("n2")
+    await leads(n1)
+    await catches_up(n2, await n1.put("a", "kept"))
+    await n1.end()
+    town.etcd.log.clear()
+    town.etcd.head_rev, town.etcd.head_digest = 0, b""
+    await until(lambda: n2.module.healths[-1][0] is Level.WARN, "it is named")
+    report = await n2.ask(Repair())
+    assert not report.set_aside and await n2.get("a") == "kept"
+
+
+@in_town
 async def test_the_lock_is_told_to_others_on_every_node(town: Town) -> None:
     await town.found()
     n2 = await town.join("n2", unlocked=False)
