@@ -14,7 +14,7 @@ import msgspec
 from litestar.types import ASGIApp, Message, Receive, Send
 
 from piccolod import clock
-from piccolod.errors import BY_CODE, LeaderHint, NoLeader, NotLeader, PiccoloError, TooLarge, Unavailable
+from piccolod.errors import BY_CODE, LeaderHint, NoLeader, NotLeader, OutcomeUnknown, PiccoloError, TooLarge, Unavailable
 from services.api import problem
 from services.api.actor import Kind
 from services.api.call import Call
@@ -80,7 +80,12 @@ class Relay:
             raise NoLeader(
                 f"{leader.node} leads, and {error.detail}", hint="try again in a moment", retry_after_s=_RETRY_S
             ) from error
-        answer = msgspec.msgpack.decode(found, type=Answered)
+        try:
+            answer = msgspec.msgpack.decode(found, type=Answered)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise OutcomeUnknown(
+                f"{leader.node} was asked and its answer cannot be read: {error}", hint="look before it is repeated"
+            ) from None
         if _code(answer) in (NotLeader.code, NoLeader.code):
             raise NoLeader(
                 f"{leader.node} does not lead any more", hint="the leadership is moving: try again", retry_after_s=_RETRY_S

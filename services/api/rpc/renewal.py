@@ -133,4 +133,9 @@ class Renewal:
         answer = await self._client.post(
             place, PATH, body, "application/json", timeout_s=_WITHIN_S, most_bytes=_ANSWER_BYTES, ended=True
         )  # fmt: skip
-        return msgspec.json.decode(answer, type=Issued)
+        try:
+            return msgspec.json.decode(answer, type=Issued)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise OutcomeUnknown(
+                f"the answer of {place.node} is no certificate: {error}", hint="is it another piccolod?"
+            ) from None

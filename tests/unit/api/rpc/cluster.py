@@ -209,6 +209,16 @@ def impostor(
         listener.close()
 
 
+def answering(body: bytes) -> Callable[[ssl.SSLSocket], None]:
+    """For `impostor`: 200, and this."""
+
+    def behave(tls: ssl.SSLSocket) -> None:
+        tls.recv(65536)
+        tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    return behave
+
+
 def codes(node: Node, action: str) -> list[tuple[str, int, str]]:
     """(actor, status, code) of what was audited for an action."""
     return [(each.actor, each.status, each.code) for each in node.audits() if each.action == action]

@@ -16,7 +16,7 @@ from piccolod.protocol.apps import ChangeApp, Changed, InstallApp
 from piccolod.protocol.persistence import Commit, Committed, VerifyPassword
 from services.api.rpc import relay as relaying
 from tests.unit.api.node import PASSWORD, Client, Node
-from tests.unit.api.rpc.cluster import Cluster, codes, formed, impostor
+from tests.unit.api.rpc.cluster import Cluster, answering, codes, formed, impostor
 
 TITLE = {"title": "Home"}
 
@@ -270,6 +270,16 @@ def test_a_leader_that_took_the_write_and_was_lost_is_504_for_nobody_knows() -> 
         with impostor(cluster, "n1", lambda tls: tls.recv(65536)), cluster["n2"].unix() as client:
             answer = client.http.put("/api/v1/settings", json=TITLE)
         assert (answer.status_code, answer.json()["code"]) == (504, "outcome_unknown")
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"\xff\xfe", b"\x81\xa6status\xa1\xff"])
+def test_a_leader_whose_answer_cannot_be_read_is_504_for_nobody_knows(garbage: bytes) -> None:
+    with formed("n2") as cluster:
+        cluster.believe("n2", leader="n1")
+        with impostor(cluster, "n1", answering(garbage)), cluster["n2"].unix() as client:
+            answer = client.http.put("/api/v1/settings", json=TITLE)
+        assert (answer.status_code, answer.json()["code"]) == (504, "outcome_unknown")
+        assert "cannot be read" in answer.json()["detail"]
 
 
 def test_a_leader_that_does_not_answer_in_time_is_504(monkeypatch: pytest.MonkeyPatch) -> None:

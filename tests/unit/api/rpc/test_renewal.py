@@ -17,7 +17,7 @@ from piccolod.pki.identity import Role
 from piccolod.protocol.joining import IssueCertificate, KeepCertificate
 from services.api.rpc import renewal
 from tests.unit.api.node import Node
-from tests.unit.api.rpc.cluster import Cluster, formed
+from tests.unit.api.rpc.cluster import Cluster, answering, formed, impostor
 
 DAY_S = 86400.0
 
@@ -122,6 +122,28 @@ def test_a_node_whose_certificate_has_ended_knows_no_leader_and_asks_one_member_
         assert asked(cluster["n1"]) == 1 and days_left(cluster, "n2") < 0, "n7 is off, n1 is locked"
         del cluster["n1"].modules.fail_kinds[IssueCertificate]
         renew(cluster["n2"])
+        assert days_left(cluster, "n2") == pytest.approx(90, abs=0.1) and asked(cluster["n2"]) == 0
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"\xff\xfe", b'{"ca": 1}', b'{"ca": "\xff"}'])
+def test_an_answer_that_is_no_certificate_ends_neither_the_loop_nor_the_certificate(garbage: bytes) -> None:
+    with formed("n2", certificates=lambda cluster: aged(cluster, "n2", 61)) as cluster:
+        cluster.believe("n2", leader="n1")
+        with impostor(cluster, "n1", answering(garbage)):
+            renew(cluster["n2"])
+        level, reason = cluster["n2"].module.healths[-1]
+        assert level == "WARN" and "could not be renewed: the answer of n1 is no certificate" in reason
+        assert days_left(cluster, "n2") == pytest.approx(29, abs=0.1)
+
+
+def test_who_answers_garbage_does_not_keep_a_node_from_asking_the_next() -> None:
+    with formed("n1", "n2", certificates=lambda cluster: aged(cluster, "n2", 200)) as cluster:
+        members = {
+            name: {"rpc": f"{cluster.address(name)}:{cluster.rpc_port}", "role": "member"} for name in ("n2", "n7", "n1")
+        }
+        (cluster["n2"].module.paths.cluster / "members.json").write_text(json.dumps(members))
+        with impostor(cluster, "n7", answering(b"garbage")):
+            renew(cluster["n2"])
         assert days_left(cluster, "n2") == pytest.approx(90, abs=0.1) and asked(cluster["n2"]) == 0
 
 
