@@ -17,10 +17,11 @@ from piccolod.errors import (
     PeerRestarted,
     PiccoloError,
     StoreUnavailable,
+    TooMany,
 )
 from piccolod.pki.identity import Role
 from piccolod.protocol.cluster import AddMember, Admission, Welcome
-from piccolod.protocol.joining import ForgetNode, Redeem
+from piccolod.protocol.joining import ForgetNode, GetJoinTokens, Redeem, TokenState
 from services.api.core import Core
 from services.api.rpc.app import Knock, Route
 from services.api.rpc.client import Client
@@ -35,6 +36,10 @@ _WITHIN_S: Final = 42.0
 _ADMIT_S: Final = 35.0
 _PROXY_S: Final = 40.0
 _PAUSE_S: Final = 0.5
+# However many knock, the tokens are looked up no more often than this.
+_LOOK_S: Final = 1.0
+# A node whose answer was lost comes again with the token that it has used.
+_KNOWN: Final = (TokenState.OPEN, TokenState.USED)
 # What may be otherwise in a moment; AddMember is the same the second time.
 _PASSING: Final = (Busy, StoreUnavailable, OutcomeUnknown, DeadlineExceeded, PeerRestarted)
 
@@ -60,6 +65,8 @@ class Door:
         self._client = client
         self._places = places
         self._pace = Pace()
+        self._known: frozenset[str] = frozenset()  # the ids of tokens, as of the last look
+        self._look_at = 0.0
 
     @property
     def route(self) -> Route:
@@ -67,11 +74,36 @@ class Door:
 
     async def _join(self, knock: Knock) -> bytes:
         if knock.peer is None:
-            self._pace.admit(knock.source, clock.now())
+            await self._admit(knock)
         body = _decoded(knock.body)
         if not self._core.gate.holds("kernel"):
             return await self._ask_leader(knock)
         return msgspec.json.encode(await self._let_in(body))
+
+    async def _admit(self, knock: Knock) -> None:
+        """Raises TooMany. A full house still has a place for who names a token of this cluster."""
+        try:
+            self._pace.admit(knock.source, clock.now())
+        except TooMany:
+            if not await self._is_known(knock.body):
+                raise
+            self._pace.admit(knock.source, clock.now(), known=True)
+
+    async def _is_known(self, body: bytes) -> bool:
+        try:
+            named = _decoded(body).id
+        except Invalid:
+            return False
+        now = clock.now()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            try:
+                found = await self._core.ask(GetJoinTokens())
+            except PiccoloError as error:
+                self._core.log.debug("could not look up the join tokens", reason=error.detail)
+            else:
+                self._known = frozenset(token.id for token in found.tokens if token.state in _KNOWN)
+        return named in self._known
 
     async def _ask_leader(self, knock: Knock) -> bytes:
         leader = self._core.leader()

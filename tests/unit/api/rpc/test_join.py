@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from piccolod.errors import (
     Failed,
     Forbidden,
     Invalid,
+    Locked,
     NoLeader,
     PiccoloError,
     TooLarge,
@@ -26,9 +28,9 @@ from piccolod.errors import (
 )
 from piccolod.pki import authority as pki
 from piccolod.pki.authority import make_key, make_request
-from piccolod.pki.identity import Identity
+from piccolod.pki.identity import Identity, Role
 from piccolod.protocol.cluster import AddMember, Welcome
-from piccolod.protocol.joining import ForgetNode, Redeem
+from piccolod.protocol.joining import ForgetNode, GetJoinTokens, JoinTokens, JoinTokenView, Redeem, TokenState
 from services.api.rpc import join as joining
 from services.api.rpc.pace import PER_SOURCE, Pace
 from services.consensus.joining import door
@@ -47,6 +49,10 @@ def two() -> Iterator[Cluster]:
     with formed("n1", "n2") as cluster:
         cluster.elect("n1")
         yield cluster
+
+
+def token(id: str, state: TokenState = TokenState.OPEN) -> JoinTokenView:
+    return JoinTokenView(id=id, role=Role.MEMBER, state=state, node="", author="admin", created_ms=1, expires_ms=2)
 
 
 def knock(cluster: Cluster, name: str, **other: Any) -> Welcome:
@@ -171,6 +177,47 @@ def test_knocking_has_a_pace(two: Cluster) -> None:
     assert len(two["n1"].modules.asked(Redeem)) == PER_SOURCE
 
 
+@contextmanager
+def crowded(monkeypatch: pytest.MonkeyPatch, per_source: int = 10) -> Iterator[Cluster]:
+    """n1 leads, and a stranger has just taken the one place that there is for all."""
+    monkeypatch.setattr(joining, "Pace", lambda: Pace(per_source=per_source, all_sources=1, window_s=600.0))
+    with formed("n1") as cluster:
+        cluster.elect("n1")
+        with pytest.raises(Invalid):
+            knock(cluster, "n1", role="king")
+        yield cluster
+
+
+def test_strangers_at_the_door_do_not_keep_out_who_brings_a_token_of_this_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "_LOOK_S", 600.0)
+    tokens = token("01234567"), token("used0000", TokenState.USED), token("ended000", TokenState.EXPIRED)
+    with crowded(monkeypatch) as cluster:
+        modules = cluster["n1"].modules
+        modules.replies[GetJoinTokens] = lambda request: JoinTokens(tokens=tokens)
+        for stranger in ({"id": "guessed0"}, {"id": "ended000"}, {"role": "king"}):
+            with pytest.raises(TooMany):
+                knock(cluster, "n1", **stranger)
+        assert modules.asked(Redeem) == []
+        for known in ("01234567", "used0000"):
+            assert knock(cluster, "n1", id=known).admission.cluster == CLUSTER
+        assert len(modules.asked(GetJoinTokens)) == 1, "however many knock"
+
+
+def test_a_token_is_no_way_around_the_pace_of_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    with crowded(monkeypatch, per_source=2) as cluster:
+        cluster["n1"].modules.replies[GetJoinTokens] = lambda request: JoinTokens(tokens=(token("01234567"),))
+        knock(cluster, "n1")
+        with pytest.raises(TooMany):
+            knock(cluster, "n1")
+
+
+def test_a_locked_member_knows_no_token_and_keeps_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    with crowded(monkeypatch) as cluster:
+        cluster["n1"].modules.fail_kinds[GetJoinTokens] = Locked("the control store is locked")
+        with pytest.raises(TooMany):
+            knock(cluster, "n1")
+
+
 def test_what_is_no_request_to_join_is_refused(two: Cluster) -> None:
     with pytest.raises(Invalid, match="no request to join"):
         knock(two, "n1", role="king")
@@ -178,6 +225,18 @@ def test_what_is_no_request_to_join_is_refused(two: Cluster) -> None:
         knock(two, "n1", csr="x" * 20_000)
     assert two["n1"].modules.asked(Redeem) == []
     assert knock(two, "n1", newer="field").admission.cluster == CLUSTER
+
+
+def test_those_with_a_token_have_a_share_of_their_own() -> None:
+    pace = Pace(per_source=2, all_sources=1, known=2, window_s=10)
+    pace.admit("a", 0.0)
+    with pytest.raises(TooMany):
+        pace.admit("b", 1.0)
+    pace.admit("b", 1.0, known=True)
+    pace.admit("c", 1.0, known=True)
+    with pytest.raises(TooMany):
+        pace.admit("d", 1.0, known=True)
+    pace.admit("d", 11.0, known=True)
 
 
 def test_a_pace_is_kept_by_source_and_for_all_and_forgets() -> None:
