@@ -25,7 +25,7 @@ from piccolod.errors import (
     TooMany,
 )
 from piccolod.leadership import actions, events, keys, transactions
-from piccolod.leadership.actions import Action, Ended
+from piccolod.leadership.actions import RESTORED_HINT, Action, Ended
 from piccolod.leadership.events import PageState, PageTerm
 from piccolod.leadership.page import CAPACITY, PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord
@@ -148,7 +148,7 @@ class EtcdLeaser:
 
     def trouble(self) -> str:
         if self.driver.state.restored:
-            return f"{Ended.RESTORED.value}: nothing is led until `piccoloctl cluster recover --force`"
+            return f"{Ended.RESTORED.value}; {RESTORED_HINT}"
         if self.driver.blocked:
             return self.driver.blocked
         return "" if self._fresh() else "etcd does not answer, or has no quorum"
@@ -290,7 +290,7 @@ class EtcdLeaser:
         if proposed.outcome is Outcome.REFUSED:
             raise await self._refused(token, compares)
         if attempt is None or attempt.error is None or self.driver.state.restored:
-            raise OutcomeUnknown("etcd is not the one that was written to", hint="see `piccoloctl cluster recover`")
+            raise OutcomeUnknown("etcd is not the one that was written to", hint=RESTORED_HINT)
         raise attempt.error
 
     async def _refused(self, token: int, compares: tuple[Compare, ...]) -> PiccoloError:
@@ -398,7 +398,7 @@ class EtcdLeaser:
     def _no_leader(self, resource: str) -> PiccoloError:
         state = self.driver.state
         if state.restored:
-            return StoreRestored(Ended.RESTORED.value, hint="see `piccoloctl cluster recover`")
+            return StoreRestored(Ended.RESTORED.value, hint=RESTORED_HINT)
         if self.driver.blocked:
             return StoreUnavailable(self.driver.blocked, hint="see the disk")
         if not self._fresh():
