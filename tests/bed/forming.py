@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+from contextlib import suppress
 from typing import Any
 
 from tests.bed.cluster import Cluster
@@ -54,8 +56,10 @@ def said(machine: Machine, *command: str, timeout_s: float = 90.0) -> str:
 
 def members(machine: Machine) -> dict[str, dict[str, Any]]:
     """The cluster's members as a machine sees them; empty while it cannot say."""
-    reply = machine.api("GET", "/cluster", timeout_s=5)
-    return {each["node"]: each for each in reply.json["members"]} if reply.status == 200 else {}
+    with suppress(OSError, http.client.HTTPException):  # its api may be restarting
+        reply = machine.api("GET", "/cluster", timeout_s=5)
+        return {each["node"]: each for each in reply.json["members"]} if reply.status == 200 else {}
+    return {}
 
 
 def leader(cluster: Cluster, *but: Machine) -> Machine | None:
@@ -74,5 +78,5 @@ def wait_leader(cluster: Cluster, *but: Machine, within_s: float = 20.0) -> Mach
 def _leads(machine: Machine) -> bool:
     try:
         return machine.api("GET", "/leader/kernel", timeout_s=1).status == 200
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False

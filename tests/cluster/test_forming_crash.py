@@ -19,11 +19,16 @@ STEPS = ("node.key", "timing.json", "etcd.json", "etcd", "mode")
 
 
 @pytest.fixture(scope="module")
-def lone(cluster: Callable[[int], Cluster]) -> Machine:
-    machine = cluster(1).machines[0]
-    machine.power_on(60)
-    machine.unlock()
-    return machine
+def pair(cluster: Callable[[int], Cluster]) -> Cluster:
+    made = cluster(2)
+    made.start()
+    made.unlock()
+    return made
+
+
+@pytest.fixture
+def lone(pair: Cluster) -> Machine:
+    return pair["n1"]
 
 
 def title(machine: Machine) -> str:
@@ -46,11 +51,25 @@ def init(machine: Machine) -> threading.Thread:
     return asking
 
 
+def test_a_disk_that_hesitates_is_not_taken_for_a_consensus_that_hangs(pair: Cluster) -> None:
+    n2 = pair["n2"]
+    asking = init(n2)
+    until(lambda: reached(n2, "node.key"), "init writes its files", 20, 0.001)
+    faults.freeze_disk(n2)
+    try:
+        asking.join(1.0)  # beats are missed after 0.4 s
+    finally:
+        faults.thaw_disk(n2)
+    asking.join(40)
+    until(lambda: members(n2).get("n2", {}).get("leads_kernel"), "it is a member and leads", 30)
+    assert [death["reason"] for death in n2.get("/modules/consensus/deaths") if not death["planned"]] == []
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_crash_of_consensus_leaves_a_node_alone_or_a_member(lone: Machine, step: str) -> None:
     written = lone.api("PUT", "/settings", {"title": f"before {step}"})
     assert written.status == 200, written
-    instance = lone.instance("consensus")
+    instance, store = lone.instance("consensus"), lone.instance("persistence")
     asking = init(lone)
     until(lambda: reached(lone, step), f"init has come to {step}", 20, 0.001)
     faults.kill(lone, "consensus")
@@ -59,14 +78,17 @@ def test_a_crash_of_consensus_leaves_a_node_alone_or_a_member(lone: Machine, ste
     if (lone.state / "cluster" / "mode").exists():
         until(lambda: members(lone).get("n1", {}).get("leads_kernel"), "it is a member and leads", 30)
         assert step in ("etcd", "mode"), "not before the log had moved"
+        until(lambda: lone.is_replaced("persistence", store), "no process is left that takes this node for alone", 20)
         until(lambda: lone.api("GET", "/settings").status == 200, "its store is open", 20)
     else:
         until(lambda: not (lone.state / "cluster").exists(), "nothing is left of it", 15)
         until(lambda: not (lone.state / "etcd").exists() and "etcd" not in lone.modules(), "no etcd is left", 15)
         assert lone.get("/cluster")["mode"] == "alone"
     assert title(lone) == f"before {step}"
-    again = until(lambda: lone.api("PUT", "/settings", {"title": "after"}).status == 200, "a write is accepted", 20)
-    assert again
+    until(lambda: lone.api("PUT", "/settings", {"title": "after"}).status == 200, "a write is accepted", 20)
+    if (lone.state / "cluster" / "mode").exists():
+        rev = lone.get("/store/revision")["rev"]
+        until(lambda: members(lone)["n1"]["rev"] >= rev, "etcd has that write", 10)
 
 
 def test_after_all_that_the_node_can_still_become_a_member(lone: Machine) -> None:

@@ -26,7 +26,7 @@ from piccolod.protocol.persistence import CryptoStatus, GetCryptoStatus
 from services.consensus.joining import checks
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.place import own_record
-from services.consensus.joining.supervised import Supervised, undo
+from services.consensus.joining.supervised import ACTING, Supervised, undo
 from services.consensus.leaser import Leaser
 
 _STATUS_S: Final = 5.0
@@ -44,12 +44,13 @@ class Alone:
         self._is_ending = False
 
     async def start(self) -> None:
-        """Wipes what a crash of `init` or `join` left."""
+        """Wipes what a crash of `init`, `join` or `leave` left, and whoever takes this node for a member starts again."""
         if not self._folder.is_left_over():
             return
         self._module.log.warning("wiping what was left of a cluster that this node is no member of")
         try:
             await undo(self._folder, self._supervised)
+            await self._supervised.restart(*ACTING, "api")
         except (PiccoloError, OSError) as error:  # the terms of this node need none of it; the next start tries again
             self._module.log.error("could not wipe it", reason=str(error))
 
@@ -110,10 +111,17 @@ class Alone:
         )  # fmt: skip
 
     async def _restart(self) -> None:
-        """Whoever acts for the node alone ends first; this module last, for its end ends this very task."""
-        await self._supervised.restart("persistence", "apps")
-        await asyncio.sleep(_ANSWERED_S)
-        await self._supervised.restart("api", "consensus")
+        """Whoever acts for the node alone ends first; this module last, for its end ends this very task.
+
+        What fails here, and a crash, is made up for by the next life of this module.
+        """
+        try:
+            await self._supervised.restart(*ACTING)
+            await asyncio.sleep(_ANSWERED_S)
+            await self._supervised.restart("api")
+            self._folder.restarts_done()
+        finally:
+            await self._supervised.restart("consensus")
 
     async def _add(self, request: AddMember, caller: Caller) -> Admission:
         raise self._nobody()

@@ -72,6 +72,7 @@ class Init:
             await self._supervised.etcd_as_written()
             await self._supervised.etcd_ready()
             await self._fill(status.cluster_id, chosen)
+            await asyncio.to_thread(self._folder.owe_restarts)
             mode = cluster_mode.Mode(cluster=status.cluster_id, node=self._node, since_ms=clock.wall_ms())
             await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode)
         except BaseException as error:

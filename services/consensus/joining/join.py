@@ -52,6 +52,7 @@ class Join:
             await self._supervised.etcd_as_written()
             await self._supervised.etcd_ready()
             await asyncio.to_thread(self._folder.give_store_up)
+            await asyncio.to_thread(self._folder.owe_restarts)
             mode = cluster_mode.Mode(cluster=cluster, node=self._node, since_ms=clock.wall_ms())
             await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode)
         except BaseException as error:

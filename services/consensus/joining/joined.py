@@ -30,7 +30,7 @@ from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.joining import checks, renewal
 from services.consensus.joining.folder import Folder, set_store_aside
 from services.consensus.joining.members import Membership
-from services.consensus.joining.supervised import Supervised, undo
+from services.consensus.joining.supervised import ACTING, Supervised, undo
 
 _ANSWERED_S: Final = 0.2
 
@@ -46,13 +46,15 @@ class Joined:
         self._members = Membership(store.client, store.prefix, self._folder, mode.node, self._leads, module.log)
 
     async def start(self) -> None:
-        """Ends what a crash of the join left undone."""
-        try:
-            if await asyncio.to_thread(self._folder.settle_store):
-                self._module.log.info("set the store aside that this node had alone")
-                await self._supervised.restart("persistence")
-        except (PiccoloError, OSError) as error:
-            self._module.log.error("could not set the store aside that this node had alone", reason=str(error))
+        """Ends what a crash of init or join left undone, before anybody is granted a term here.
+
+        Raises PiccoloError, OSError: a process that takes itself for alone must not write, so this module starts again.
+        """
+        if await asyncio.to_thread(self._folder.settle_store):
+            self._module.log.info("set the store aside that this node had alone")
+        if self._folder.owes_restarts():
+            await self._supervised.restart(*ACTING, "api")
+            self._folder.restarts_done()
 
     def check_begins(self) -> None:
         """Terms of a member begin as etcd says."""
@@ -120,7 +122,7 @@ class Joined:
         return Nothing()
 
     async def _restart(self) -> None:
-        await self._supervised.restart("persistence", "apps")
+        await self._supervised.restart(*ACTING)
         await asyncio.sleep(_ANSWERED_S)
         await self._supervised.restart("api", "consensus")
 

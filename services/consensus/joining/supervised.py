@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, Final
 
 from piccolod import clock, control
-from piccolod.errors import Busy, DeadlineExceeded, PiccoloError
+from piccolod.errors import Busy, DeadlineExceeded
 from piccolod.paths import Paths
 from services.consensus.joining.folder import Folder
 
@@ -14,6 +14,9 @@ _ETCD: Final = "etcd"
 _LOOK_S: Final = 0.05
 _GONE_S: Final = 8.0  # SIGTERM, and SIGKILL after 3 s
 _STARTED_S: Final = 30.0
+
+# Whoever acts for a node, and knows from its own start whether that is alone: the store first, which alone writes.
+ACTING: Final = ("persistence", "apps")
 
 
 class Supervised:
@@ -44,17 +47,30 @@ class Supervised:
             await asyncio.sleep(_LOOK_S)
 
     async def restart(self, *modules: str) -> None:
-        """In this order. One that is not there is passed over."""
+        """In this order; each one's former process has ended before the next is asked. One that is not there is passed over.
+
+        Raises Busy for one that does not end.
+        """
         for name in modules:
-            try:
-                await control.ask(self._socket, {"cmd": "restart", "name": name})
-            except PiccoloError as error:
-                if error.code != "not_found":
-                    raise
+            before = await self._row(name)
+            if before is None or not before["pid"]:
+                continue  # its next process begins after this
+            await control.ask(self._socket, {"cmd": "restart", "name": name})
+            await self._ended(name, int(before["pid"]))
+
+    async def _ended(self, name: str, pid: int) -> None:
+        give_up_at = clock.now() + _GONE_S
+        while (row := await self._row(name)) is not None and row["pid"] == pid:
+            if clock.now() > give_up_at:
+                raise Busy(f"{name} does not end", hint=f"`piccoloctl modules show {name}` shows more")
+            await asyncio.sleep(_LOOK_S)
 
     async def _etcd(self) -> dict[str, Any] | None:
+        return await self._row(_ETCD)
+
+    async def _row(self, name: str) -> dict[str, Any] | None:
         rows = await control.ask(self._socket, {"cmd": "modules"})
-        return next((row for row in rows if row["name"] == _ETCD), None)
+        return next((row for row in rows if row["name"] == name), None)
 
 
 async def undo(folder: Folder, supervised: Supervised) -> None:
