@@ -54,7 +54,7 @@ class Lineage:
     def _judge(self, header: Header, mark: int | None) -> StoreRestored | None:
         if self.cluster_id and header.cluster_id != self.cluster_id:
             return StoreRestored(
-                f"etcd's cluster id is {header.cluster_id:x}, this node knows {self.cluster_id:x}: it was restored, or is another",
+                f"etcd's cluster id is {header.cluster_id:x}, this node knows {self.cluster_id:x}: restored, or another one",
                 hint=RESTORED_HINT,
             )
         if mark is not None and header.revision < mark:
