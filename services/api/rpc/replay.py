@@ -9,7 +9,7 @@ import msgspec
 from litestar.types import ASGIApp
 
 from piccolod.errors import Failed, Forbidden, Invalid, TooLarge
-from piccolod.pki.identity import Identity, Role
+from piccolod.pki.identity import Role
 from services.api import settings
 from services.api.call import Via
 from services.api.core import Core
@@ -40,19 +40,11 @@ class Replay:
         if knock.peer is None:
             raise Forbidden("this is for members of the cluster")
         if asked.as_root:
-            await self._check_admin(knock.peer)
+            await settings.check_admin(self._core, knock.peer.node)
         answer = _Answer()
         via = Via(node=knock.peer.node, as_root=asked.as_root, source=asked.source, secure=asked.secure)
         await self._edge(_scope(asked, via), _Body(asked.body, self._core), answer.send)  # type: ignore[arg-type]
         return msgspec.msgpack.encode(answer.whole())
-
-    async def _check_admin(self, peer: Identity) -> None:
-        found, _ = await settings.read(self._core)
-        if found.admin_from_nodes is not None and peer.node not in found.admin_from_nodes:
-            raise Forbidden(
-                f"the admin of {peer.node} is not one of the cluster",
-                hint=f"use a token, or name {peer.node} in the setting admin_from_nodes",
-            )
 
 
 class _Body:
