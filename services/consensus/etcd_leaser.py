@@ -47,7 +47,7 @@ from services.consensus.registration import Registration
 
 _CAMPAIGN_S: Final = 1.0
 _END_S: Final = 4.0  # from a request to end a term until its caller is told that it takes longer
-# Longer than its callers' patience for parked writes: then it is taken back (leadership.md, Planned moves).
+# Longer than its callers' patience for parked writes: then it is taken back.
 _SWITCHOVER_S: Final = 2.0
 _LEAVE_S: Final = 1.0
 _LOOK_S: Final = 0.005
@@ -137,11 +137,6 @@ class EtcdLeaser:
 
     def candidates(self, resource: str) -> tuple[Candidate, ...]:
         return standing.candidates(self.driver.state, self.driver.facts) if resource == RESOURCE_KERNEL else ()
-
-    async def verify(self, resource: str, token: int) -> bool:
-        seen = await self.driver.store.read(self.driver.store.client.rpc_s)
-        epoch = seen.records.get(keys.EPOCH + resource)
-        return epoch is not None and epoch.mod == token and standing.leads(self.driver.state, resource)
 
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         return await history.read(self.driver.store, resource, limit)

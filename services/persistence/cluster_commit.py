@@ -160,7 +160,7 @@ class ClusterCommit:
         return True
 
     async def snapshot_when_due(self) -> None:
-        """Taken beside the commits: see member.py."""
+        """Taken beside the commits: see etcd_snapshot.py."""
 
     async def recover(self, wanted: Callable[[], bool]) -> None:
         await self._catch_up.copy.recover()

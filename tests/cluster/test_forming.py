@@ -15,7 +15,7 @@ from tests.bed.forming import join, leader, members, said, token, unlock, wait_l
 from tests.bed.machine import Machine
 from tests.node import Reply, until
 
-# leadership.md, Time: `fast` takes 2.8 s from a crash to a claim. The rest is room for two processors under many nodes.
+# `fast` takes 2.8 s from a crash to a claim. The rest is room for two processors under many nodes.
 _FAILOVER_S = 15.0
 
 
