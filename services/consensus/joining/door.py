@@ -54,17 +54,15 @@ def knock(host: str, port: int, fingerprint: str, body: dict[str, Any], within_s
             f"{where}: {error.strerror or error}",
             hint="check the address; if it is right, somebody else answers there",
         ) from None
-    except TimeoutError:
-        raise DeadlineExceeded(f"{where} did not answer within {within_s:g} s", hint=_let_in_perhaps(body)) from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException) as error:  # TimeoutError is one
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        if sent:
-            raise OutcomeUnknown(
-                f"{where} was asked and its answer did not come: {text}", hint=_let_in_perhaps(body)
+        if not sent:
+            raise Unavailable(
+                f"{where} cannot be reached: {text}", hint="see that its piccolod runs and that no firewall is between you"
             ) from error
-        raise Unavailable(
-            f"{where} cannot be reached: {text}", hint="see that its piccolod runs and that no firewall is between you"
-        ) from error
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded(f"{where} did not answer within {within_s:g} s", hint=_let_in_perhaps(body)) from None
+        raise OutcomeUnknown(f"{where} was asked and its answer did not come: {text}", hint=_let_in_perhaps(body)) from error
     finally:
         connection.close()
     if response.status != 200:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -124,6 +125,16 @@ def test_a_joiner_that_may_have_been_let_in_is_told_how_its_name_gets_free(silen
             door.knock(cluster.address("n1"), cluster.rpc_port, cluster.authority.fingerprint, BODY, 0.5)
         ended.set()
     assert "`piccoloctl nodes remove n9`" in refusal.value.hint and "another token" in refusal.value.hint
+
+
+def test_who_takes_the_connection_and_says_nothing_was_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_CONNECT_S", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        pytest.raises(Unavailable, match=r"cannot be reached: .*timed out") as refusal,
+    ):
+        door.knock("127.0.0.1", mute.getsockname()[1], "0" * 64, BODY, 20)
+    assert "nodes remove" not in refusal.value.hint
 
 
 def test_a_member_that_ran_out_of_time_is_asked_again_with_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:
