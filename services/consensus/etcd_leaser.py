@@ -226,11 +226,11 @@ class EtcdLeaser:
     async def _hand_over(self, resource: str, to: str, reason: Reason) -> None:
         driver = self.driver
         if resource != RESOURCE_KERNEL:
-            raise NotSupported(f"{resource} stays on its node: placement is not there yet")
+            raise NotSupported(f"{resource} stays on its node: placement is not there yet", hint="only `kernel` moves")
         if to and to not in driver.facts.nodes:
             raise NotFound(f"there is no node {to}", hint="`piccoloctl cluster list` shows them")
         if to and standing.holder(driver.state, resource) == to:
-            raise Exists(f"{to} leads {resource} already")
+            raise Exists(f"{to} leads {resource} already", hint="`piccoloctl leaders list` shows who leads")
         if not standing.leads(driver.state, resource):
             raise self._not_leader(resource)
         if driver.facts.paused:

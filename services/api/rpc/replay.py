@@ -38,7 +38,7 @@ class Replay:
     async def _forward(self, knock: Knock) -> bytes:
         asked = _decoded(knock.body)
         if knock.peer is None:
-            raise Forbidden("this is for members of the cluster")
+            raise Forbidden("this is for members of the cluster", hint="show the certificate of a member")
         if asked.as_root:
             await settings.check_admin(self._core, knock.peer.node)
         answer = _Answer()
@@ -74,11 +74,11 @@ class _Answer:
         elif message["type"] == "http.response.body":
             self._body += message.get("body", b"")
             if len(self._body) > ANSWER_BYTES:
-                raise TooLarge("the answer is too large to be forwarded")
+                raise TooLarge("the answer is too large to be forwarded", hint="ask the node that leads")
 
     def whole(self) -> Answered:
         if not self._status:
-            raise Failed("the request had no answer")
+            raise Failed("the request had no answer", hint="see the log of the module `api` on the node that leads")
         return Answered(status=self._status, headers=self._headers, body=bytes(self._body))
 
 
@@ -88,7 +88,7 @@ def _decoded(body: bytes) -> Forwarded:
     except msgspec.MsgspecError as error:
         raise Invalid(f"this is no forwarded request: {error}", hint="is the other node a newer piccolod?") from None
     if asked.method not in _METHODS or not asked.path.startswith("/api/") or not _REQUEST_ID.fullmatch(asked.request_id):
-        raise Invalid("this is no request that is forwarded")
+        raise Invalid("this is no request that is forwarded", hint="is the other node a newer piccolod?")
     return asked
 
 
