@@ -71,7 +71,7 @@ class Security:
 class Cluster:
     """`timing` is read by `cluster init` alone: it holds for the whole cluster from then on."""
 
-    peer_port: int = 7443  # tunnels between nodes; the port above it is for their calls
+    peer_port: int = 7443  # the port above it is for calls between nodes; nothing listens on this one yet
     timing: str = "auto"  # auto: the fastest of fast, balanced, patient that holds here
 
 

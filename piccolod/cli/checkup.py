@@ -25,7 +25,7 @@ from piccolod.units import format_size, parse_size
 if TYPE_CHECKING:
     from piccolod.cli.client import Client
 
-# architecture.md, dependencies: older ones lack parts of the API that we use.
+# Older ones lack parts of the API that we use.
 _PODMAN: Final = (4, 3)
 _LOW_DISK_BYTES: Final = parse_size("1GiB")
 _NO_DISK_BYTES: Final = parse_size("100MiB")

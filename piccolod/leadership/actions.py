@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -24,6 +25,14 @@ class Ended(StrEnum):
     HANDED_OVER = "it was handed over"
     NOT_RESUMED = "an earlier session of this boot could not be resumed"
     LEFT = "this node leaves"
+
+
+# What a person can do once RESTORED is told; docs/how-to.md goes on from here.
+RESTORED_HINT: Final = (
+    "this member leads nothing and believes nothing of that etcd: take it out on a healthy member "
+    "(`piccoloctl nodes remove`), then `piccoloctl cluster leave` and join it anew; "
+    "docs/how-to.md has the way where no member is healthy"
+)
 
 
 class Remember(msgspec.Struct, frozen=True):

@@ -35,7 +35,7 @@ one.
 each.
 
 *What is where.* On the page: the session and its terms; in `state_dir`: `Memory`; the rest is forgotten by a restart, and found
-again in etcd. Requests from above (`Campaign`, `Members`, `Pause`, `Drain`, a `Switchover`'s cancel) are repeated by those who
+again in etcd. Requests from above (`Campaign`, `Members`, `Pause`, a `Switchover`'s cancel) are repeated by those who
 made them. `Opened` and `Closing` are repeated after a restart for what the page holds. They are hints, as all events are: who
 acts reads the page.
 """
@@ -277,6 +277,5 @@ _HANDLERS: Final[Mapping[type, Callable[[Step, Any], None]]] = {
     events.CancelSwitchover: _looked_at(terms.on_cancel),
     events.Propose: terms.on_propose,
     events.Pause: _looked_at(lambda step, event: step.set(paused=event.on)),
-    events.Drain: _looked_at(lambda step, event: step.set(draining=event.on)),
     events.Leave: _looked_at(_on_leave),
 }

@@ -202,18 +202,12 @@ class Pause(msgspec.Struct, frozen=True):
     on: bool
 
 
-class Drain(msgspec.Struct, frozen=True):
-    """While on, this node claims nothing."""
-
-    on: bool
-
-
 class Leave(msgspec.Struct, frozen=True):
     """Release everything, then end the session for good."""
 
 
 Event = (
     Started | Tick | PageRefused | Stopped | Applied | Answered | ReadAnswered | Watched | Overheard | LeaseGranted
-    | LeaseLost | Members | Campaign | Withdraw | Close | Release | Switchover | CancelSwitchover | Propose | Pause | Drain
+    | LeaseLost | Members | Campaign | Withdraw | Close | Release | Switchover | CancelSwitchover | Propose | Pause
     | Leave
 )  # fmt: skip

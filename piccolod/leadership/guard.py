@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Iterable  # noqa: UP035
 
-# Guard tick `g` (leadership.md, Time): how late a guard may notice what the page says.
+# Guard tick `g`: how late a guard may notice what the page says.
 GUARD_TICK_S: Final = 0.05
 # Where no deadline runs; far less than the first deadline of a node that joins others is ahead.
 CALM_S: Final = 0.25

@@ -7,6 +7,7 @@ from typing import Final
 from piccolod import clock
 from piccolod.leadership import transactions
 from piccolod.leadership.actions import (
+    RESTORED_HINT,
     Alarm,
     Closing,
     Ended,
@@ -229,7 +230,7 @@ def admit(step: Step, header: Header | None, least: int) -> bool:
     """Whether an answer may be believed. `least`: the highest revision seen when it was asked for; of a write, one more.
 
     Limit: a node that was away since before a backup cannot notice that revisions went back to it under the same cluster id.
-    `cluster recover` and `etcdctl snapshot restore` with a fresh token give a new id, which every node notices.
+    `etcdctl snapshot restore` with a fresh token gives a new id, which every node notices.
     """
     state = step.state
     if header is None:
@@ -254,7 +255,7 @@ def _distrust(step: Step) -> None:
     reads = {id_: one for id_, one in step.state.pending.items() if one.kind is None}
     step.set(restored=True, viewed=False, own_rev=0, pending=reads)
     step.remember()  # the next process may not be able to see it any more
-    step.act(Alarm(f"{Ended.RESTORED}; `piccoloctl cluster recover --force` begins it anew"))
+    step.act(Alarm(f"{Ended.RESTORED}; {RESTORED_HINT}"))
 
 
 def accept_restored(step: Step, header: Header, gen: GenRecord | None) -> bool:

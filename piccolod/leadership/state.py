@@ -161,7 +161,6 @@ class Leadership(msgspec.Struct, frozen=True):
     members: frozenset[str] | None = None
     applied_rev: int = 0
     paused: bool = False
-    draining: bool = False
     leaving: bool = False
     reading: bool = False
     next_read_at: float = float("-inf")

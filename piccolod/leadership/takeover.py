@@ -59,7 +59,7 @@ def claim(step: Step) -> float:
     found = _vacancies(step)
     if found != state.vacant:
         step.set(vacant=found)
-    if state.draining or state.leaving or not found:
+    if state.leaving or not found:
         return float("inf")
     under_way = {one.resource for pending in state.pending.values() for one in pending.claims}
     stopping = set(state.unproven.values())

@@ -1,6 +1,6 @@
 """Every constant of leadership's time, the inequalities between them, and the choice of a profile.
 
-Only spans of CLOCK_BOOTTIME on one machine, in seconds. The letters are those of leadership.md, Time, and of the refusals:
+Only spans of CLOCK_BOOTTIME on one machine, in seconds. The letters are those of the refusals:
 
     L    span_s             a session lives this long after its last heartbeat
     h    beat_s             heartbeats

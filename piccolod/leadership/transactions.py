@@ -1,4 +1,4 @@
-"""The transactions of leadership.md as data: all compares must hold, then all puts and deletes happen, at one revision.
+"""The transactions of leadership as data: all compares must hold, then all puts and deletes happen, at one revision.
 
 A driver executes them against etcd and reports an `Outcome`. Nothing here knows time, sessions or rules: *when* each may be
 sent is the core's.

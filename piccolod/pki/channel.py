@@ -18,6 +18,7 @@ from piccolod.pki.identity import Identity, Role
 
 # X509_V_FLAG_NO_CHECK_TIME of openssl/x509_vfy.h, which the module ssl has no name for.
 _NO_CHECK_TIME: Final = 0x200000
+_JOIN: Final = "a node gets its certificate by `piccoloctl cluster join`"
 
 TlsObject = ssl.SSLObject | ssl.SSLSocket
 
@@ -78,11 +79,11 @@ def ended_peer(tls: TlsObject | None) -> tuple[Identity, float]:
     """Who is at the other end, and when its certificate ends or has ended, in seconds of the wall clock."""
     shown: dict[str, Any] | None = tls.getpeercert() if tls is not None else None
     if not shown:
-        raise Unauthenticated("this is for members of the cluster, and no certificate was shown")
+        raise Unauthenticated("this is for members of the cluster, and no certificate was shown", hint=_JOIN)
     try:
         identity = identities.find([value for kind, value in shown.get("subjectAltName", ()) if kind == "URI"])
     except Invalid as error:
-        raise Forbidden(error.detail) from None
+        raise Forbidden(error.detail, hint=_JOIN) from None
     return identity, float(ssl.cert_time_to_seconds(shown["notAfter"]))
 
 
@@ -92,7 +93,7 @@ def peer_key(tls: TlsObject) -> str:
 
     shown = tls.getpeercert(binary_form=True)
     if shown is None:
-        raise Unauthenticated("this is for members of the cluster, and no certificate was shown")
+        raise Unauthenticated("this is for members of the cluster, and no certificate was shown", hint=_JOIN)
     return authority.read(shown).key
 
 

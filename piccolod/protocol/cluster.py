@@ -82,7 +82,6 @@ class KnownMember(msgspec.Struct, frozen=True, kw_only=True):
     rpc: str
     role: str = "member"
     api_url: str = ""
-    version: str = ""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,7 +41,7 @@ CONSENSUS: Final = "consensus"
 # Without these the node is of no use; others are named in its status.
 NEEDED: Final = frozenset({BROKER, CONSENSUS, "persistence", "api"})
 _VERIFIER: Final = "persistence"
-_RAISED_PRIORITY: Final = frozenset({CONSENSUS})  # leadership.md, Guards
+_RAISED_PRIORITY: Final = frozenset({CONSENSUS})  # it writes the page that guards read
 
 _NEVER_STARTED: Final = 71  # exit code of a module that waits no longer for START
 _AGAIN_S: Final = 0.5  # where no process could be made

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from contextlib import suppress
 from typing import Any, Final
 
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import QueryParameter
 
-from piccolod.errors import Forbidden, Invalid, PiccoloError, Problem, Unauthenticated, WrongMediaType
-from services.api import origin, sessions
+from piccolod.errors import Forbidden, Invalid, Locked, PiccoloError, Problem, Unauthenticated, WrongMediaType
+from services.api import origin, sessions, settings
 from services.api.actor import NOBODY, Actor, Kind, Scope, root_of
 from services.api.call import Call, call_of, core_of
 from services.api.core import Core
@@ -44,6 +45,9 @@ async def admit(connection: Connection, handler: BaseRouteHandler) -> None:
     _check_query(connection, handler)
     if handler.opt.get("leads"):
         core.check_leads()
+    if handler.opt.get("moves") and call.via is None and actor.kind is Kind.SOCKET and core.mode is not None:
+        with suppress(Locked):  # nothing that is sealed can be changed then
+            await settings.check_admin(core, core.mode.node)
     if (wanted := connection.headers.get("piccolo-min-rev")) is not None and method in SAFE:
         await core.reach(_min_rev(wanted))
 

@@ -76,16 +76,19 @@ def endpoint(
     raw_body: dict[str, Any] | None = None,
     asks: bool = True,
     leads: bool | None = None,
+    moves: bool | None = None,
     tag: str = "",
 ) -> Callable[[Any], Any]:
     """`scope` None: for anybody. `accepts`: the media types of the body. `raw_body`: its schema when the route reads it.
 
     `asks`: the answer comes from another process. `leads`: only the kernel's leader can do it, and another node says so before
-    it begins; by default what can fail with NotLeader, and is not for anybody.
+    it begins; by default what can fail with NotLeader, and is not for anybody. `moves`: it is sent on to the leader, with a
+    token by 307; by default what only the leader can do.
     """
     kinds: Failures = (Invalid, *(ASKING if asks else ()), *fails, *(GUARDED if scope else ()), *(BODY if accepts else ()))
     if leads is None:
         leads = NotLeader in kinds and scope is not None and method not in ("GET", "HEAD")
+    moves = leads if moves is None else moves
     if method not in ("GET", "HEAD") or scope not in (None, Scope.READ):
         kinds = (*kinds, Forbidden)  # a foreign page, a foreign host, or too small a scope
     return route(
@@ -93,8 +96,8 @@ def endpoint(
         http_method=method,  # type: ignore[arg-type]
         status_code=status,
         media_type=media_type,
-        responses=_responses(kinds) | (_REDIRECT if leads else {}),
-        opt={"scope": scope, "accepts": accepts, "declared": True, "leads": leads},
+        responses=_responses(kinds) | (_REDIRECT if moves else {}),
+        opt={"scope": scope, "accepts": accepts, "declared": True, "leads": leads, "moves": moves},
         request_max_body_size=body_bytes,
         operation_class=_operation(accepts, raw_body),
         tags=[tag] if tag else None,

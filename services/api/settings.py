@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from piccolod.errors import NotFound
+from piccolod.errors import Forbidden, NotFound
 from piccolod.protocol.persistence import Read
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ ID: Final = "cluster"
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every field has a default. `title` is what people call this installation; `session_hours` how long a login lasts.
 
-    `admin_from_nodes`: the nodes whose root is admin of the whole cluster; null: all that are no witness.
+    `admin_from_nodes`: the nodes whose root is admin of the whole cluster, whichever leads; null: all that are no witness.
     """
 
     title: Annotated[str, msgspec.Meta(max_length=100)] = ""
@@ -44,3 +44,13 @@ async def read(core: Core) -> tuple[Settings, int]:
         return Settings(), 0
     known = {name: found.body[name] for name in Settings.__struct_fields__ if name in found.body}
     return msgspec.convert(known, Settings), found.generation
+
+
+async def check_admin(core: Core, node: str) -> None:
+    """Whether the root of a member may change what all share. Raises Forbidden."""
+    found, _ = await read(core)
+    if found.admin_from_nodes is not None and node not in found.admin_from_nodes:
+        raise Forbidden(
+            f"the admin of {node} is not one of the cluster",
+            hint=f"use a token or the dashboard, or name {node} in the setting admin_from_nodes on a node that it names",
+        )

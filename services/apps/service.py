@@ -216,7 +216,7 @@ class Service:
     # --- the guard
 
     async def _guard(self) -> None:
-        """Kills at the deadline what the leashes would kill as well (leadership.md, Guards)."""
+        """Kills at the deadline what the leashes would kill as well."""
         table = TableReader(self._module.paths.leash)
         while True:
             page = self._node.pages.read()

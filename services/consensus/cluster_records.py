@@ -27,7 +27,6 @@ class NodeRecord(msgspec.Struct, frozen=True):
     rpc: str
     api_url: str
     role: str = MEMBER
-    version: str = ""
 
 
 class CandidateRecord(msgspec.Struct, frozen=True):

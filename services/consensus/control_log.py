@@ -13,6 +13,7 @@ import msgspec
 
 from piccolod.errors import Conflict, Invalid, NotFound, StoreFull, StoreRestored, TooLarge
 from piccolod.leadership import keys
+from piccolod.leadership.actions import RESTORED_HINT
 from piccolod.leadership.keys import EpochRecord, GenRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.transactions import Compare, Field, Put
@@ -179,7 +180,7 @@ class ControlLog:
         least = driver.state.highest
         result = None if driver.state.restored else await driver.store.client.look(wanted, _READ_S)
         if result is None or not driver.believes(header_of(result), least):
-            raise StoreRestored("etcd was restored, or is another one", hint="see `piccoloctl cluster recover`")
+            raise StoreRestored("etcd was restored, or is another one", hint=RESTORED_HINT)
         return result
 
     def _key(self, key: str) -> str:

@@ -25,7 +25,7 @@ from piccolod.errors import (
     TooMany,
 )
 from piccolod.leadership import actions, events, keys, transactions
-from piccolod.leadership.actions import Action, Ended
+from piccolod.leadership.actions import RESTORED_HINT, Action, Ended
 from piccolod.leadership.events import PageState, PageTerm
 from piccolod.leadership.page import CAPACITY, PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord
@@ -47,7 +47,7 @@ from services.consensus.registration import Registration
 
 _CAMPAIGN_S: Final = 1.0
 _END_S: Final = 4.0  # from a request to end a term until its caller is told that it takes longer
-# Longer than its callers' patience for parked writes: then it is taken back (leadership.md, Planned moves).
+# Longer than its callers' patience for parked writes: then it is taken back.
 _SWITCHOVER_S: Final = 2.0
 _LEAVE_S: Final = 1.0
 _LOOK_S: Final = 0.005
@@ -138,17 +138,12 @@ class EtcdLeaser:
     def candidates(self, resource: str) -> tuple[Candidate, ...]:
         return standing.candidates(self.driver.state, self.driver.facts) if resource == RESOURCE_KERNEL else ()
 
-    async def verify(self, resource: str, token: int) -> bool:
-        seen = await self.driver.store.read(self.driver.store.client.rpc_s)
-        epoch = seen.records.get(keys.EPOCH + resource)
-        return epoch is not None and epoch.mod == token and standing.leads(self.driver.state, resource)
-
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         return await history.read(self.driver.store, resource, limit)
 
     def trouble(self) -> str:
         if self.driver.state.restored:
-            return f"{Ended.RESTORED.value}: nothing is led until `piccoloctl cluster recover --force`"
+            return f"{Ended.RESTORED.value}; {RESTORED_HINT}"
         if self.driver.blocked:
             return self.driver.blocked
         return "" if self._fresh() else "etcd does not answer, or has no quorum"
@@ -231,11 +226,11 @@ class EtcdLeaser:
     async def _hand_over(self, resource: str, to: str, reason: Reason) -> None:
         driver = self.driver
         if resource != RESOURCE_KERNEL:
-            raise NotSupported(f"{resource} stays on its node: placement is not there yet")
+            raise NotSupported(f"{resource} stays on its node: placement is not there yet", hint="only `kernel` moves")
         if to and to not in driver.facts.nodes:
             raise NotFound(f"there is no node {to}", hint="`piccoloctl cluster list` shows them")
         if to and standing.holder(driver.state, resource) == to:
-            raise Exists(f"{to} leads {resource} already")
+            raise Exists(f"{to} leads {resource} already", hint="`piccoloctl leaders list` shows who leads")
         if not standing.leads(driver.state, resource):
             raise self._not_leader(resource)
         if driver.facts.paused:
@@ -290,7 +285,7 @@ class EtcdLeaser:
         if proposed.outcome is Outcome.REFUSED:
             raise await self._refused(token, compares)
         if attempt is None or attempt.error is None or self.driver.state.restored:
-            raise OutcomeUnknown("etcd is not the one that was written to", hint="see `piccoloctl cluster recover`")
+            raise OutcomeUnknown("etcd is not the one that was written to", hint=RESTORED_HINT)
         raise attempt.error
 
     async def _refused(self, token: int, compares: tuple[Compare, ...]) -> PiccoloError:
@@ -398,7 +393,7 @@ class EtcdLeaser:
     def _no_leader(self, resource: str) -> PiccoloError:
         state = self.driver.state
         if state.restored:
-            return StoreRestored(Ended.RESTORED.value, hint="see `piccoloctl cluster recover`")
+            return StoreRestored(Ended.RESTORED.value, hint=RESTORED_HINT)
         if self.driver.blocked:
             return StoreUnavailable(self.driver.blocked, hint="see the disk")
         if not self._fresh():

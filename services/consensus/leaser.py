@@ -71,9 +71,6 @@ class Leaser(Protocol):
     def trouble(self) -> str:
         """What keeps it from its work; empty when nothing does."""
 
-    async def verify(self, resource: str, token: int) -> bool:
-        """Whether the store of terms itself, asked now, still gives this node the open term."""
-
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         """The last changes, newest first."""
 

@@ -1,4 +1,4 @@
-"""How full etcd is: writes of the store stop at half of its quota, so that heartbeats never do (control-store.md).
+"""How full etcd is: writes of the store stop at half of its quota, so that heartbeats never do.
 
 A full etcd stops everything. Its own alarm comes at the quota, and says no for heartbeats too.
 """

@@ -1,4 +1,4 @@
-"""`state_dir/cluster/seen.json`: which etcd this node knew, and how far it had come (leadership.md, rule 5)."""
+"""`state_dir/cluster/seen.json`: which etcd this node knew, and how far it had come."""
 
 from __future__ import annotations
 

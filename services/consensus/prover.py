@@ -1,4 +1,4 @@
-"""Proves that nothing of a resource acts here any more: what END, RELEASE and HANDOVER wait for (leadership.md, rules 1, 2)."""
+"""Proves that nothing of a resource acts here any more: what END, RELEASE and HANDOVER wait for."""
 
 from __future__ import annotations
 

@@ -91,12 +91,17 @@ def explanation(leadership: Leadership, closing: bool) -> str:
     """One sentence for a person."""
     if leadership.epoch == 0:
         return f"Nobody has led {leadership.resource} yet."
-    since = datetime.fromtimestamp(leadership.since_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    at = (
+        datetime.fromtimestamp(leadership.since_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if leadership.since_ms else ""
+    )
     if closing and not leadership.node:
-        return f"Nobody leads {leadership.resource}: epoch {leadership.epoch}, begun at {since}, is being closed."
+        begun = f", begun at {at}," if at else ""
+        return f"Nobody leads {leadership.resource}: epoch {leadership.epoch}{begun} is being closed."
     if not leadership.node:
-        return f"Nobody leads {leadership.resource}: epoch {leadership.epoch} ended at {since} ({leadership.reason})."
-    begun = f"{leadership.node} leads {leadership.resource} in epoch {leadership.epoch} since {since} ({leadership.reason})"
+        ended = f"ended at {at}" if at else "ended"  # a holder that is lost leaves no record of when
+        return f"Nobody leads {leadership.resource}: epoch {leadership.epoch} {ended} ({leadership.reason})."
+    since = f" since {at}" if at else ""
+    begun = f"{leadership.node} leads {leadership.resource} in epoch {leadership.epoch}{since} ({leadership.reason})"
     if closing:
         return f"{begun}; the term is being closed."
     if leadership.deadline_s is None:

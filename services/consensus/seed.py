@@ -1,6 +1,6 @@
 """The first records of a cluster, written before anybody leads in it: for `cluster init`, and `node/<name>` for who joins.
 
-`seed_terms` moves the terms of a node alone into a fresh etcd *under the tokens that they have*, so that consensus resumes them
+`put_terms` moves the terms of a node alone into a fresh etcd *under the tokens that they have*, so that consensus resumes them
 there and nothing that runs has to stop: a token is a revision, and the revisions of an empty etcd are free to be used up.
 """
 
@@ -65,10 +65,6 @@ async def put_snapshot(client: Client, prefix: str, rev: int, chunks: Sequence[b
         await client.transact(Transaction((), (Put(prefix + chunk_key(rev, index), chunk),)), _WITHIN_S)
     record = SnapshotRecord(rev, len(chunks), sum(len(chunk) for chunk in chunks))
     await client.transact(Transaction((), (Put(prefix + SNAPSHOT, wire.encode(record)),)), _WITHIN_S)
-
-
-async def put_keyset(client: Client, prefix: str, keyset: bytes) -> None:
-    await client.transact(Transaction((), (Put(prefix + keys.KEYSET, keyset),)), _WITHIN_S)
 
 
 async def put_terms(

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from services.consensus.log_service import LogService
 
 _RESOURCE: Final = re.compile(r"kernel|app:[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
-# After a crash of the supervisor the old consensus lives on for at most 0.5 s (architecture.md, Orphans).
+# After a crash of the supervisor the old consensus lives on for at most 0.5 s.
 _PAGE_WAIT_S: Final = 2.0
 _HISTORY_LIMIT: Final = 1000
 _JUDGE_S: Final = 1.0

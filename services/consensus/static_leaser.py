@@ -94,13 +94,6 @@ class StaticLeaser:
     async def release(self, resource: str, token: int, reason: Reason) -> None:
         await self._run(lambda: self._release(resource, token, reason))
 
-    async def verify(self, resource: str, token: int) -> bool:
-        def ask() -> bool:
-            record = self._opened.terms().get(resource)
-            return record is not None and record.token == token and record.state is TermState.OPEN
-
-        return await self._run(ask)
-
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         return await self._run(lambda: self._opened.history(resource, limit))
 

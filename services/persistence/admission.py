@@ -103,7 +103,10 @@ def redeem(
         return True
     match token.state(now_ms):
         case TokenState.USED:
-            raise Conflict(f"this join token was used already, by {token.node}", hint=f"each lets one node in; {_ANOTHER}")
+            again = f"if its join failed, `piccoloctl nodes remove {name}` first; " if listed and token.node == name else ""
+            raise Conflict(
+                f"this join token was used already, by {token.node}", hint=f"each lets one node in; {again}{_ANOTHER}"
+            )
         case TokenState.REVOKED:
             raise Forbidden("this join token was revoked", hint=_ANOTHER)
         case TokenState.EXPIRED:
@@ -111,7 +114,9 @@ def redeem(
     if token.role is not role:
         raise Forbidden(
             f"this join token is for a {token.role}, and {name} wants to be a {role}",
-            hint=f"join as a {token.role}, or make another token with --role {role}",
+            hint="join with --witness, or make another token without it"
+            if token.role is Role.WITNESS
+            else "join without --witness, or make another token with it",
         )
     if listed is not None:
         raise Exists(

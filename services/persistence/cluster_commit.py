@@ -105,7 +105,9 @@ class ClusterCommit:
         except NotLeader as error:
             if error.leader is None or error.leader.node != self._node:
                 raise
-            raise NotLeader("this node's term is another one by now") from None  # and its page says so in a moment
+            raise NotLeader(
+                "this node's term is another one by now", hint="try again in a moment"
+            ) from None  # and its page says so in a moment
         except StoreFull:
             self._on_full()
             raise
@@ -127,7 +129,7 @@ class ClusterCommit:
                 return verdict is Verdict.COMMITTED
             if verdict is Verdict.OVER:
                 self._in_doubt = False
-                raise NotLeader("the term ended before the write was made")
+                raise NotLeader("the term ended before the write was made", hint="try again: another term begins")
             if verdict is Verdict.OPEN and await self._sent_again(append, token, give_up_at):
                 return True
             if clock.now() >= give_up_at:
@@ -160,7 +162,7 @@ class ClusterCommit:
         return True
 
     async def snapshot_when_due(self) -> None:
-        """Taken beside the commits: see member.py."""
+        """Taken beside the commits: see etcd_snapshot.py."""
 
     async def recover(self, wanted: Callable[[], bool]) -> None:
         await self._catch_up.copy.recover()

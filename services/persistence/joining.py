@@ -236,7 +236,7 @@ def _check_places(request: Redeem) -> None:
     for name in ("rpc", "client_url", "peer_url"):
         text: str = getattr(request, name)
         if not text.isprintable() or len(text) > _URL_BYTES:
-            raise Invalid(f"{name} is not where a node can be reached")
+            raise Invalid(f"{name} is not where a node can be reached", hint="see node.address of the node that joins")
 
 
 def _view(id: str, token: TokenRecord, now_ms: int) -> JoinTokenView:

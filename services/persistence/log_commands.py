@@ -97,7 +97,9 @@ class LogCommands:
 
         await self._vault.opened.wait()
         if not self._alone:
-            raise Conflict("this node is a member of a cluster already, and its log is there")
+            raise Conflict(
+                "this node is a member of a cluster already, and its log is there", hint="`piccoloctl cluster list` shows it"
+            )
         store, commits = self._vault.unlocked()
         keyset = self._vault.passwords.keyset
         assert keyset is not None

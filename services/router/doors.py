@@ -16,7 +16,7 @@ from piccolod.errors import PiccoloError
 from services.router.flow import Door, Port
 from services.router.relay import Relay
 
-ANY_V4: Final = "0.0.0.0"  # noqa: S104 - routing.md: every address of the node serves every app
+ANY_V4: Final = "0.0.0.0"  # noqa: S104 - every address of the node serves every app
 ANY_V6: Final = "::"
 RETRY_S: Final = 0.5
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-# routing.md: what existing flows get to end by themselves when an app moves as planned.
+# What existing flows get to end by themselves when an app moves as planned.
 DRAIN_S: Final = 5.0
 
 

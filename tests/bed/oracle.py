@@ -1,4 +1,4 @@
-"""Decides whether two actors of one resource ever acted at the same time (invariant I1 of testing.md).
+"""Decides whether two actors of one resource ever acted at the same time .
 
 Actors send a line every 10 ms over TCP, `RESOURCE EPOCH RUN BOOTTIME`, stamped by the host's one clock at the actor: an app
 by its command (`app_command`), a holder of the gate by `python -m tests.bed.gate_holder`. Partitions never stand between a

@@ -42,7 +42,7 @@ class Faults:
         world.chance.choice(self._kinds)(node or world.chance.choice(cluster.nodes))
 
     def restore_backup(self) -> None:
-        """etcd loses everything since a backup. An operator begins it anew after W, as `cluster recover --force` does."""
+        """etcd loses everything since a backup. A new `gen` begins it anew after W."""
         store, world = self._cluster.store, self._world
         lost_s = world.between(1, 4) * self._span_s
         world.after(lost_s, self._go_back, store.read(), store.rev)

@@ -1,4 +1,4 @@
-"""The promises of leadership.md, over seeded schedules. A failing seed runs again by the command that is printed."""
+"""The promises of docs/guarantees.md, over seeded schedules. A failing seed runs again by the command that is printed."""
 
 from __future__ import annotations
 

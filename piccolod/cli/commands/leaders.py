@@ -46,6 +46,12 @@ _COLUMNS: Final = (
     Column("REASON", lambda item: item.get("reason")),
 )
 
+_CANDIDATES: Final = (
+    Column("NODE", lambda item: item.get("node")),
+    Column("ELIGIBLE", lambda item: "yes" if item.get("eligible") else "no"),
+    Column("REASON", lambda item: item.get("reason")),
+)
+
 
 @leaders.command("list", view=True)
 @click.pass_obj
@@ -107,8 +113,11 @@ def why(session: Session, resource: str) -> int:
     return 0
 
 
-def _why(found: dict[str, Any], _wide: bool, _width: int) -> str:
+def _why(found: dict[str, Any], _wide: bool, width: int) -> str:
     lines = [printable(str(found.get("explanation")))]
+    candidates = (found.get("leadership") or {}).get("candidates") or ()
+    if len(candidates) > 1:
+        lines += ["", *render(list(candidates), _CANDIDATES, wide=False, width=width).splitlines(), ""]
     lines += [f"  {_step(change)}" for change in found.get("history") or ()]
     return "\n".join(lines)
 

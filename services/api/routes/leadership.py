@@ -54,7 +54,7 @@ async def why(request: Req, resource: FromPath[str]) -> Why:
 
 @endpoint(
     "POST", f"{_PATH}/switchover", scope=Scope.WRITE, fails=(*UNKNOWN, *ELSEWHERE, Conflict, Exists), accepts=JSON,
-    leads=False, tag="leadership",
+    leads=False, moves=True, tag="leadership",
 )  # fmt: skip
 async def switchover(
     request: Req, resource: FromPath[str], data: JSONBody[SwitchoverBody | None] = None
@@ -65,7 +65,8 @@ async def switchover(
 
 
 @endpoint(
-    "POST", f"{_PATH}/release", scope=Scope.WRITE, fails=(*UNKNOWN, *ELSEWHERE, Conflict), leads=False, tag="leadership"
+    "POST", f"{_PATH}/release", scope=Scope.WRITE, fails=(*UNKNOWN, *ELSEWHERE, Conflict),
+    leads=False, moves=True, tag="leadership",
 )  # fmt: skip
 async def release(request: Req, resource: FromPath[str]) -> Response[Leadership]:
     """Gives the resource up, for another node to take."""

@@ -126,7 +126,7 @@ async def _body(receive: Any, most_bytes: int) -> bytes:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise Failed("the caller went away")
+            raise Failed("the caller went away", hint="try again")
         part = message.get("body", b"")
         size_bytes += len(part)
         if size_bytes <= most_bytes:
@@ -134,7 +134,7 @@ async def _body(receive: Any, most_bytes: int) -> bytes:
         if not message.get("more_body", False) or size_bytes > _READ_BYTES:
             break
     if size_bytes > most_bytes:
-        raise TooLarge(f"a call of this kind has at most {most_bytes} bytes")
+        raise TooLarge(f"a call of this kind has at most {most_bytes} bytes", hint="is the other node a newer piccolod?")
     return bytes(body)
 
 

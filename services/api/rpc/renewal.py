@@ -62,11 +62,13 @@ class Renewal:
     async def _answer(self, knock: Knock) -> bytes:
         """Whether it is still listed, with this very key, persistence looks at."""
         if knock.peer is None:
-            raise Forbidden("this is for nodes of the cluster")
+            raise Forbidden("this is for nodes of the cluster", hint="show the certificate of a node")
         try:
             body = msgspec.json.decode(knock.body, type=RenewBody)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Invalid(f"this is no request for a certificate: {error}") from None
+            raise Invalid(
+                f"this is no request for a certificate: {error}", hint="is the other node a newer piccolod?"
+            ) from None
         order = IssueCertificate(csr=body.csr, node=knock.peer.node, role=knock.peer.role, address="")
         return msgspec.json.encode(await self._core.order(order))
 
@@ -120,13 +122,13 @@ class Renewal:
         if leader is not None:
             return await self._ask_one(self._places.of(leader), request)
         if time.time() < signed.ends_s:
-            raise NoLeader("nobody is known to lead the cluster now")
+            raise NoLeader("nobody is known to lead the cluster now", hint="`piccoloctl why kernel` shows why")
         for place in self._places.members(but=signed.identity.node):
             try:
                 return await self._ask_one(place, request)
             except (Unavailable, OutcomeUnknown, Locked) as error:
                 self._core.log.debug("could not be asked for a certificate", node=place.node, reason=error.detail)
-        raise NoLeader("no member of the cluster can be asked")
+        raise NoLeader("no member of the cluster can be asked", hint="see that others run, are unlocked and can be reached")
 
     async def _ask_one(self, place: Place, request: str) -> Issued:
         body = msgspec.json.encode(RenewBody(request))

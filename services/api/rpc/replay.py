@@ -9,7 +9,7 @@ import msgspec
 from litestar.types import ASGIApp
 
 from piccolod.errors import Failed, Forbidden, Invalid, TooLarge
-from piccolod.pki.identity import Identity, Role
+from piccolod.pki.identity import Role
 from services.api import settings
 from services.api.call import Via
 from services.api.core import Core
@@ -38,21 +38,13 @@ class Replay:
     async def _forward(self, knock: Knock) -> bytes:
         asked = _decoded(knock.body)
         if knock.peer is None:
-            raise Forbidden("this is for members of the cluster")
+            raise Forbidden("this is for members of the cluster", hint="show the certificate of a member")
         if asked.as_root:
-            await self._check_admin(knock.peer)
+            await settings.check_admin(self._core, knock.peer.node)
         answer = _Answer()
         via = Via(node=knock.peer.node, as_root=asked.as_root, source=asked.source, secure=asked.secure)
         await self._edge(_scope(asked, via), _Body(asked.body, self._core), answer.send)  # type: ignore[arg-type]
         return msgspec.msgpack.encode(answer.whole())
-
-    async def _check_admin(self, peer: Identity) -> None:
-        found, _ = await settings.read(self._core)
-        if found.admin_from_nodes is not None and peer.node not in found.admin_from_nodes:
-            raise Forbidden(
-                f"the admin of {peer.node} is not one of the cluster",
-                hint=f"use a token, or name {peer.node} in the setting admin_from_nodes",
-            )
 
 
 class _Body:
@@ -82,11 +74,11 @@ class _Answer:
         elif message["type"] == "http.response.body":
             self._body += message.get("body", b"")
             if len(self._body) > ANSWER_BYTES:
-                raise TooLarge("the answer is too large to be forwarded")
+                raise TooLarge("the answer is too large to be forwarded", hint="ask the node that leads")
 
     def whole(self) -> Answered:
         if not self._status:
-            raise Failed("the request had no answer")
+            raise Failed("the request had no answer", hint="see the log of the module `api` on the node that leads")
         return Answered(status=self._status, headers=self._headers, body=bytes(self._body))
 
 
@@ -96,7 +88,7 @@ def _decoded(body: bytes) -> Forwarded:
     except msgspec.MsgspecError as error:
         raise Invalid(f"this is no forwarded request: {error}", hint="is the other node a newer piccolod?") from None
     if asked.method not in _METHODS or not asked.path.startswith("/api/") or not _REQUEST_ID.fullmatch(asked.request_id):
-        raise Invalid("this is no request that is forwarded")
+        raise Invalid("this is no request that is forwarded", hint="is the other node a newer piccolod?")
     return asked
 
 

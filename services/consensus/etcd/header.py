@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from piccolod.errors import StoreRestored
+from piccolod.leadership.actions import RESTORED_HINT
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -53,13 +54,13 @@ class Lineage:
     def _judge(self, header: Header, mark: int | None) -> StoreRestored | None:
         if self.cluster_id and header.cluster_id != self.cluster_id:
             return StoreRestored(
-                f"etcd's cluster id is {header.cluster_id:x}, this node knows {self.cluster_id:x}",
-                hint="it was restored, or is another cluster's: see `piccoloctl cluster recover`",
+                f"etcd's cluster id is {header.cluster_id:x}, this node knows {self.cluster_id:x}: restored, or another one",
+                hint=RESTORED_HINT,
             )
         if mark is not None and header.revision < mark:
             return StoreRestored(
-                f"etcd is at revision {header.revision} and had shown {mark} before",
-                hint="it was restored from a backup: see `piccoloctl cluster recover`",
+                f"etcd is at revision {header.revision} and had shown {mark} before: it was restored from a backup",
+                hint=RESTORED_HINT,
             )
         return None
 

@@ -1,6 +1,6 @@
 """The lease that this node's public records hang on: granted once, kept alive on one stream, revoked at the end.
 
-Leases publish and clean up, they prove nothing: an answer to a keepalive passes no quorum (leadership.md).
+Leases publish and clean up, they prove nothing: an answer to a keepalive passes no quorum.
 """
 
 from __future__ import annotations

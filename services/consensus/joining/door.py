@@ -37,7 +37,8 @@ def knock(host: str, port: int, fingerprint: str, body: dict[str, Any], within_s
     """The answer's body. Raises what the member refused; Forbidden when it is of another cluster than the token.
 
     Nothing is sent before the other side has proven that the authority of the token signed it. Unavailable: nothing was sent.
-    OutcomeUnknown: the connection was cut before the answer came; the same again, with the same key, gets the same answer.
+    OutcomeUnknown, DeadlineExceeded: it was asked, and may have let this node in; the same again, with the same key, gets the
+    same answer.
     """
     where = at_port(host, port)
     sent = False
@@ -53,15 +54,15 @@ def knock(host: str, port: int, fingerprint: str, body: dict[str, Any], within_s
             f"{where}: {error.strerror or error}",
             hint="check the address; if it is right, somebody else answers there",
         ) from None
-    except TimeoutError:
-        raise DeadlineExceeded(f"{where} did not answer within {within_s:g} s", hint="the same command again goes on") from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException) as error:  # TimeoutError is one
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        if sent:
-            raise OutcomeUnknown(f"{where} was asked and its answer did not come: {text}", hint="try again") from error
-        raise Unavailable(
-            f"{where} cannot be reached: {text}", hint="see that its piccolod runs and that no firewall is between you"
-        ) from error
+        if not sent:
+            raise Unavailable(
+                f"{where} cannot be reached: {text}", hint="see that its piccolod runs and that no firewall is between you"
+            ) from error
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded(f"{where} did not answer within {within_s:g} s", hint=_let_in_perhaps(body)) from None
+        raise OutcomeUnknown(f"{where} was asked and its answer did not come: {text}", hint=_let_in_perhaps(body)) from error
     finally:
         connection.close()
     if response.status != 200:
@@ -77,6 +78,12 @@ def refusal(status: int, body: bytes, where: str) -> PiccoloError:
         return kind(f"{where}: {document['detail']}", hint=str(document.get("hint") or ""))
     except (ValueError, KeyError, TypeError):
         return Failed(f"{where} answered {status} and nothing that can be read", hint="is it a piccolod?")
+
+
+def _let_in_perhaps(body: dict[str, Any]) -> str:
+    """Each attempt of a person has a key of its own, so that the name has to be free again."""
+    name = body["node"]
+    return f"it may have let {name} in: `piccoloctl nodes remove {name}` there if it is listed, then join with another token"
 
 
 class _Pinned(http.client.HTTPConnection):

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from piccolod import clock, cluster_mode
-from piccolod.errors import Failed, NoLeader, NotLeader, OutcomeUnknown, Unavailable
+from piccolod.errors import DeadlineExceeded, Failed, NoLeader, NotLeader, OutcomeUnknown, Unavailable
 from piccolod.module import Module
 from piccolod.pki import authority, token
 from piccolod.protocol.cluster import JoinCluster, Welcome
@@ -70,7 +70,7 @@ class Join:
         while True:
             try:
                 return await asyncio.to_thread(door.knock, host, port, fingerprint, body, ANSWER_S)
-            except (OutcomeUnknown, NoLeader, NotLeader, Unavailable) as error:
+            except (OutcomeUnknown, DeadlineExceeded, NoLeader, NotLeader, Unavailable) as error:
                 asked = asked or not isinstance(error, Unavailable)
                 if not asked or clock.now() >= give_up_at:
                     raise

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from piccolod.cluster_mode import Mode
 from piccolod.errors import Forbidden, StoreUnavailable
 from piccolod.pki import authority
 from services.consensus.joining.folder import Folder
+
+_ANEW: Final = "its own is renewed by itself; where that fails, `piccoloctl nodes remove` the node and join it anew"
 
 
 def keep(folder: Folder, certificate: str, mode: Mode) -> None:
@@ -17,11 +21,11 @@ def keep(folder: Folder, certificate: str, mode: Mode) -> None:
         raise StoreUnavailable(f"cannot read {error.filename}: {error.strerror}", hint="see the disk") from error
     found = authority.read(certificate).identity
     if (found.cluster, found.node) != (mode.cluster, mode.node) or found != former:
-        raise Forbidden(f"this certificate is {found.uri}, and this node is {former.uri}")
+        raise Forbidden(f"this certificate is {found.uri}, and this node is {former.uri}", hint=_ANEW)
     if not authority.belong_together(certificate, own_key):
-        raise Forbidden("this certificate is for another key than this node has")
+        raise Forbidden("this certificate is for another key than this node has", hint=_ANEW)
     if not authority.signed_by(certificate, ca):
-        raise Forbidden("this certificate is not signed by the authority of this cluster")
+        raise Forbidden("this certificate is not signed by the authority of this cluster", hint=_ANEW)
     try:
         folder.renew_certificate(certificate)
     except OSError as error:

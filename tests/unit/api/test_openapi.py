@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from piccolod.cluster_mode import Mode
-from piccolod.errors import BY_CODE
+from piccolod.errors import BY_CODE, NotLeader
 from piccolod.protocol.cluster import Cluster, GetCluster
+from piccolod.protocol.consensus import Release, Switchover
 from piccolod.protocol.events import LeadershipRoleChanged, ModuleStateChanged
 from piccolod.protocol.persistence import Document
 from services.api.actor import Scope
@@ -170,6 +171,7 @@ def test_each_documented_failure_happens(shared: Node, method: str, path: str, s
         response = redirected(shared, method, path) if status == 307 else provoke(shared, method, path, code)
     finally:
         shared.modules.fail = shared.supervisor.error = None
+        shared.modules.fail_kinds = {}
         shared.modules.locked = False
         shared.service._core.mode = None
         shared.service._core.streams.taken = shared.service._core.uploads.taken = 0
@@ -179,12 +181,23 @@ def test_each_documented_failure_happens(shared: Node, method: str, path: str, s
         assert response.json()["code"] == code
 
 
+def test_what_is_sent_on_to_the_leader_is_documented_as_that_and_the_rest_is_about_the_node_itself() -> None:
+    stays = set()
+    for method, path, operation in OPERATIONS:
+        scope = next(route.opt["scope"] for route in ROUTES if fits(route, method, path))
+        refused = operation["responses"].get("409", {}).get("description", "")
+        if "`not_leader`" in refused and scope and method not in ("GET", "HEAD") and "307" not in operation["responses"]:
+            stays.add(path.removeprefix(BASE))
+    assert stays == {"/apps/validate", "/apps/{name}/plan", "/images/prune", "/cluster/join"}
+
+
 def redirected(node: Node, method: str, path: str) -> httpx.Response:
     """As a member of a cluster whose leader is another node."""
     lead(node)
     node.tell(role("follower", url="https://10.77.0.2:8080"))
     with node.token("admin") as client:
         node.service._core.mode = Mode(cluster="c", node="n1", since_ms=1)
+        node.modules.fail_kinds = dict.fromkeys((Switchover, Release), NotLeader("the last gate refused it"))
         response = send(client, method, path, follow_redirects=False)
     assert response.headers["location"].startswith(f"https://10.77.0.2:8080{fill(path)}")
     assert (response.headers["piccolo-leader"], response.headers["piccolo-epoch"]) == ("n2", "1")

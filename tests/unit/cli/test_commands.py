@@ -271,6 +271,17 @@ def test_why_takes_the_name_of_an_app(ctl: Ctl, double: ApiDouble) -> None:
     assert "installed" in out
 
 
+def test_why_tells_of_each_node_of_a_cluster_whether_it_could_lead(ctl: Ctl, double: ApiDouble) -> None:
+    candidates = [
+        {"node": "n1", "eligible": True, "reason": "leads it"},
+        {"node": "n2", "eligible": False, "reason": "it is locked"},
+    ]
+    leadership = {"resource": "kernel", "role": "leader", "node": "n1", "candidates": candidates}
+    double.on("GET", "/leadership/kernel/why", {"leadership": leadership, "explanation": "n1 leads.", "history": []})
+    lines = [line.split(maxsplit=2) for line in ctl("why", "kernel").out.splitlines() if line]
+    assert lines == [["n1", "leads."], ["NODE", "ELIGIBLE", "REASON"], ["n1", "yes", "leads it"], ["n2", "no", "it is locked"]]
+
+
 def test_a_name_cannot_leave_its_path(ctl: Ctl, double: ApiDouble) -> None:
     ctl("apps", "show", "../crypto/lock?x=1")
     assert double.sent[0].path == "/api/v1/apps/..%2Fcrypto%2Flock%3Fx%3D1"

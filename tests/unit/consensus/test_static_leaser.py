@@ -25,7 +25,6 @@ def test_the_first_campaign_is_the_bootstrap_and_never_runs_out(node: Node) -> N
         record = await leaser.campaign("kernel", Reason.BOOTSTRAP)
         assert (record.epoch, record.reason, record.node, record.state) == (1, Reason.BOOTSTRAP, "n1", TermState.OPEN)
         assert node.terms() == {"kernel": Term(record.token, 1)}
-        assert await leaser.verify("kernel", record.token) and not await leaser.verify("kernel", record.token + 1)
 
     node.run(work)
     page = PageReader(node.page).read()
@@ -59,7 +58,7 @@ def test_a_closing_term_is_led_again_only_after_its_release(node: Node) -> None:
         record = await leaser.campaign("app:a", Reason.BOOTSTRAP)
         await leaser.close("app:a", record.token)
         await leaser.close("app:a", record.token)
-        assert node.terms()["app:a"].closing and not await leaser.verify("app:a", record.token)
+        assert node.terms()["app:a"].closing
         with pytest.raises(Busy, match="being closed"):
             await leaser.campaign("app:a", Reason.BOOTSTRAP)
         await leaser.release("app:a", record.token, Reason.UNHEALTHY)

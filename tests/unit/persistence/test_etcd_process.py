@@ -25,7 +25,7 @@ from services.persistence.catch_up import on_the_wire
 from services.persistence.log import LogReader
 from tests.etcd import Cluster
 from tests.unit.consensus.etcd.conftest import etcd as etcd
-from tests.unit.consensus.etcd.conftest import opened
+from tests.unit.consensus.etcd.conftest import opened, put_keyset
 from tests.unit.consensus.etcd.conftest import three_members as three_members
 
 from .house import House, member, until
@@ -59,7 +59,7 @@ class MemberHouse(House):
             entries = [on_the_wire(entry) for entry in reader.entries()]
             reader.close()
             await seed.put_log(client, prefix(cluster), 2**61, entries)
-            await seed.put_keyset(client, prefix(cluster), paths.keyset.read_bytes())
+            await put_keyset(client, prefix(cluster), paths.keyset.read_bytes())
         cluster_mode.enter(paths.cluster, Mode(cluster=cluster, node=node.name, since_ms=1))
 
     def restart(self, name: str, entry: str) -> None:

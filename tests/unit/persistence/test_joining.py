@@ -221,11 +221,14 @@ def test_each_refusal_has_its_own_message(tmp_path: Path, later: Any) -> None:
             "no address": (n3.redeem(spare, address="somewhere"), Invalid, "not an IP address"),
             "no request": (n3.redeem(spare, csr="x"), Invalid, "not a certificate request"),
         }  # fmt: skip
-        messages = set()
+        messages, hints = set(), {}
         for what, (request, kind, message) in refusals.items():
             refusal = await desk.refused(request)
             assert type(refusal) is kind and message in refusal.detail, (what, refusal)
             messages.add(refusal.detail)
+            hints[what] = refusal.hint
+        assert "nodes remove n2" in hints["used, by its own node with another key"] and "nodes remove" not in hints["used"]
+        assert "join with --witness" in hints["role"] and "--role" not in hints["role"]
         assert len(messages) == len(refusals) - 2, "a wrong secret is not told from an unknown id"
         later(0.1)
         expired = await desk.refused(n3.redeem(short))

@@ -12,7 +12,7 @@ from piccolod import clock
 from piccolod.errors import Conflict, DeadlineExceeded, Locked, NotLeader, OutcomeUnknown, PiccoloError, StoreUnavailable
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import LockStateChanged
-from piccolod.protocol.log import Append, Drain, Drained, ExportLog
+from piccolod.protocol.log import Append, Drain, Drained, ExportLog, GetHead
 from piccolod.protocol.persistence import Check, GetCryptoStatus, GetLog, List, Lock, Repair
 from services.persistence import etcd_snapshot
 from services.persistence.member import POLL_S
@@ -211,7 +211,7 @@ async def test_an_etcd_that_does_not_answer_for_a_moment_costs_no_term(town: Tow
     town.etcd.down = True
     with pytest.raises(StoreUnavailable):
         await n1.put("a", 2)
-    await asyncio.sleep(2.2)  # more than two looks of the upkeep
+    await looks(n1, 2)
     town.etcd.down = False
     assert n1.leads and n1.withdrawn == []
     assert await n1.put("a", 3) == 6
@@ -252,7 +252,7 @@ async def test_an_unknown_write_that_comes_late_is_shown_by_the_leader_without_a
     with pytest.raises(OutcomeUnknown):
         await writing
     n1.consensus.cut_off = False
-    await asyncio.sleep(1.2)  # a look at the head that does not show it proves nothing
+    await looks(n1, 1)  # at a head that does not show it, which proves nothing
     n1.consensus.arrive()
     await catches_up(n1, 5, 2.0)
     assert await n1.get("a") == 1
@@ -508,3 +508,13 @@ async def test_writers_that_keep_coming_do_not_keep_a_node_whose_write_is_in_dou
     finally:
         stop = True
         await asyncio.gather(*writers)
+
+
+async def looks(member: Node, times: int) -> None:
+    """The upkeep has begun that many looks at the head, each after the one before it has ended."""
+
+    def seen() -> int:
+        return sum(isinstance(each, GetHead) for each in member.consensus.asked)
+
+    before = seen()
+    await until(lambda: seen() > before + times, f"{times} looks at the head", 10.0)

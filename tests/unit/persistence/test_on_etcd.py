@@ -26,7 +26,7 @@ from services.consensus.cluster_records import prefix
 from services.persistence.service import Service
 from tests.etcd import Cluster
 from tests.unit.consensus.etcd.conftest import etcd as etcd
-from tests.unit.consensus.etcd.conftest import eventually, opened
+from tests.unit.consensus.etcd.conftest import eventually, opened, put_keyset
 from tests.unit.consensus.etcd.conftest import three_members as three_members
 from tests.unit.consensus.etcd.member import House, Live, Node, house, living
 
@@ -120,7 +120,7 @@ async def moved_to(home: House, nodes: list[Node], folder: Path) -> None:
     nodes += made
     async with opened(home.etcd) as client:
         await seed.put_log(client, home.prefix, exported.gen, exported.entries)
-        await seed.put_keyset(client, home.prefix, exported.keyset)
+        await put_keyset(client, home.prefix, exported.keyset)
     shutil.copytree(alone.paths.store, made[0].paths.store)
 
 

@@ -128,6 +128,14 @@ def test_the_setting_says_whose_root_is_admin_of_the_cluster(two: Cluster) -> No
         answer = other.put("/settings", json=TITLE)
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
         assert "admin of n2" in answer.json()["detail"]
+        two.elect("n2")  # the same where no call has to be forwarded
+        answer = other.put("/settings", json=TITLE)
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+        assert other.get("/settings").status_code == 200, "reading is each root's own"
+        assert other.post("/images/prune").status_code == other.post("/crypto/lock").status_code == 200, (
+            "and so is what concerns the node alone"
+        )
+        assert admin.put("/settings", json=TITLE).status_code == 200, "forwarded to n2, by one that counts"
         admin.put("/settings", json={"admin_from_nodes": ["n1", "n2"]})
         assert other.put("/settings", json=TITLE).status_code == 200
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -14,12 +16,14 @@ import pytest
 
 from piccolod.errors import (
     Busy,
+    DeadlineExceeded,
     Exists,
     Failed,
     Forbidden,
     Invalid,
     Locked,
     NoLeader,
+    OutcomeUnknown,
     PiccoloError,
     TooLarge,
     TooMany,
@@ -111,6 +115,51 @@ def test_a_joiner_that_was_cut_off_in_the_middle_asks_again_with_the_same_key(mo
         asking = join._answer(cluster.address("n1"), cluster.rpc_port, cluster.authority.fingerprint, BODY)
         assert asyncio.run(asking) == b"ok"
     assert len(heard) == 2 and heard[0] == heard[1]
+
+
+@pytest.mark.parametrize(("silent", "kind"), [(True, DeadlineExceeded), (False, OutcomeUnknown)], ids=["silent", "cut"])
+def test_a_joiner_that_may_have_been_let_in_is_told_how_its_name_gets_free(silent: bool, kind: type[PiccoloError]) -> None:
+    ended = threading.Event()
+
+    def behave(tls: ssl.SSLSocket) -> None:
+        tls.recv(65536)
+        if silent:
+            ended.wait(10)
+
+    with formed("n2") as cluster, impostor(cluster, "n1", behave):
+        with pytest.raises(kind) as refusal:
+            door.knock(cluster.address("n1"), cluster.rpc_port, cluster.authority.fingerprint, BODY, 0.5)
+        ended.set()
+    assert "`piccoloctl nodes remove n9`" in refusal.value.hint and "another token" in refusal.value.hint
+
+
+def test_who_takes_the_connection_and_says_nothing_was_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_CONNECT_S", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        pytest.raises(Unavailable, match=r"cannot be reached: .*timed out") as refusal,
+    ):
+        door.knock("127.0.0.1", mute.getsockname()[1], "0" * 64, BODY, 20)
+    assert "nodes remove" not in refusal.value.hint
+
+
+def test_a_member_that_ran_out_of_time_is_asked_again_with_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joiner, "PAUSE_S", 0.01)
+    answers: list[Any] = [DeadlineExceeded("it took too long"), b"ok"]
+    asked: list[dict[str, str]] = []
+
+    def answer(host: str, port: int, fingerprint: str, body: dict[str, str], within_s: float) -> bytes:
+        asked.append(body)
+        if isinstance(found := answers.pop(0), PiccoloError):
+            raise found
+        return bytes(found)
+
+    monkeypatch.setattr(door, "knock", answer)
+    log = SimpleNamespace(info=lambda *_, **__: None)
+    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n9")), log=log)
+    join = joiner.Join(module, None, None)  # type: ignore[arg-type]
+    assert asyncio.run(join._answer("127.0.0.99", 1, "0" * 64, BODY)) == b"ok"
+    assert asked == [BODY, BODY]
 
 
 def test_a_joiner_whose_member_cannot_be_reached_says_so_at_once() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from piccolod.errors import OutcomeUnknown, StoreUnavailable
+from piccolod.leadership import keys
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.transaction import KeyValue, Put, Transaction, absent
 from services.consensus.etcd.watch import Relist, Revision, Watch
@@ -139,3 +140,8 @@ class Follower:
 def prefix() -> str:
     """Keys of this test alone, in a cluster that many share."""
     return f"/test/{os.urandom(6).hex()}/"
+
+
+async def put_keyset(client: Client, prefix: str, keyset: bytes) -> None:
+    """As the first leader's store puts it there."""
+    await client.transact(Transaction((), (Put(prefix + keys.KEYSET, keyset),)), 5.0)

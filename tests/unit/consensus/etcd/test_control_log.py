@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from piccolod import etcd_conf
 from piccolod.errors import Conflict, Invalid, NotFound, NotLeader, OutcomeUnknown, StoreFull, StoreRestored, StoreUnavailable
+from piccolod.leadership.actions import RESTORED_HINT
 from piccolod.protocol.consensus import Campaign, Closing, Term, Withdraw
 from piccolod.protocol.log import (
     CHUNK_BYTES,
@@ -372,20 +374,32 @@ def test_a_restored_etcd_is_believed_by_nobody_and_the_lead_is_given_up_at_once(
             await append(live, term, later := entry(2), after=genesis.digest)
             (member,) = etcd.members
             member.kill()
+            shutil.copytree(member.paths.etcd_data, tmp_path / "newest")
             restore(member, tmp_path / "copy", member.settings.token)
             member.start()
             etcd.wait_up()
             await eventually(lambda: live.leaser.driver.state.restored, "it was noticed")
             assert not node.token()
-            assert any("recover" in str(facts.get("reason")) for event, facts in node.said if event == "raised an alarm")
+            assert any("nodes remove" in str(facts.get("reason")) for event, facts in node.said if event == "raised an alarm")
             for request in (Campaign(resource="kernel"), GetHead(), GetEntries(after=0)):
-                with pytest.raises(StoreRestored):
+                with pytest.raises(StoreRestored) as told:
                     await live.ask(request)
+                assert told.value.hint == RESTORED_HINT
             with pytest.raises(NotLeader):
                 await append(live, term, entry(3), after=later.digest)
         async with living(node) as live:  # the memory is on the disk
             await eventually(lambda: live.leaser.driver.state.restored, "the next life knows it, too")
             assert not node.token()
+        # The way of docs/how-to.md: the newest data again, and the distrust forgotten by hand.
+        member.kill()
+        shutil.rmtree(member.paths.etcd_data)
+        shutil.copytree(tmp_path / "newest", member.paths.etcd_data)
+        member.start()
+        etcd.wait_up()
+        (node.paths.cluster / "seen.json").unlink()
+        async with living(node) as live:
+            await live.lead()
+            assert (await live.ask(GetHead())).rev == 2
 
     with Cluster(1, heartbeat_ms=50, election_ms=400) as etcd, house(etcd) as home:
         asyncio.run(main(home, etcd))

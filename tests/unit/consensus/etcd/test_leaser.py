@@ -30,7 +30,7 @@ from tests.node import until
 from tests.unit.consensus.etcd.conftest import eventually
 from tests.unit.consensus.etcd.member import GEN, House, Node, house, living
 
-# Profile fast: L 3.0 s and a bit; a claim comes within a few commits after that (leadership.md, Time).
+# Profile fast: L 3.0 s and a bit; a claim comes within a few commits after that.
 SPAN_S = 3.0
 # How late a busy machine may run what is due.
 LATE_S = 1.0

@@ -15,7 +15,7 @@ from services.consensus import seed
 from services.consensus.memory import MemoryFile
 from services.consensus.static_leaser import StaticLeaser
 from tests.etcd import Cluster
-from tests.unit.consensus.etcd.conftest import eventually, opened
+from tests.unit.consensus.etcd.conftest import eventually, opened, put_keyset
 from tests.unit.consensus.etcd.member import GEN, House, Node, house, living
 from tests.unit.consensus.etcd.test_control_log import append, entry
 
@@ -61,7 +61,7 @@ def test_a_moved_log_is_read_and_appended_to_by_the_first_leader(etcd: Cluster) 
         async with opened(home.etcd) as client:
             await seed.put_snapshot(client, home.prefix, 10, [b"part one", b"part two"])
             await seed.put_log(client, home.prefix, GEN, entries)
-            await seed.put_keyset(client, home.prefix, b"keyset")
+            await put_keyset(client, home.prefix, b"keyset")
         async with living(node) as live:
             term = await live.lead()
             head = await live.ask(GetHead())

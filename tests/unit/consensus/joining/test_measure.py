@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 
 from piccolod.errors import Failed, Invalid
-from piccolod.leadership.timing import FAST
+from piccolod.leadership.timing import FAST, Measured, choose
 from services.consensus.joining import measure
 
 
-def test_this_machine_gets_a_profile_and_is_told_why(tmp_path: Path) -> None:
+def test_this_machine_gets_the_profile_of_what_was_measured_and_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Measured] = []
+    monkeypatch.setattr(measure, "choose", lambda measured: (seen.append(measured), choose(measured))[1])
     choice = measure.choice("auto", tmp_path)
-    assert choice.timing.profile in ("fast", "balanced", "patient")
-    assert choice.timing.stop_s > 0
+    assert choice == choose(seen[0]) and seen[0].fsync_s > 0 and seen[0].rtt_s == 0
+    assert choice.timing.stop_s == seen[0].stop_s > 0
     assert choice.why.startswith(choice.timing.profile) and "fsync" in choice.why
     assert not list(tmp_path.iterdir()), "the probe is gone"
 
