@@ -69,6 +69,18 @@ def test_a_campaign_is_a_term_on_the_page_and_in_every_registry(home: House) -> 
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("cluster", ["", "another"])
+def test_a_store_that_commits_elsewhere_is_granted_no_term_of_the_cluster(home: House, cluster: str) -> None:
+    async def main() -> None:
+        (node,) = await home.begin(1)
+        async with living(node) as live:
+            await live.lead()
+            with pytest.raises(Conflict, match=f"this is a member of the cluster {home.cluster}"):
+                await live.module.ask(Campaign(resource="kernel", cluster=cluster))
+
+    asyncio.run(main())
+
+
 def test_a_crashed_consensus_resumes_its_session_and_its_term_within_it(home: House) -> None:
     async def main() -> None:
         (node,) = await home.begin(1)
