@@ -54,6 +54,8 @@ _LOOK_S: Final = 0.005
 _LEAVE_LOOKS: Final = 200
 _PROPOSAL_S: Final = 5.0
 _REFUSED_S: Final = 1.0
+_OUT: Final = "this node was taken out of the cluster"
+_OUT_HINT: Final = "`piccoloctl cluster leave` makes it a node alone"
 
 
 class EtcdLeaser:
@@ -151,6 +153,8 @@ class EtcdLeaser:
             return f"{Ended.RESTORED.value}: nothing is led until `piccoloctl cluster recover --force`"
         if self.driver.blocked:
             return self.driver.blocked
+        if self.registration.is_out():
+            return f"{_OUT}: {_OUT_HINT}"
         return "" if self._fresh() else "etcd does not answer, or has no quorum"
 
     def hint(self, resource: str) -> LeaderHint | None:
@@ -168,6 +172,9 @@ class EtcdLeaser:
         """Of `kernel` it is a standing wish, for as long as it is asked again."""
         state = self.driver.state
         self._check_stays(resource)
+        if self.registration.is_out():
+            self.registration.forget(resource)
+            raise NotLeader(_OUT, hint=_OUT_HINT, leader=self.hint(resource))
         term = state.terms.get(resource)
         if term is not None and term.phase is not Phase.OPEN:
             raise Busy(f"epoch {term.epoch} of {resource} is being closed", hint="it can be led again once that is done")
