@@ -27,11 +27,11 @@ from piccolod.errors import (
 from piccolod.leadership import actions, events, keys, transactions
 from piccolod.leadership.actions import Action, Ended
 from piccolod.leadership.events import PageState, PageTerm
-from piccolod.leadership.page import CAPACITY, PageWriter
+from piccolod.leadership.page import CAPACITY, Page, PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
-from piccolod.leadership.state import Config, Phase
+from piccolod.leadership.state import Config, Life, Phase
 from piccolod.leadership.timing import POLL_S
 from piccolod.leadership.transactions import Compare, Kind, Outcome, Put, Transaction
 from piccolod.module import Module
@@ -111,6 +111,17 @@ class EtcdLeaser:
                 await driver.until(lambda: not self._holds(RESOURCE_KERNEL, term.token), _LEAVE_S)
                 return
             await asyncio.sleep(_LOOK_S)
+
+    async def retire(self) -> bool:
+        """Ends every term here once it is proven stopped, then the session, for good. Whether all that is done in time."""
+        self.driver.feed(events.Leave())
+        return await self.driver.until(lambda: self.driver.state.life is Life.LEFT, _END_S)
+
+    async def abandon(self) -> None:
+        """Leads nothing from now on, whatever etcd says. Only once nothing that was led here lives."""
+        await self.end()
+        page = self._page.read()
+        self._page.write(Page(0, page.gen if page is not None else 0, 0, 0, clock.boot_id(), 0.0, 0.0, {}))
 
     async def end(self) -> None:
         if self._running is not None:
