@@ -71,6 +71,11 @@ class Paths:
         return self.run / "etcd-health:0"
 
     @property
+    def restarts_due(self) -> Path:
+        """Somebody may act for a mode (piccolod/cluster_mode.py) that this node is not in any more. Outlives `cluster`."""
+        return self.run / "restarts-due"
+
+    @property
     def podman_socket(self) -> Path:
         return self.run / "podman.sock"
 

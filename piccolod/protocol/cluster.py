@@ -137,8 +137,10 @@ class RemoveMember(Request[Nothing], frozen=True, kw_only=True):
 class Leave(Request[Nothing], frozen=True, kw_only=True):
     """This node, which the others have removed already, becomes one alone and empty; its store is set aside.
 
-    Its modules restart right after the answer. Conflict: it is still a member, or alone already.
+    Its modules restart right after the answer. Conflict: it is still a member, or alone already, or apps still run here.
+    Busy: it still ends what it led. `force`: also where the cluster does not say whether it is a member.
     """
 
     command: ClassVar[str] = "consensus.leave"
     reply: ClassVar[type] = Nothing
+    force: bool = False

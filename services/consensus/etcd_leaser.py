@@ -27,11 +27,11 @@ from piccolod.errors import (
 from piccolod.leadership import actions, events, keys, transactions
 from piccolod.leadership.actions import RESTORED_HINT, Action, Ended
 from piccolod.leadership.events import PageState, PageTerm
-from piccolod.leadership.page import CAPACITY, PageWriter
+from piccolod.leadership.page import CAPACITY, Page, PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
-from piccolod.leadership.state import Config, Phase
+from piccolod.leadership.state import Config, Life, Phase
 from piccolod.leadership.timing import POLL_S
 from piccolod.leadership.transactions import Compare, Kind, Outcome, Put, Transaction
 from piccolod.module import Module
@@ -54,6 +54,8 @@ _LOOK_S: Final = 0.005
 _LEAVE_LOOKS: Final = 200
 _PROPOSAL_S: Final = 5.0
 _REFUSED_S: Final = 1.0
+_OUT: Final = "this node was taken out of the cluster"
+_OUT_HINT: Final = "`piccoloctl cluster leave` makes it a node alone"
 
 
 class EtcdLeaser:
@@ -110,6 +112,17 @@ class EtcdLeaser:
                 return
             await asyncio.sleep(_LOOK_S)
 
+    async def retire(self) -> bool:
+        """Ends every term here once it is proven stopped, then the session, for good. Whether all that is done in time."""
+        self.driver.feed(events.Leave())
+        return await self.driver.until(lambda: self.driver.state.life is Life.LEFT, _END_S)
+
+    async def abandon(self) -> None:
+        """Leads nothing from now on, whatever etcd says. Only once nothing that was led here lives."""
+        await self.end()
+        page = self._page.read()
+        self._page.write(Page(0, page.gen if page is not None else 0, 0, 0, clock.boot_id(), 0.0, 0.0, {}))
+
     async def end(self) -> None:
         if self._running is not None:
             self._running.cancel()
@@ -146,6 +159,8 @@ class EtcdLeaser:
             return f"{Ended.RESTORED.value}; {RESTORED_HINT}"
         if self.driver.blocked:
             return self.driver.blocked
+        if self.registration.is_out():
+            return f"{_OUT}: {_OUT_HINT}"
         return "" if self._fresh() else "etcd does not answer, or has no quorum"
 
     def hint(self, resource: str) -> LeaderHint | None:
@@ -163,6 +178,9 @@ class EtcdLeaser:
         """Of `kernel` it is a standing wish, for as long as it is asked again."""
         state = self.driver.state
         self._check_stays(resource)
+        if self.registration.is_out():
+            self.registration.forget(resource)
+            raise NotLeader(_OUT, hint=_OUT_HINT, leader=self.hint(resource))
         term = state.terms.get(resource)
         if term is not None and term.phase is not Phase.OPEN:
             raise Busy(f"epoch {term.epoch} of {resource} is being closed", hint="it can be led again once that is done")

@@ -17,6 +17,7 @@ class Facts:
     """`nodes` and `candidates` by node. `head` with its mod revision; None: the log is empty. `changes`: the last of each."""
 
     def __init__(self) -> None:
+        self.known = False  # whether anything was read yet
         self.nodes: Mapping[str, NodeRecord] = {}
         self.candidates: Mapping[str, CandidateRecord] = {}
         self.head: Record[HeadRecord] | None = None
@@ -27,6 +28,7 @@ class Facts:
 
     def read(self, records: Mapping[str, Record[Any]]) -> None:
         """A linearizable read: all there is."""
+        self.known = True
         self._take({key: record for key, record in records.items() if key.startswith(_KINDS)})
 
     def watched(self, changes: Iterable[Change]) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from piccolod import clock
+from piccolod import clock, etcd_conf
 from piccolod.errors import PiccoloError
 from piccolod.leadership import events, transactions
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -31,11 +31,13 @@ _UNASKED: Final = CandidateRecord(False, "it does not ask to lead: it is locked,
 
 class Registration:
     def __init__(self, driver: Driver, paths: Paths, log: Any, store_lives: Callable[[], bool]) -> None:
-        """`store_lives`: whether persistence has a process."""
+        """`store_lives`: whether persistence has a process. Raises PiccoloError for settings of etcd that cannot be read."""
         self._driver = driver
         self._paths = paths
         self._log = log
         self._store_lives = store_lives
+        settings = etcd_conf.read(paths.etcd_conf)
+        self._client_url = "" if settings is None else settings.client_url
         self._store_at = clock.now()  # when it was last seen alive
         self._wishes: dict[str, tuple[Reason, float]] = {}
         self._nodes: Mapping[str, NodeRecord] = {}
@@ -54,6 +56,14 @@ class Registration:
         if self._wishes.pop(resource, None) is not None:
             self._driver.feed(events.Withdraw(resource))
 
+    def is_out(self) -> bool:
+        """Whether the cluster has taken this node out: it is on no list any more, or another machine has its name."""
+        facts = self._driver.facts
+        own = facts.nodes.get(self._driver.state.config.node)
+        if own is None:
+            return facts.known
+        return self._client_url not in ("", own.client_url)
+
     async def run(self) -> None:
         """For as long as the process lives."""
         self._task = asyncio.current_task()
@@ -61,6 +71,7 @@ class Registration:
         for change in await history.last(self._driver.store):
             self._driver.facts.changed(change)
         while True:
+            self._go_when_out()
             self._expire_wishes()
             self._give_up_without_a_store()
             self._learn()
@@ -74,6 +85,15 @@ class Registration:
     def end(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+    def _go_when_out(self) -> None:
+        """Nothing acts any more for who was taken out, and its session ends: until then its name is not free."""
+        if not self.is_out() or self._driver.state.leaving:
+            return
+        self._log.error("this node was taken out of the cluster: ends what it leads")
+        for resource in list(self._wishes):
+            self.forget(resource)
+        self._driver.feed(events.Leave())
 
     def _expire_wishes(self) -> None:
         now = clock.now()

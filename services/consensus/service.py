@@ -66,6 +66,7 @@ class Service:
         self._leaser: Leaser
         self._registry: Registry
         self._membership: Alone | Joined
+        self._cluster = ""  # this node is a member of; empty: it is alone
         self._log: LogService | None = None  # the sealed log of a cluster
         self._announced_rev = 0
         self._unkept = ""  # why this node's member of etcd is not looked after
@@ -76,6 +77,7 @@ class Service:
         module.paths.consensus.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._page = await self._only_writer()
         mode = cluster_mode.load(module.paths.cluster)
+        self._cluster = "" if mode is None else mode.cluster
         self._leaser = self._alone() if mode is None else self._member(mode)
         self._registry = Registry(module.config.node.name, self._leaser)
         await self._leaser.open()
@@ -186,6 +188,11 @@ class Service:
     async def _campaign(self, request: Campaign, caller: Caller) -> Term:
         _check_right(request.resource, caller)
         self._membership.check_begins()
+        if request.resource == RESOURCE_KERNEL and request.cluster != self._cluster:
+            raise Conflict(
+                f"{caller.module} writes for {_described(request.cluster)}, and this is {_described(self._cluster)}",
+                hint="it is restarted right now",
+            )
         before = self._leaser.records().get(request.resource)
         record = await self._leaser.campaign(request.resource, _reason(request.reason))
         self._announce()
@@ -294,6 +301,10 @@ def _check_right(resource: str, caller: Caller) -> None:
     owner = "persistence" if resource == RESOURCE_KERNEL else "apps"
     if caller.module != owner:
         raise Forbidden(f"{caller.module} does not decide who leads {resource}: {owner} does")
+
+
+def _described(cluster: str) -> str:
+    return f"a member of the cluster {cluster}" if cluster else "a node alone"
 
 
 def _reason(text: str) -> Reason:

@@ -58,6 +58,12 @@ def open_store(file: Path, least_gen: int) -> TermStore:
     return store
 
 
+def forget(file: Path) -> None:
+    """The terms that a node had alone, once it has been a member: the next store begins under a gen above. Raises OSError."""
+    for suffix in ("-wal", "-shm", ""):  # the main file last: until then this can run again after a crash
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
+
+
 def set_aside(file: Path) -> list[Path]:
     """The damaged stores that lie beside the present one, oldest first."""
     return sorted(path for path in file.parent.glob(f"{file.name}{_ASIDE}*") if path.name.rpartition("-")[2].isdigit())

@@ -64,6 +64,7 @@ class Service:
         self._said: LockStateChanged | None = None
         guesses = Guesses(paths.guesses / "counts.json")
         mode = cluster_mode.load(paths.cluster)
+        self._cluster = "" if mode is None else mode.cluster  # whose log this process commits in
         self._membership: Membership | None = None  # of a node alone
         if mode is None:
             self._vault = Vault(paths.control_db, paths.keyset, self._committer, self._changed, module.log, guesses=guesses)
@@ -176,7 +177,7 @@ class Service:
                         return False  # who leads has all that was committed
                     # Closed: nothing writes any more, for each write looks at the gate once more before its commit.
                     if step is Step.CAMPAIGN:
-                        await self._ask(Campaign(resource=RESOURCE_KERNEL))
+                        await self._ask(Campaign(resource=RESOURCE_KERNEL, cluster=self._cluster))
                     elif held is not None and step is Step.CLOSE:
                         await self._ask(Closing(resource=RESOURCE_KERNEL, token=held.token))
                     elif held is not None:

@@ -44,15 +44,19 @@ class Alone:
         self._is_ending = False
 
     async def start(self) -> None:
-        """Wipes what a crash of `init`, `join` or `leave` left, and whoever takes this node for a member starts again."""
-        if not self._folder.is_left_over():
-            return
-        self._module.log.warning("wiping what was left of a cluster that this node is no member of")
-        try:
-            await undo(self._folder, self._supervised)
+        """Wipes what a crash of `init`, `join` or `leave` left, and whoever takes this node for a member starts again.
+
+        Raises PiccoloError, OSError when those cannot be restarted: then this module starts again.
+        """
+        if self._folder.is_left_over():
+            self._module.log.warning("wiping what was left of a cluster that this node is no member of")
+            try:
+                await undo(self._folder, self._supervised)
+            except (PiccoloError, OSError) as error:  # the terms of this node need none of it; the next start tries again
+                self._module.log.error("could not wipe it", reason=str(error))
+        if self._folder.owes_restarts():
             await self._supervised.restart(*ACTING, "api")
-        except (PiccoloError, OSError) as error:  # the terms of this node need none of it; the next start tries again
-            self._module.log.error("could not wipe it", reason=str(error))
+            self._folder.restarts_done()
 
     def check_begins(self) -> None:
         """Raises Busy while the log is on its way into a cluster: what was closed for that must not be led again here."""
@@ -81,7 +85,7 @@ class Alone:
             try:
                 await init.run(status)
             finally:
-                self._is_ending = cluster_mode.load(self._folder.path) is not None
+                self._is_ending = self._has_become_one()
             return self._begun(status.cluster_id, {config.node.name: own_record(self._module)})
 
     async def _join(self, request: JoinCluster, caller: Caller) -> Cluster:
@@ -92,9 +96,17 @@ class Alone:
             try:
                 await (await _late("join")).Join(self._module, self._folder, self._supervised).run(request)
             finally:
-                self._is_ending = (mode := cluster_mode.load(self._folder.path)) is not None
+                self._is_ending = self._has_become_one()
+            mode = cluster_mode.load(self._folder.path)
             assert mode is not None
             return self._begun(mode.cluster, self._folder.members())
+
+    def _has_become_one(self) -> bool:
+        """Whether this node is a member by now. If not, nobody here was started for another mode than it has."""
+        if cluster_mode.load(self._folder.path) is not None:
+            return True
+        self._folder.restarts_done()
+        return False
 
     def _begun(self, cluster: str, members: dict[str, KnownMember]) -> Cluster:
         self._module.spawn(self._restart(), name="restart as a member")

@@ -23,7 +23,6 @@ from piccolod.supervisor.rundir import group_id
 
 # The key of the node's certificate is shared with modules that have users of their own, by the group that they are in.
 _FOREIGN: Final = "store-given-up"
-_RESTARTS: Final = "restarts-due"
 _PUBLIC, _SHARED, _SECRET = 0o644, 0o640, 0o600
 
 T = TypeVar("T")
@@ -79,14 +78,17 @@ class Folder:
         etcd_conf.write(settings, self._paths.etcd_conf)
 
     def owe_restarts(self) -> None:
-        """Whoever started while this node was alone has to start again once it is a member. Raises OSError."""
-        self._write(self.path / _RESTARTS, b"", _PUBLIC)
+        """Before `mode` comes or goes: whoever started in the former mode has to start again, whatever crashes meanwhile.
+
+        Raises OSError. A reboot forgives it, for then all start anew.
+        """
+        self._write(self._paths.restarts_due, b"", _PUBLIC)
 
     def owes_restarts(self) -> bool:
-        return (self.path / _RESTARTS).exists()
+        return self._paths.restarts_due.exists()
 
     def restarts_done(self) -> None:
-        (self.path / _RESTARTS).unlink(missing_ok=True)
+        self._paths.restarts_due.unlink(missing_ok=True)
 
     def give_store_up(self) -> None:
         """Once this node is a member, the store that it had alone is not its store any more. Raises OSError."""

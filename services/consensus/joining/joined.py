@@ -9,7 +9,7 @@ import msgspec
 
 from piccolod import cluster_mode
 from piccolod.cluster_mode import Mode
-from piccolod.errors import Conflict, NoLeader, NotLeader, PiccoloError
+from piccolod.errors import Busy, Conflict, NoLeader, NotLeader, PiccoloError, StoreUnavailable
 from piccolod.leadership.records import TermState
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.module import Caller, Module
@@ -25,13 +25,14 @@ from piccolod.protocol.cluster import (
     RemoveMember,
 )
 from piccolod.protocol.joining import KeepCertificate
-from services.consensus import members_file
+from services.consensus import members_file, prover, term_store
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.joining import checks, renewal
 from services.consensus.joining.folder import Folder, set_store_aside
 from services.consensus.joining.members import Membership
-from services.consensus.joining.supervised import ACTING, Supervised, undo
+from services.consensus.joining.supervised import ACTING, Supervised
 
+# Long enough for the answer to reach whoever asked, by way of the api.
 _ANSWERED_S: Final = 0.2
 
 
@@ -101,16 +102,46 @@ class Joined:
         return Nothing()
 
     async def _leave(self, request: Leave, caller: Caller) -> Nothing:
-        """The store goes first: without `mode` and with it this would be a node alone that has all of the cluster's data."""
-        if self._mode.node in await self._members.records():
-            raise Conflict(f"{self._mode.node} is still a member", hint="`piccoloctl cluster leave` takes it out first")
-        paths = self._module.paths
-        await asyncio.to_thread(set_store_aside, paths)
-        await asyncio.to_thread(cluster_mode.leave, paths.cluster)
-        await undo(self._folder, self._supervised)
+        """What acts here ends first; then the rest is of a node alone, also after a crash at any step of it.
+
+        The next life of this module wipes the cluster's folder, when nobody writes into it any more.
+        """
+        await self._check_out(request.force)
+        await self._check_stopped()
+        if not await self._leaser.retire() and not request.force:
+            raise Busy("this node still ends what it led in the cluster", hint="try again in a moment")
+        await self._check_stopped()
+        await self._leaser.abandon()
+        try:
+            await asyncio.to_thread(self._become_alone)
+        finally:  # whichever mode it is in now, this life of the module is over
+            self._module.spawn(self._restart(), name="restart alone")
         self._module.log.info("left the cluster", cluster=self._mode.cluster)
-        self._module.spawn(self._restart(), name="restart alone")
         return Nothing()
+
+    async def _check_out(self, force: bool) -> None:
+        """Raises Conflict for a member; StoreUnavailable when that is not known, and must be."""
+        try:
+            member = self._mode.node in await self._members.records()
+        except StoreUnavailable:
+            if not force:
+                raise
+            member = False
+        if member:
+            raise Conflict(f"{self._mode.node} is still a member", hint="`piccoloctl cluster leave` takes it out first")
+
+    async def _check_stopped(self) -> None:
+        """Raises Conflict while a container of a led app lives: a node alone would know nothing of its term."""
+        if running := sorted(await asyncio.to_thread(prover.running, self._module.paths)):
+            raise Conflict(f"{', '.join(running)}: containers still run here", hint="stop them, or try again in a moment")
+
+    def _become_alone(self) -> None:
+        """The store goes before `mode`: with it this would be a node alone that has all of the cluster's data."""
+        paths = self._module.paths
+        self._folder.owe_restarts()
+        set_store_aside(paths)
+        term_store.forget(paths.consensus / "terms.db")
+        cluster_mode.leave(paths.cluster)
 
     async def _keep_certificate(self, request: KeepCertificate, caller: Caller) -> Nothing:
         """etcd takes it up by itself, with its next connection."""
@@ -122,9 +153,9 @@ class Joined:
         return Nothing()
 
     async def _restart(self) -> None:
-        await self._supervised.restart(*ACTING)
+        """The next life of this module restarts the others."""
         await asyncio.sleep(_ANSWERED_S)
-        await self._supervised.restart("api", "consensus")
+        await self._supervised.restart("consensus")
 
     # --- who leads
 

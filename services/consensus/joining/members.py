@@ -77,8 +77,9 @@ class Membership:
         async with self._turn:
             others = await self.records()
             check_free(request.node, record, others)
-            await self._learner(request.node, request.peer_url)
+            # The record first: whatever is left of a join that goes no further, `remove` finds it by that.
             await seed.put_node(self._client, self._prefix, request.node, NodeRecord(**msgspec.structs.asdict(record)))
+            await self._learner(request.node, request.peer_url)
             peers = await etcd_members.members(self._client, _RPC_S)
         self._log.info("let a node in", node=request.node, role=request.role, address=request.address)
         return Admission(

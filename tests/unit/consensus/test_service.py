@@ -133,6 +133,17 @@ def test_only_persistence_decides_for_the_kernel_and_only_apps_for_apps(paths: P
     live(paths, work)
 
 
+def test_a_store_that_commits_in_a_cluster_is_granted_no_term_of_a_node_alone(paths: Paths) -> None:
+    async def work(module: FakeModule) -> None:
+        with pytest.raises(Conflict, match="member of the cluster c1, and this is a node alone"):
+            await module.ask(Campaign(resource="kernel", cluster="c1"), "persistence")
+        page = PageReader(paths.page).read()
+        assert page is not None and page.terms == {}
+        assert await module.ask(Campaign(resource="kernel"), "persistence")
+
+    live(paths, work)
+
+
 @pytest.mark.parametrize(
     "resource", ["", "app:", "app:Notes", "app:a\n", "kernel ", "notes", "app:" + "a" * 51, "app:-a", "app:a-"]
 )

@@ -182,7 +182,7 @@ class Node:
     async def consensus_does(self, request: Any, timeout_s: float) -> Any:
         match request:
             case Campaign():
-                return self._campaign()
+                return self._campaign(request)
             case Closing():
                 self._show(closing=True)
                 return Nothing()
@@ -195,7 +195,9 @@ class Node:
             if isinstance(request, Append) and self.town.etcd.head_rev > before:
                 self.town.announce()
 
-    def _campaign(self) -> asked.Term:
+    def _campaign(self, request: Campaign) -> asked.Term:
+        mode = cluster_mode.load(self.paths.cluster)
+        assert request.cluster == ("" if mode is None else mode.cluster)
         etcd = self.town.etcd
         if not self.town.founded:
             if not etcd.token:

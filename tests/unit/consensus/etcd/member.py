@@ -15,6 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+
 from piccolod import cluster_mode, config, etcd_conf
 from piccolod.cluster_mode import Mode
 from piccolod.errors import Busy, NoLeader, NotLeader, StoreUnavailable
@@ -151,6 +153,8 @@ class Live:
         return leaser
 
     async def ask(self, request: Request[Any], caller: str = "persistence") -> Any:
+        if isinstance(request, Campaign) and (mode := cluster_mode.load(self.node.paths.cluster)) is not None:
+            request = msgspec.structs.replace(request, cluster=mode.cluster)
         return await self.module.ask(request, caller)
 
     async def lead(self, resource: str = "kernel", within_s: float = 8.0) -> Term:

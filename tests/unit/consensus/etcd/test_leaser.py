@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from piccolod import clock
 from piccolod.errors import Busy, Conflict, Exists, NoLeader, NotFound, NotLeader, StoreUnavailable
+from piccolod.leadership import leash_table
 from piccolod.leadership.timing import FAST
 from piccolod.protocol.base import Level
 from piccolod.protocol.consensus import (
@@ -25,9 +27,12 @@ from piccolod.protocol.consensus import (
     Withdraw,
 )
 from piccolod.protocol.log import Drained
+from services.consensus import seed
+from services.consensus.cluster_records import NodeRecord
+from services.consensus.etcd.transaction import Delete, Transaction
 from tests.etcd import Cluster
 from tests.node import until
-from tests.unit.consensus.etcd.conftest import eventually
+from tests.unit.consensus.etcd.conftest import eventually, opened
 from tests.unit.consensus.etcd.member import GEN, House, Node, house, living
 
 # Profile fast: L 3.0 s and a bit; a claim comes within a few commits after that.
@@ -65,6 +70,18 @@ def test_a_campaign_is_a_term_on_the_page_and_in_every_registry(home: House) -> 
             why = await two.ask(GetWhy(resource="kernel"), "api")
             assert "n1 leads kernel in epoch 1" in why.explanation
             assert [change.reason for change in why.history] == ["bootstrap"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("cluster", ["", "another"])
+def test_a_store_that_commits_elsewhere_is_granted_no_term_of_the_cluster(home: House, cluster: str) -> None:
+    async def main() -> None:
+        (node,) = await home.begin(1)
+        async with living(node) as live:
+            await live.lead()
+            with pytest.raises(Conflict, match=f"this is a member of the cluster {home.cluster}"):
+                await live.module.ask(Campaign(resource="kernel", cluster=cluster))
 
     asyncio.run(main())
 
@@ -358,6 +375,55 @@ def test_an_app_stays_where_it_was_and_begins_where_the_kernel_is_led(home: Hous
             with pytest.raises(NotLeader, match="at home on n1"):
                 await two.ask(Campaign(resource="app:blog"), "apps")
             assert (await one.lead("app:blog")).epoch == 2
+
+    asyncio.run(main())
+
+
+def test_who_was_taken_out_ends_what_it_leads_once_that_has_stopped_and_leads_nothing_more(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        container = subprocess.Popen(["sleep", "60"])
+        try:
+            async with living(first) as one, living(second) as two:
+                await two.lead()
+                app = await two.lead("app:blog")
+                armed = leash_table.entry_of("blog1", "app:blog", app.token, app.epoch, pid=container.pid, cgroup="")
+                leash_table.write(second.paths.leash, armed)
+                await eventually(lambda: second.page().hard_at < clock.FOREVER, "its taker is acknowledged")
+                async with opened(home.etcd) as client:
+                    await client.transact(Transaction((), (Delete(f"{home.prefix}node/n2"),)), 5)
+                await eventually(lambda: not second.gate.holds("app:blog"), "nothing of the app starts any more")
+                await eventually(lambda: "kernel" not in second.page().terms, "the kernel is released")
+                assert (await one.lead()).epoch == 2
+                assert one.leaser.driver.state.view.sid("n2"), "its session is there while its container lives"
+                with pytest.raises(NotLeader, match="taken out of the cluster"):
+                    await two.ask(Campaign(resource="kernel"))
+                with pytest.raises(NotLeader, match="taken out of the cluster"):
+                    await two.ask(Campaign(resource="app:blog"), "apps")
+                container.kill()
+                container.wait()
+                await eventually(lambda: not one.leaser.driver.state.view.sid("n2"), "its session has ended")
+                await eventually(lambda: second.page().terms == {}, "nothing is led")
+                assert not one.leaser.driver.state.view.epochs["app:blog"].value.held
+                await eventually(lambda: "taken out" in two.module.healths[-1][1], "its health says why")
+        finally:
+            container.kill()
+            container.wait()
+
+    asyncio.run(main())
+
+
+def test_another_machine_that_has_its_name_is_not_taken_for_itself(home: House) -> None:
+    async def main() -> None:
+        (node,) = await home.begin(1)
+        async with living(node) as live:
+            await live.lead()
+            async with opened(home.etcd) as client:
+                other = NodeRecord("10.77.0.9", "https://10.77.0.9:2379", "10.77.0.9:7444", "")
+                await seed.put_node(client, home.prefix, "n1", other)
+            await eventually(lambda: not node.token(), "it leads no more")
+            with pytest.raises(NotLeader, match="taken out"):
+                await live.ask(Campaign(resource="kernel"))
 
     asyncio.run(main())
 

@@ -1,0 +1,79 @@
+"""Nodes are let in and taken out, on real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from piccolod import cluster_mode
+from piccolod.paths import Paths
+from piccolod.protocol.cluster import AddMember, Timing
+from services.consensus.cluster_records import prefix
+from services.consensus.etcd import members as etcd_members
+from services.consensus.etcd.client import Client
+from services.consensus.joining.folder import Folder
+from services.consensus.joining.members import Membership
+from tests.etcd import Cluster
+from tests.unit.consensus.etcd.conftest import opened
+
+pytestmark = pytest.mark.skipif(not shutil.which("etcd"), reason="needs etcd")
+
+PREFIX = prefix("c1")
+LOG = SimpleNamespace(info=lambda *_, **__: None)
+
+
+@asynccontextmanager
+async def founded(folder: Path) -> AsyncIterator[tuple[Client, Membership]]:
+    """A cluster of one, as its leader administers it."""
+    paths = Paths(state=folder, run=folder / "run")
+    cluster_mode.make_folder(paths.cluster)
+    kept = Folder(paths)
+    kept.keep_timing(Timing(profile="fast", stop_s=0.1))
+    with Cluster(1, heartbeat_ms=50, election_ms=400) as etcd:
+        kept.keep_etcd(etcd.members[0].settings)
+        async with opened(etcd) as client:
+            yield client, Membership(client, PREFIX, kept, "n1", lambda: True, LOG)
+
+
+def place(number: int) -> AddMember:
+    address = f"127.0.0.{number}"
+    return AddMember(
+        node=f"n{number}", role="member", address=address, client_url=f"http://{address}:2379",
+        peer_url=f"http://{address}:2380", rpc=f"{address}:7444", api_url="",
+    )  # fmt: skip
+
+
+async def peer_urls(client: Client) -> list[str]:
+    return [url for each in await etcd_members.members(client, 2) for url in each.peer_urls]
+
+
+def test_what_a_join_left_that_went_no_further_is_taken_out_by_its_name_and_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            add = etcd_members.add_learner
+
+            async def add_and_crash(*asked: Any) -> Any:
+                await add(*asked)
+                raise RuntimeError("killed")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(etcd_members, "add_learner", add_and_crash)
+                with pytest.raises(RuntimeError):
+                    await membership.add(place(2), "c1")
+            assert place(2).peer_url in await peer_urls(client)
+            await membership.remove("n2")
+            assert place(2).peer_url not in await peer_urls(client)
+            admission = await membership.add(place(3), "c1")
+            assert set(admission.members) == {"n3"}
+            assert place(3).peer_url in await peer_urls(client)
+
+    asyncio.run(main())
