@@ -174,3 +174,12 @@ def test_a_witness_gets_nothing_and_a_joiner_is_unlocked(cluster: Callable[[int]
     until(lambda: all(each["voter"] for each in members(n1).values()), "three votes", 30)
     stays(n3, "a witness gets no keys")
     assert leader(bed) is not n3
+
+
+def test_a_cluster_that_is_founded_with_never_says_so(cluster: Callable[[int], Cluster]) -> None:
+    bed = cluster(1)
+    bed.start()
+    (n1,) = bed.machines
+    n1.unlock()
+    said(n1, "cluster", "init", "--profile", "fast", "--auto-unlock", "never")
+    assert said(n1, "settings", "get", "auto_unlock").strip() == "never"

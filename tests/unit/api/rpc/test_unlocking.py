@@ -86,7 +86,7 @@ def test_when_none_gives_it_the_reasons_of_all_are_told(pair: Cluster) -> None:
     assert not ask_round(pair["n3"])
     assert why(pair["n3"]).startswith("no member has unlocked it: n1: ")
     assert "n2: the cluster's setting auto_unlock is never" in why(pair["n3"])
-    with pair["n3"].client() as client:
+    with pair["n3"].unix() as client:
         assert "auto_unlock is never" in client.get("/health/detail").json()["components"]["lock"]["reason"]
 
 
