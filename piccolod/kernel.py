@@ -86,7 +86,9 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         reads=("*",),
         writes=("*",),
         publishes=("LockStateChanged", "ControlStoreCommit", "HealthChanged"),
-        may_call=("consensus.campaign", "consensus.closing", "consensus.withdraw", *_LOG_COMMANDS),
+        may_call=(
+            "consensus.campaign", "consensus.closing", "consensus.withdraw", "consensus.grant_unlock", *_LOG_COMMANDS,
+        ),
         holds_keys=True,
         user="piccolo-store",
         memory_max="1GiB",
@@ -162,6 +164,10 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "persistence.redeem": frozenset({"api"}),
     "persistence.forget_node": frozenset({"api"}),
     "persistence.check_node": frozenset({"api"}),
+    "persistence.ask_unlock": frozenset({"api"}),
+    "persistence.give_key": frozenset({"api"}),
+    "persistence.take_key": frozenset({"api"}),
+    "consensus.grant_unlock": frozenset({"persistence"}),
     "consensus.keep_certificate": frozenset({"api"}),
     **dict.fromkeys(_LOG_COMMANDS, frozenset({"persistence"})),
 }

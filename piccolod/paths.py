@@ -111,6 +111,11 @@ class Paths:
         return self.run / "guesses"
 
     @property
+    def lock_mark(self) -> Path:
+        """That a person locked this node in this boot. Beside the guesses: the folder that persistence has in `run_dir`."""
+        return self.guesses / "locked"
+
+    @property
     def silence(self) -> Path:
         """That apps are stopped for a lock."""
         return self.run / "silence.json"

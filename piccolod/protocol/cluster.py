@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from piccolod.protocol.base import Nothing, Request
+from piccolod.protocol.unlocking import AutoUnlock
 
 Role = Literal["member", "witness"]
 Profile = Literal["auto", "fast", "balanced", "patient"]
@@ -46,7 +47,7 @@ class GetCluster(Request[Cluster], frozen=True, kw_only=True):
 
 
 class InitCluster(Request[Cluster], frozen=True, kw_only=True):
-    """Makes this node the first member. Its modules restart right after the answer.
+    """Makes this node the first member. Its modules restart right after the answer. `auto_unlock`: the setting to begin with.
 
     Exists: it is one already. Invalid: its address or its disk will not do. Locked, Conflict: its store is not open.
     """
@@ -54,6 +55,7 @@ class InitCluster(Request[Cluster], frozen=True, kw_only=True):
     command: ClassVar[str] = "consensus.init_cluster"
     reply: ClassVar[type] = Cluster
     profile: Profile = "auto"
+    auto_unlock: AutoUnlock = AutoUnlock.PEERS
 
 
 class JoinCluster(Request[Cluster], frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import msgspec
 
 from piccolod.pki.identity import Role
 from piccolod.protocol.base import Nothing, Request
+from piccolod.protocol.unlocking import AutoUnlock
 
 TOKEN_S: Final = 3600.0
 TOKEN_MOST_S: Final = 86_400.0
@@ -25,7 +26,8 @@ class Issued(msgspec.Struct, frozen=True, kw_only=True):
 class IssueCertificate(Request[Issued], frozen=True, kw_only=True):
     """For the own node at `cluster init`, and for the renewal of a node that `nodes/<node>` lists with this key and role.
 
-    On a node alone, asked by consensus, it makes this node the first member: one commit that lists it, and nobody else.
+    On a node alone, asked by consensus, it makes this node the first member: one commit that lists it, and nobody else, and
+    puts the setting `auto_unlock` where that is given.
     A renewal commits nothing and needs no leader: every unlocked member has the authority. NotFound: the node is not
     listed, or was removed. Forbidden: another key, another role. Locked.
     """
@@ -36,6 +38,7 @@ class IssueCertificate(Request[Issued], frozen=True, kw_only=True):
     node: str
     role: Role = Role.MEMBER
     address: str
+    auto_unlock: AutoUnlock | None = None
 
 
 class KeepCertificate(Request[Nothing], frozen=True, kw_only=True):

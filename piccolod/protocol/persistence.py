@@ -41,8 +41,11 @@ class Unlock(Request[CryptoStatus], frozen=True, kw_only=True):
 
 
 class Lock(Request[CryptoStatus], frozen=True, kw_only=True):
+    """`stays`: a person wants it so; no peer unlocks this node before a person did, or it booted anew. StoreUnavailable."""
+
     command: ClassVar[str] = "persistence.lock"
     reply: ClassVar[type] = CryptoStatus
+    stays: bool = True
 
 
 class VerifyPassword(Request[Nothing], frozen=True, kw_only=True):

@@ -132,6 +132,12 @@ class Core:
         """Its answer to a command of its control socket."""
         return await control.ask(self.module.paths.supervisor_socket, request, timeout_s)
 
+    def tell_locked(self, reason: str) -> None:
+        """Why this member is still locked; empty when it is not."""
+        if reason and reason != self.seen.locked_because:
+            self.log.info("stays locked", reason=reason)
+        self.seen = readiness.locked_because(self.seen, reason)
+
     # --- revisions
 
     async def rev(self) -> int:

@@ -52,11 +52,12 @@ class ModuleSeen:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that was heard so far. `lock` None: persistence has not spoken yet."""
+    """All that was heard so far. `lock` None: persistence has not spoken yet. `locked_because`: why no peer unlocks it."""
 
     modules: Mapping[str, ModuleSeen] = field(default_factory=lambda: MappingProxyType({}))
     health: Mapping[str, ComponentHealth] = field(default_factory=lambda: MappingProxyType({}))
     lock: LockStateChanged | None = None
+    locked_because: str = ""
 
 
 def expect(modules: Iterable[str], now: float) -> Seen:
@@ -82,11 +83,15 @@ def lock_changed(seen: Seen, event: LockStateChanged) -> Seen:
     return replace(seen, lock=event)
 
 
+def locked_because(seen: Seen, reason: str) -> Seen:
+    return replace(seen, locked_because=reason)
+
+
 def components(seen: Seen, now: float) -> dict[str, ComponentHealth]:
     """The worse of what the supervisor sees and what a component says of itself."""
     found = {name: _judge(module, seen.health.get(name), now) for name, module in seen.modules.items()}
     found |= {name: said for name, said in seen.health.items() if name not in found}
-    found["lock"] = ComponentHealth(level=Level.OK, reason=_lock_reason(seen.lock))
+    found["lock"] = ComponentHealth(level=Level.OK, reason=_lock_reason(seen))
     return found
 
 
@@ -108,7 +113,7 @@ def readiness(seen: Seen, now: float) -> Readiness:
     for name, module in seen.modules.items():
         if module.state not in _FINE and not module.was_ready:
             return Readiness(ready=False, level=worst, component=name, reason=judged[name].reason)
-    if reason := _lock_reason(seen.lock):
+    if reason := _lock_reason(seen):
         return Readiness(ready=False, level=worst, component="lock", reason=reason)
     return Readiness(ready=True, level=worst)
 
@@ -124,9 +129,12 @@ def _judge(module: ModuleSeen, said: ComponentHealth | None, now: float) -> Comp
     return ComponentHealth(level=Level.WARN, reason=reason, role=own.role)
 
 
-def _lock_reason(lock: LockStateChanged | None) -> str:
+def _lock_reason(seen: Seen) -> str:
+    lock = seen.lock
     if lock is None:
         return "the lock state is not known yet"
     if not lock.initialized:
         return "locked: no password was set yet"
-    return "locked" if lock.locked else ""
+    if not lock.locked:
+        return ""
+    return f"locked: {seen.locked_because}" if seen.locked_because else "locked"

@@ -8,6 +8,7 @@ import msgspec
 
 from piccolod.errors import Forbidden, NotFound
 from piccolod.protocol.persistence import Read
+from piccolod.protocol.unlocking import WITHIN_S, AutoUnlock
 
 if TYPE_CHECKING:
     from services.api.core import Core
@@ -20,6 +21,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Every field has a default. `title` is what people call this installation; `session_hours` how long a login lasts.
 
     `admin_from_nodes`: the nodes whose root is admin of the whole cluster, whichever leads; null: all that are no witness.
+    `auto_unlock`: whether a member that restarts is unlocked by its `peers`; `auto_unlock_within_s`: for so long after it was
+    last seen unlocked. `cluster init` puts `peers` there; what is left out is `never`.
     """
 
     title: Annotated[str, msgspec.Meta(max_length=100)] = ""
@@ -27,12 +30,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     admin_from_nodes: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=50)], ...], msgspec.Meta(max_length=64)] | None = (
         None
     )
+    auto_unlock: AutoUnlock = AutoUnlock.NEVER
+    auto_unlock_within_s: Annotated[float, msgspec.Meta(ge=60, le=30 * 86_400)] = WITHIN_S
 
 
 class SettingsDocument(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     session_hours: int
     admin_from_nodes: tuple[str, ...] | None
+    auto_unlock: AutoUnlock
+    auto_unlock_within_s: float
     generation: int  # the rev of the last change; 0 = all defaults
 
 

@@ -14,6 +14,7 @@ CANDIDATE: Final = "cand/"
 LOG: Final = "ctl/log/"
 SNAPSHOT: Final = "ctl/snap"
 PAUSE: Final = "pause"
+UNLOCK: Final = "unlock/"
 
 MEMBER: Final = "member"
 WITNESS: Final = "witness"
@@ -57,6 +58,16 @@ class PauseRecord(msgspec.Struct, frozen=True):
 
     author: str
     since_ms: int = 0
+
+
+class GrantRecord(msgspec.Struct, frozen=True):
+    """`unlock/<node>`: the last grant of the store's key to a node, and who gave it. For the next one, and for people."""
+
+    node: str
+    sid: int
+    boot_id: str
+    giver: str
+    at_ms: int
 
 
 def prefix(cluster: str) -> str:

@@ -112,12 +112,14 @@ class Service:
         from services.consensus.etcd_leaser import EtcdLeaser
         from services.consensus.joining.joined import Joined
         from services.consensus.log_service import LogService
+        from services.consensus.unlock_grants import UnlockGrants
 
         leaser = EtcdLeaser(self._module, self._page, mode, self._announce)
         self._membership = Joined(self._module, leaser, mode)
         settings = etcd_conf.read(self._module.paths.etcd_conf)
         self._log = LogService(self._module, leaser, settings.quota_bytes if settings else etcd_conf.QUOTA_BYTES)
         self._log.start()
+        UnlockGrants(self._module, leaser.driver).start()
         return leaser
 
     async def stop(self) -> None:

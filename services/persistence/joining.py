@@ -47,6 +47,7 @@ from services.persistence.vault import Vault
 _TRIES: Final = 4
 _URL_BYTES: Final = 300
 _FOUNDER: Final = "consensus"
+SETTINGS: Final = ("settings", "cluster")
 
 
 class JoiningCommands:
@@ -87,12 +88,12 @@ class JoiningCommands:
 
     async def _found(self, state: State, request: IssueCertificate, key: str, caller: Caller) -> None:
         """Lists the first member, and nobody else: what a `cluster init` that did not come to its end has left is gone."""
-        before = _node(state, request.node)
-        if before is not None and before.key == key and len(state.list(NODES)) == 1:
+        before, chosen = _node(state, request.node), _chosen(state, request)
+        if before is not None and before.key == key and len(state.list(NODES)) == 1 and not chosen:
             return
         made = NodeRecord(role=request.role, address=request.address, key=key, joined_ms=clock.wall_ms())
         others = [delete(NODES, id) for id in state.list(NODES) if id != request.node]
-        await self._commit([put(NODES, request.node, _document(made)), *others], {}, caller.module)
+        await self._commit([put(NODES, request.node, _document(made)), *others, *chosen], {}, caller.module)
 
     # --- tokens
 
@@ -268,6 +269,15 @@ def _seen(state: State, *keys: Key) -> dict[Key, int]:
     """What was decided on must still be so at the commit."""
     found = {key: state.get(*key) for key in keys}
     return {key: ABSENT if each is None else each.generation for key, each in found.items()}
+
+
+def _chosen(state: State, request: IssueCertificate) -> list[Op]:
+    """The setting with which the cluster begins, beside those that the node had alone."""
+    found = state.get(*SETTINGS)
+    before: dict[str, Any] = msgspec.msgpack.decode(found.body) if found is not None else {}
+    if request.auto_unlock is None or before.get("auto_unlock") == request.auto_unlock.value:
+        return []
+    return [put(*SETTINGS, {**before, "auto_unlock": request.auto_unlock.value})]
 
 
 def _document(record: NodeRecord | TokenRecord) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from piccolod.protocol.persistence import (
     Unlock,
     VerifyPassword,
 )
+from services.persistence.lock_mark import LockMark
 from services.persistence.secret import SecretKey
 from services.persistence.vault import Condition, Vault
 
@@ -40,15 +41,17 @@ class LockCommands:
         after_unlock: Callable[[], Awaitable[None]],
         after_lock: Callable[[], Awaitable[object]],
         leader: Callable[[], LeaderHint | None],
+        mark: LockMark,
         *,
         shared: bool,
     ) -> None:
-        """`shared`: the keyset is the cluster's, which the leader alone changes."""
+        """`shared`: the keyset is the cluster's, which the leader alone changes. `mark`: that a lock was on purpose."""
         self._module = module
         self._vault = vault
         self._after_unlock = after_unlock
         self._after_lock = after_lock
         self._leader = leader
+        self._mark = mark
         self._shared = shared
         self._deposit_left = module.deposited(DEPOSIT) is not None
 
@@ -76,9 +79,9 @@ class LockCommands:
 
     async def _crypto_status(self, request: GetCryptoStatus, caller: Caller) -> CryptoStatus:
         await self._vault.opened.wait()
-        return self._status()
+        return self.status()
 
-    def _status(self) -> CryptoStatus:
+    def status(self) -> CryptoStatus:
         vault = self._vault
         keyset = vault.passwords.keyset
         return CryptoStatus(
@@ -95,13 +98,14 @@ class LockCommands:
         await self._vault.set_up(request.password)
         await self._after_unlock()
         self._module.log.info("set up the control store", cluster=self._vault.cluster)
-        return self._status()
+        return self.status()
 
     async def _unlock(self, request: Unlock, caller: Caller) -> CryptoStatus:
         await self._vault.keyset_made()
         key = await self._vault.passwords.by_password(request.password, request.source)
-        await self._unlock_with(key)
-        return self._status()
+        self._mark.clear()
+        await self.unlock_with(key)
+        return self.status()
 
     async def _reset_password(self, request: ResetPassword, caller: Caller) -> CryptoStatus:
         await self._vault.keyset_made()
@@ -111,15 +115,16 @@ class LockCommands:
             if (leader := self._leader()) is not None:
                 raise NotLeader(f"{leader.node} leads the control store", hint="reset it there", leader=leader)
             key = await passwords.by_words(request.words, request.source)
-            await self._unlock_with(key)
+            await self.unlock_with(key)
             await passwords.replace(key, request.new)
         else:
             key = await passwords.reset(request.words, request.new, request.source)
+        self._mark.clear()
         self._module.log.info("reset the password by the recovery words")
-        await self._unlock_with(key)
-        return self._status()
+        await self.unlock_with(key)
+        return self.status()
 
-    async def _unlock_with(self, key: SecretKey) -> None:
+    async def unlock_with(self, key: SecretKey) -> None:
         if self._vault.store is None:
             await self._vault.unlock(key)
             await self._after_unlock()
@@ -127,6 +132,8 @@ class LockCommands:
     async def _lock(self, request: Lock, caller: Caller) -> CryptoStatus:
         await self._vault.opened.wait()
         held = self._vault.key_if_held() is not None
+        if self._shared and request.stays:
+            self._mark.set()  # first: a crash after it must not find a peer that unlocks
         await self._vault.lock()
         await self._after_lock()
         if self._deposit_left:
@@ -134,7 +141,7 @@ class LockCommands:
             self._deposit_left = False
         if held:
             asyncio.get_running_loop().call_later(RESTART_AFTER_LOCK_S, self._restart_if_locked)
-        return self._status()
+        return self.status()
 
     def _restart_if_locked(self) -> None:
         """Not while somebody is being answered, and not at all when the answer was an unlock."""
@@ -155,7 +162,7 @@ class LockCommands:
         await self._vault.keyset_made()
         await self._vault.passwords.change(request.old, request.new, request.source)
         self._module.log.info("changed the password")
-        return self._status()
+        return self.status()
 
     async def _new_recovery(self, request: NewRecovery, caller: Caller) -> RecoveryWords:
         await self._vault.keyset_made()

@@ -66,7 +66,7 @@ class MemberVault(Vault):
     def share(self, shared: SharedKeyset) -> None:
         """Before `open`: where the keyset is agreed on."""
         self.passwords.close()
-        self.passwords = Passwords(self._keyset, None, self._guesses, shared, self._fits)
+        self.passwords = Passwords(self._keyset, None, self._guesses, shared, self.fits)
         self._shared = shared
 
     def locked_end(self) -> tuple[int, bytes]:
@@ -224,8 +224,8 @@ class MemberVault(Vault):
         self.aside = str(aside or "")
         self._log.error("replaced a damaged copy of the log", problem=problem, kept_rev=saved.rev, set_aside=self.aside)
 
-    def _fits(self, sdek: SecretKey) -> bool:
-        """In the thread of the passwords. Of an empty log nothing can be said."""
+    def fits(self, sdek: SecretKey) -> bool:
+        """Whether a key opens what is here of the log. In a thread. Of an empty log nothing can be said."""
         try:
             reader = LogReader(self._db)
         except PiccoloError:

@@ -18,9 +18,12 @@ from services.persistence.committer import Committer
 from services.persistence.etcd_snapshot import EtcdSnapshot
 from services.persistence.guesses import Guesses
 from services.persistence.ledger import Folded, Ledger
+from services.persistence.lock_commands import LockCommands
+from services.persistence.lock_mark import LockMark
 from services.persistence.member import Member
 from services.persistence.member_vault import MemberVault
 from services.persistence.shared_keyset import SharedKeyset
+from services.persistence.unlocking import UnlockingCommands
 
 # A switchover closes for less than this; a write that waits longer is better told that nobody leads.
 PARK_S: Final = 2.0
@@ -59,6 +62,10 @@ class Membership:
     @property
     def at_head(self) -> bool:
         return self._member.at_head
+
+    def serve_unlocking(self, locks: LockCommands) -> None:
+        mark = LockMark(self._module.paths.lock_mark)
+        UnlockingCommands(self._module, self.vault, mark, locks.unlock_with, locks.status).serve(self._module)
 
     async def run(self) -> None:
         await self._member.run()

@@ -32,6 +32,7 @@ from services.persistence.kernel_term import Step, steps
 from services.persistence.ledger import Folded, Write
 from services.persistence.local_commit import LocalCommit
 from services.persistence.lock_commands import DEPOSIT, LockCommands
+from services.persistence.lock_mark import LockMark
 from services.persistence.log_commands import LogCommands
 from services.persistence.state import ABSENT, put
 from services.persistence.store import Store
@@ -78,7 +79,13 @@ class Service:
             self._vault = self._membership.vault
         self._documents = DocumentCommands(self._vault, module.log)
         self._locks = LockCommands(
-            module, self._vault, self._after_unlock, self._align, lambda: self._leader, shared=mode is not None
+            module,
+            self._vault,
+            self._after_unlock,
+            self._align,
+            lambda: self._leader,
+            LockMark(paths.lock_mark),
+            shared=mode is not None,
         )
         self._log_commands = LogCommands(
             module, self._vault, lambda: self._announced, self._repair, self._judge_health, alone=mode is None
@@ -90,6 +97,8 @@ class Service:
         with contextlib.suppress(OSError):  # then wrong guesses are counted until the next restart
             module.paths.guesses.mkdir(mode=0o700, exist_ok=True)
         self._locks.serve(module)
+        if self._membership is not None:
+            self._membership.serve_unlocking(self._locks)
         self._documents.serve(module)
         JoiningCommands(self._vault, module).serve(module)
         self._log_commands.serve(module)

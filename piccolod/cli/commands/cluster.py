@@ -66,11 +66,15 @@ def list_(session: Session) -> int:
     "--profile", type=click.Choice(["auto", "fast", "balanced", "patient"]), default=None,
     help="How fast a lost node is noticed; by default as the configuration says (auto: the fastest that holds here).",
 )  # fmt: skip
+@click.option(
+    "--auto-unlock", type=click.Choice(["peers", "never"]), default="peers", show_default=True,
+    help="Whether the other members unlock one that restarts; later: `settings set auto_unlock=never`.",
+)  # fmt: skip
 @click.pass_obj
-def init(session: Session, profile: str | None) -> int:
+def init(session: Session, profile: str | None, auto_unlock: str) -> int:
     """Make this node the first member of a cluster. What it has stays: users, settings, apps and their data."""
     session.say("founding a cluster: etcd starts here, and the store's log moves into it")
-    body = {"profile": profile} if profile else {}
+    body = {"auto_unlock": auto_unlock} | ({"profile": profile} if profile else {})
     found = session.client().send("POST", "/cluster/init", body, repeat=False)
     session.write(_printed(_until_led(session, found)))
     session.say("hint: `piccoloctl cluster tokens create` makes what the next node needs to join")
@@ -94,7 +98,7 @@ def join(session: Session, address: str, join_token: str, witness: bool, discard
     found = session.client().send("POST", "/cluster/join", body, repeat=False)
     session.write(_printed(_until_led(session, found)))
     if not witness:
-        session.say("hint: `piccoloctl unlock` with the cluster's password opens the store here")
+        session.say("hint: the members open the store here within seconds (auto_unlock), or `piccoloctl unlock` does")
     return 0
 
 

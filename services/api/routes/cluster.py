@@ -48,6 +48,7 @@ from piccolod.protocol.joining import (
     RevokeJoinToken,
 )
 from piccolod.protocol.persistence import GetRevision, Lock
+from piccolod.protocol.unlocking import AutoUnlock
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, actor_of, core_of, idem_of, written
 from services.api.core import Core
@@ -66,9 +67,13 @@ _PAUSE = (Conflict, NoLeader, OutcomeUnknown, *_MEMBERS)
 
 
 class InitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`profile`: how fast a lost node is noticed; without it what `cluster.timing` of the configuration says."""
+    """`profile`: how fast a lost node is noticed; without it what `cluster.timing` of the configuration says.
+
+    `auto_unlock`: whether a member that restarts is unlocked by its peers. It becomes the setting of that name.
+    """
 
     profile: Profile | None = None
+    auto_unlock: AutoUnlock = AutoUnlock.PEERS
 
 
 class JoinBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,8 +108,9 @@ async def show(request: Req) -> Cluster:
 async def init(request: Req, data: JSONBody[InitBody | None] = None) -> Response[Cluster]:
     """Makes this node the first member of a cluster. Its modules restart right after the answer."""
     core = core_of(request)
-    profile = (data or InitBody()).profile or msgspec.convert(core.config.cluster.timing, Profile)
-    return Response(await core.order(InitCluster(profile=profile), timeout_s=_INIT_S))
+    body = data or InitBody()
+    profile = body.profile or msgspec.convert(core.config.cluster.timing, Profile)
+    return Response(await core.order(InitCluster(profile=profile, auto_unlock=body.auto_unlock), timeout_s=_INIT_S))
 
 
 @endpoint(
@@ -126,7 +132,7 @@ async def leave(request: Req) -> Response[None]:
         hint = f"`piccoloctl nodes remove {found.node}` on the kernel's leader comes first"
         raise Conflict(f"{found.node} is still a member of the cluster", hint=hint)
     if found.mode != "alone":
-        await core.order(Lock(), timeout_s=_LOCK_S)
+        await core.order(Lock(stays=False), timeout_s=_LOCK_S)
     await core.order(Leave(), timeout_s=_LEAVE_S)
     return Response(None, status_code=204)
 

@@ -74,7 +74,11 @@ class ResetBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 @endpoint("GET", f"{BASE}/crypto/status", scope=None, tag="crypto")
 async def status(request: Req) -> CryptoStatus:
     """Whether a password was set, and whether the store is locked."""
-    return await core_of(request).ask(GetCryptoStatus())
+    core = core_of(request)
+    found = await core.ask(GetCryptoStatus())
+    if not found.locked or not core.seen.locked_because:
+        return found
+    return msgspec.structs.replace(found, reason=f"{found.reason}; {core.seen.locked_because}")
 
 
 @endpoint("POST", f"{BASE}/crypto/setup", scope=None, fails=(Exists, *COMMIT), accepts=JSON, status=201, tag="crypto")

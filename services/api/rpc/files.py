@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from piccolod.errors import Unavailable
-from piccolod.pki import authority, channel
+from piccolod.pki import authority, channel, proof
 from piccolod.pki.authority import Signed
+from piccolod.protocol.unlocking import PURPOSE, SignedAsk
 
 Look = tuple[int, int]
 
@@ -69,6 +70,11 @@ class NodeFiles:
     def request(self) -> str:
         """The request for the next certificate, for the same key. Raises Invalid, Unavailable."""
         return authority.make_request(self._read(self.key))
+
+    def sign_ask(self, ask: bytes) -> SignedAsk:
+        """With the key of the certificate. Raises Invalid, Unavailable."""
+        key, signature = proof.sign(self._read(self.key), PURPOSE, ask)
+        return SignedAsk(ask=ask, key=key, signature=signature)
 
     def _look(self) -> Look:
         try:

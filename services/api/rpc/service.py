@@ -1,4 +1,4 @@
-"""The rpc of a member: listens where the others know it to be, serves the three routes, keeps the certificate fresh."""
+"""The rpc of a member: listens where the others know it to be, serves the routes, keeps the certificate fresh."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from piccolod.cluster_mode import Mode
 from piccolod.config import at_port
 from piccolod.errors import PiccoloError
 from services.api.core import Core
-from services.api.rpc import join, relay, renewal
+from services.api.rpc import join, relay, renewal, unlocking
 from services.api.rpc.app import App
 from services.api.rpc.client import Client
 from services.api.rpc.files import NodeFiles
@@ -21,6 +21,7 @@ from services.api.rpc.places import Places
 from services.api.rpc.relay import Relay
 from services.api.rpc.renewal import Renewal
 from services.api.rpc.replay import Replay
+from services.api.rpc.unlocking import Unlocking
 from services.api.server import Server
 
 _LISTEN_AGAIN_S: Final = 2.0
@@ -38,10 +39,12 @@ class Rpc:
         client = Client(self.files, mode.cluster)
         self.relay = Relay(client, places)
         self.renewal = Renewal(core, self.files, client, places, lambda reason: fault("certificate", reason))
+        self.unlocking = Unlocking(core, self.files, client, places, core.tell_locked)
         routes = {
             join.PATH: Door(core, client, places).route,
             relay.PATH: Replay(core, edge).route,
             renewal.PATH: self.renewal.route,
+            unlocking.PATH: self.unlocking.route,
         }
         self._server = Server(App(core, mode.cluster, routes))
 
@@ -49,6 +52,7 @@ class Rpc:
         if not await self._listen():
             self._core.module.spawn(self._listen_again(), name="listen for nodes")
         self._core.module.spawn(self.renewal.run(), name="renewal")
+        self._core.module.spawn(self.unlocking.run(), name="unlocking")
 
     async def close(self, grace_s: float) -> None:
         await self._server.close(grace_s)

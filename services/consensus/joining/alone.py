@@ -80,7 +80,7 @@ class Alone:
             checks.may_found_or_join(config)
             status = await self._status()
             checks.may_found(status)
-            init = (await _late("init")).Init(self._module, self._leaser, self._folder, self._supervised, request.profile)
+            init = (await _late("init")).Init(self._module, self._leaser, self._folder, self._supervised, request)
             self._is_ending = True
             try:
                 await init.run(status)

@@ -26,7 +26,7 @@ from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.timing import Choice
 from piccolod.module import Module
 from piccolod.pki import authority
-from piccolod.protocol.cluster import Timing
+from piccolod.protocol.cluster import InitCluster, Timing
 from piccolod.protocol.joining import IssueCertificate, Issued
 from piccolod.protocol.log import Exported, ExportLog
 from piccolod.protocol.persistence import CryptoStatus
@@ -55,17 +55,17 @@ HOLD_S: Final = 5.0  # longer than what is left to do then; the process that hol
 class Init:
     """One attempt. `run` returns once this node is a member, or undoes what it did and raises what was in the way."""
 
-    def __init__(self, module: Module, leaser: Leaser, folder: Folder, supervised: Supervised, profile: str) -> None:
+    def __init__(self, module: Module, leaser: Leaser, folder: Folder, supervised: Supervised, request: InitCluster) -> None:
         self._module = module
         self._leaser = leaser
         self._folder = folder
         self._supervised = supervised
-        self._profile = profile
+        self._request = request
         self._node = module.config.node.name
 
     async def run(self, status: CryptoStatus) -> None:
         log = self._module.log
-        chosen = await asyncio.to_thread(measure.choice, self._profile, self._module.paths.state)
+        chosen = await asyncio.to_thread(measure.choice, self._request.profile, self._module.paths.state)
         log.info("founding a cluster", cluster=status.cluster_id, profile=chosen.why)
         await asyncio.to_thread(self._folder.make)
         try:
@@ -87,7 +87,9 @@ class Init:
     async def _write_folder(self, cluster: str, chosen: Choice) -> None:
         key = authority.make_key()
         address = self._module.config.node.address
-        order = IssueCertificate(csr=authority.make_request(key), node=self._node, address=address)
+        order = IssueCertificate(
+            csr=authority.make_request(key), node=self._node, address=address, auto_unlock=self._request.auto_unlock
+        )  # fmt: skip
         issued = await self._module.call(order, timeout_s=_CERTIFICATE_S)
         await asyncio.to_thread(self._keep, cluster, chosen, issued, key)
 

@@ -44,6 +44,7 @@ from piccolod.protocol.joining import (
     RevokeJoinToken,
     TokenState,
 )
+from piccolod.protocol.unlocking import AutoUnlock
 from services.persistence import admission, cluster_ca
 from services.persistence.admission import NODES, TOKENS, NodeRecord
 from services.persistence.joining import JoiningCommands
@@ -360,6 +361,20 @@ def test_cluster_init_makes_this_node_the_first_and_only_one(tmp_path: Path) -> 
         await desk.ask(another.certificate(), by="consensus")
         listed = desk.node("n1")
         assert listed is not None and listed.key == pki.key_of_request(another.csr), "an init that begins again has a new key"
+
+    with_desk(tmp_path, work, member=False)
+
+
+@pytest.mark.parametrize("chosen", list(AutoUnlock))
+def test_the_first_certificate_brings_the_setting_with_which_the_cluster_begins(tmp_path: Path, chosen: AutoUnlock) -> None:
+    async def work(desk: Desk) -> None:
+        await desk.commit("settings", "cluster", {"title": "Home"})
+        n1, before = Machine("n1", "10.77.0.1"), desk.rev
+        for _ in range(2):
+            await desk.ask(n1.certificate(auto_unlock=chosen), by="consensus")
+            assert desk.rev == before + 1, "in the same entry, and the same again changes nothing"
+        body = msgspec.msgpack.decode(desk.state.get("settings", "cluster").body)
+        assert body == {"title": "Home", "auto_unlock": chosen.value}
 
     with_desk(tmp_path, work, member=False)
 

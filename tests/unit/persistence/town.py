@@ -27,6 +27,7 @@ from piccolod.protocol.consensus import Campaign, Closing, Withdraw
 from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit, LeadershipRoleChanged
 from piccolod.protocol.log import Append, ExportLog
 from piccolod.protocol.persistence import Commit, Document, GetRevision, Read, Revision, Setup, Unlock, Write
+from piccolod.protocol.unlocking import GrantUnlock
 from services.persistence.service import Service
 
 from .etcd_double import GEN, Consensus, Etcd
@@ -188,6 +189,9 @@ class Node:
                 return Nothing()
             case Withdraw():
                 return self._withdraw(request)
+            case GrantUnlock():
+                await self.town.grant(request)
+                return Nothing()
         before = self.town.etcd.head_rev
         try:
             return await self.consensus.ask(request, timeout_s=timeout_s)
@@ -254,6 +258,8 @@ class Town:
         self.nodes: dict[str, Node] = {}
         self.cluster = ""
         self.founded = False
+        self.granted: list[GrantUnlock] = []
+        self.while_granting: Callable[[], Awaitable[None]] = _nothing
 
     def node(self, name: str) -> Node:
         self.nodes[name] = Node(self, name)
@@ -304,6 +310,11 @@ class Town:
             await node.unlock()
         return node
 
+    async def grant(self, request: GrantUnlock) -> None:
+        """`while_granting` stands for what happens meanwhile, also in etcd."""
+        await self.while_granting()
+        self.granted.append(request)
+
     def announce(self) -> None:
         for node in self.nodes.values():
             if node.hears_hints and hasattr(node, "module"):
@@ -313,6 +324,9 @@ class Town:
         for node in self.nodes.values():
             if hasattr(node, "module"):
                 node.tell_role()
+
+
+async def _nothing() -> None: ...
 
 
 @asynccontextmanager

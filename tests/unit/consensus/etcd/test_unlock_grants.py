@@ -1,0 +1,202 @@
+"""The grant of the store's key to a member that came back, on real etcd: committed, seen, and for one session alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from piccolod import clock
+from piccolod.errors import Conflict, Forbidden, NoLeader, NotLeader, StoreUnavailable
+from piccolod.leadership import keys
+from piccolod.leadership.keys import SessionRecord
+from piccolod.protocol.consensus import Campaign
+from piccolod.protocol.unlocking import GrantUnlock
+from services.consensus import cluster_records, seed, unlock_grants, wire
+from services.consensus.cluster_records import UNLOCK, GrantRecord, NodeRecord
+from services.consensus.etcd.transaction import Delete, Put, Range, Transaction
+from tests.etcd import Cluster
+from tests.unit.consensus.etcd.conftest import eventually, opened
+from tests.unit.consensus.etcd.member import House, Live, house, living
+
+HOUR_S = 3600.0
+
+
+@pytest.fixture
+def home(etcd: Cluster) -> Iterator[House]:
+    with house(etcd) as made:
+        yield made
+
+
+async def in_session(live: Live) -> int:
+    """Its sid."""
+    return await eventually(lambda: live.node.page().sid, f"{live.node.name} is in session")
+
+
+async def asks_to_lead(live: Live) -> None:
+    with contextlib.suppress(NotLeader, NoLeader):
+        await live.ask(Campaign(resource="kernel"))
+
+
+def request(sid: int, **other: Any) -> GrantUnlock:
+    asked = GrantUnlock(node="n2", sid=sid, boot_id=clock.boot_id(), within_s=HOUR_S, known_ms=clock.wall_ms())
+    return msgspec.structs.replace(asked, **other)
+
+
+async def granted(home: House) -> GrantRecord | None:
+    async with opened(home.etcd) as client:
+        found, _ = await client.find(Range(f"{home.prefix}{UNLOCK}n2"), 5)
+    return msgspec.msgpack.decode(found.keys[0].value, type=GrantRecord) if found.keys else None
+
+
+def test_a_grant_names_node_session_boot_and_giver(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one, living(second) as two:
+            sid = await in_session(two)
+            await in_session(one)
+            await one.ask(request(sid))
+            record = await granted(home)
+            assert record is not None
+            assert (record.node, record.sid, record.boot_id, record.giver) == ("n2", sid, clock.boot_id(), "n1")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "other", [{"sid": 5}, {"boot_id": "another boot"}, {"node": "n1x"}], ids=["session", "boot", "name"]
+)  # fmt: skip
+def test_who_is_not_in_session_under_the_name_is_granted_nothing(home: House, other: dict[str, Any]) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one, living(second) as two:
+            sid = await in_session(two)
+            await in_session(one)
+            with pytest.raises((Conflict, Forbidden), match=r"another session|no node of this cluster"):
+                await one.ask(msgspec.structs.replace(request(sid), **other))
+            assert await granted(home) is None
+
+    asyncio.run(main())
+
+
+def test_a_session_that_another_machine_takes_over_is_given_no_key_and_neither_is_the_other(home: House) -> None:
+    """A cloned disk: the twin ends the session of the one that asks, and that one takes its name back at once."""
+
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one, living(second) as two:
+            sid = await in_session(two)
+            await in_session(one)
+            asking = asyncio.create_task(one.ask(request(sid)))
+            await eventually(lambda: granted(home), "the grant is committed")
+            key = f"{home.prefix}{keys.SESSION}n2"
+            async with opened(home.etcd) as client:
+                await client.transact(Transaction((), (Delete(key),)), 5)
+                twin = SessionRecord(0, "the twin's boot", 0, 3.0)
+                await client.transact(Transaction((), (Put(key, wire.encode(twin)),)), 5)
+                at_twin, _ = await client.find(Range(key), 5)
+                found = at_twin.keys[0]
+            with pytest.raises(Conflict, match="two machines"):
+                await asking
+            await eventually(lambda: two.node.page().sid > found.create_revision, "the first one has its name again")
+            with pytest.raises(Conflict, match="two machines"):
+                await one.ask(request(found.create_revision, boot_id="the twin's boot"))
+
+    asyncio.run(main())
+
+
+def test_a_second_grant_meanwhile_ends_the_first(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one, living(second) as two:
+            sid = await in_session(two)
+            await in_session(one)
+            asking = asyncio.create_task(one.ask(request(sid)))
+            await eventually(lambda: granted(home), "the grant is committed")
+            other = GrantRecord("n2", sid, "b", "n3", 1)
+            async with opened(home.etcd) as client:
+                await client.transact(Transaction((), (Put(f"{home.prefix}{UNLOCK}n2", msgspec.msgpack.encode(other)),)), 5)
+            with pytest.raises(Conflict):
+                await asking
+
+    asyncio.run(main())
+
+
+def test_a_witness_and_a_node_that_was_removed_are_granted_nothing(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one, living(second) as two:
+            sid = await in_session(two)
+            await in_session(one)
+            async with opened(home.etcd) as client:
+                record = NodeRecord("10.77.0.2", "", "", "", role=cluster_records.WITNESS)
+                await seed.put_node(client, home.prefix, "n2", record)
+                with pytest.raises(Forbidden, match="witness"):
+                    await one.ask(request(sid))
+                await client.transact(Transaction((), (Delete(f"{home.prefix}{cluster_records.NODE}n2"),)), 5)
+            with pytest.raises(Forbidden, match="removed"):
+                await one.ask(request(sid))
+            assert await granted(home) is None
+
+    asyncio.run(main())
+
+
+def test_without_a_quorum_nothing_is_granted(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one, living(second) as two:
+            sid = await in_session(two)
+            await in_session(one)
+
+            async def cut_off(*_: Any, **__: Any) -> Any:
+                raise StoreUnavailable("etcd does not answer")
+
+            store = one.leaser.driver.store
+            for name in ("read", "revisions", "commit"):
+                setattr(store, name, cut_off)
+            with pytest.raises(StoreUnavailable):
+                await one.ask(request(sid))
+        assert await granted(home) is None
+
+    asyncio.run(main())
+
+
+# --- when it was seen last
+
+
+@pytest.mark.parametrize(
+    ("last_s", "allowed"), [(0, False), (900_000, True), (996_399, False), (996_401, True), (1_003_601, False)]
+)  # fmt: skip
+def test_seen_is_within_an_hour_either_way_of_the_clock(last_s: int, allowed: bool) -> None:
+    within_s = HOUR_S if last_s > 990_000 else 200_000.0
+    if allowed:
+        unlock_grants.check_seen("n2", last_s * 1000, within_s, 1_000_000_000)
+        return
+    with pytest.raises(Forbidden, match="seen unlocked"):
+        unlock_grants.check_seen("n2", last_s * 1000, within_s, 1_000_000_000)
+
+
+def test_who_is_locked_is_not_seen_and_who_was_is_remembered_by_the_next_life(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        file: Path = first.paths.cluster / "sightings.json"
+        async with living(first) as one, living(second) as two:
+            await one.lead()
+            sid = await in_session(two)
+            await eventually(lambda: "n2" in one.leaser.driver.state.view.sessions, "n1 sees the session")
+            with pytest.raises(Forbidden, match="never seen unlocked"):
+                await one.ask(request(sid, known_ms=0))
+            await asks_to_lead(two)
+            await eventually(file.exists, "n1 notes that it saw it")
+            assert list(json.loads(file.read_text())) == ["n2"]
+        async with living(first) as one, living(second) as two:
+            await in_session(one)
+            await one.ask(request(await in_session(two), known_ms=0))
+
+    asyncio.run(main())
