@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from piccolod import cluster_mode
+from piccolod.cluster_mode import Mode
 from piccolod.errors import Busy
 from piccolod.leadership import leash_table
 from piccolod.leadership.after_crash import after_crash
@@ -34,6 +36,13 @@ def test_alone_it_leaves_containers_table_and_page_as_they_are(
     assert_alive(everyone)
     assert leash_table.read(paths.leash) == {entry.file: entry}
     assert PageReader(paths.page).read() == before
+
+
+def test_a_member_of_a_cluster_is_not_called_alone(paths: Paths) -> None:
+    paths.lock.touch()
+    cluster_mode.make_folder(paths.cluster)
+    cluster_mode.enter(paths.cluster, Mode(cluster="c", node="n1", since_ms=1))
+    assert after_crash(paths).startswith("nothing is released")
 
 
 def test_no_supervisor_starts_while_it_works(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
