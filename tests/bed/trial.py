@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 
 from tests.bed import audit, faults, forming
 from tests.bed.cluster import Cluster
-from tests.bed.machine import Entered, Machine
+from tests.bed.machine import Machine
 from tests.bed.oracle import Oracle
 from tests.bed.storm import Storm
 from tests.node import Failed, until
@@ -31,7 +31,6 @@ class Trial:
         self.cluster = cluster
         self.oracle = Oracle(cluster)
         self.storm = Storm(cluster.machines)
-        self._holders: dict[str, Entered] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Trial:
@@ -48,8 +47,7 @@ class Trial:
         """Puts somebody at a machine's gate who acts whenever it is open; again after each loss of power."""
         host, port = self.oracle.address
         page = str(machine.run_dir / "page")
-        holder = machine.spawn(sys.executable, "-m", "tests.bed.gate_holder", page, "kernel", host, str(port))
-        self._holders[machine.name] = holder
+        machine.spawn(sys.executable, "-m", "tests.bed.gate_holder", page, "kernel", host, str(port))
 
     def leader(self) -> Machine:
         return forming.wait_leader(self.cluster, within_s=40)
@@ -118,8 +116,9 @@ class Trial:
         missed = set()
         for machine in self.cluster.machines:
             with suppress(OSError):
-                missed |= {name for name, each in forming.members(machine).items() if each["state"] != "alive"}
-                continue
+                if found := forming.members(machine):
+                    missed |= {name for name, each in found.items() if each["state"] != "alive"}
+                    continue
             missed.add(machine.name)
         return missed
 

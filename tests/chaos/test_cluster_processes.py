@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from contextlib import suppress
 
 import pytest
 
@@ -58,12 +57,6 @@ def hit(trial: Trial, machine: Machine, module: str, fault: Callable[..., None],
     until(lambda: machine.is_replaced(module, instance), f"{module} is replaced", 30)
 
 
-def after_s(trial: Trial, chance: random.Random) -> None:
-    """Somewhere between two writes, or in one."""
-    for _ in range(chance.randrange(1, 6)):
-        trial.storm.wait_acknowledged()
-
-
 def service_manager(machine: Machine) -> None:
     """What deploy/systemd does when piccolod has ended by itself: the hook, then a new start."""
     assert machine.process is not None
@@ -73,6 +66,4 @@ def service_manager(machine: Machine) -> None:
     hook.wait(20)
     machine.start(wait=False)
     machine.wait_up(60)
-    with suppress(OSError):
-        until(lambda: machine.get("/crypto/status"), "it answers", 10)
     forming.unlock(machine)
