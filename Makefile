@@ -8,13 +8,15 @@ PY     := $(VENV)/bin/python
 SOURCE := piccolod broker services
 # pytest arguments, as `make test T="tests/unit -k codec"`
 T      ?= tests
+# `make chaos`: how often each fault comes; PICCOLO_TEST_SEED=N repeats a run that printed it
+ROUNDS ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help deps run test lint format bench demo demo-clean demo-image clean packages packages-test packages-bench compiled
+.PHONY: help deps run test chaos lint format bench demo demo-clean demo-image clean packages packages-test packages-bench compiled
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: PORT=$(PORT) STATE=$(STATE) PYTHON=$(PYTHON) T=$(T)"
+	@echo "  variables: PORT=$(PORT) STATE=$(STATE) PYTHON=$(PYTHON) T=$(T) ROUNDS=$(ROUNDS)"
 
 deps: ## install the system packages and Python libraries that are missing (as root)
 	@PYTHON='$(PYTHON)' sh deploy/deps.sh run
@@ -25,6 +27,9 @@ run: packages $(VENV)/.run compiled ## run piccolod here: state in STATE, API on
 
 test: packages-test $(VENV)/.dev compiled ## run every test (as root)
 	@$(PY) -m pytest $(T)
+
+chaos: packages-test $(VENV)/.dev compiled ## the faults of tests/chaos at length, ROUNDS times each (as root)
+	@PICCOLO_CHAOS_ROUNDS=$(ROUNDS) $(PY) -m pytest tests/chaos
 
 lint: $(VENV)/.dev ## format, lint and type checks, as CI does them
 	@$(VENV)/bin/ruff format --check .

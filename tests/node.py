@@ -67,7 +67,7 @@ class Reply:
         return f"{self.status} {self.body[:600]!r}"
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
@@ -198,7 +198,7 @@ class Node:
         self, method: str, path: str, body: Any = None, *, kind: str = "application/json",
         headers: dict[str, str] | None = None, timeout_s: float = 30.0,
     ) -> Reply:  # fmt: skip
-        connection = _UnixConnection(self.run / "api.sock", timeout_s)
+        connection = UnixConnection(self.run / "api.sock", timeout_s)
         try:
             data = (
                 body

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.bed.cluster import Cluster
 from tests.bed.machine import Machine
-from tests.node import PASSWORD, Failed, until
+from tests.node import PASSWORD, Failed, UnixConnection, until
 
 
 def form(cluster: Cluster, profile: str = "fast") -> None:
@@ -80,3 +80,30 @@ def _leads(machine: Machine) -> bool:
         return machine.api("GET", "/leader/kernel", timeout_s=1).status == 200
     except (OSError, http.client.HTTPException):
         return False
+
+
+def leads_etcd(machine: Machine) -> bool:
+    """Whether its member of etcd leads the others: by the health socket, which needs no certificate."""
+    connection = UnixConnection(machine.run / "etcd-health:0", timeout=2)
+    try:
+        connection.request("GET", "/metrics")
+        return b"\netcd_server_is_leader 1\n" in connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def wait_etcd_leader(cluster: Cluster, within_s: float = 20.0) -> Machine:
+    found: Machine = until(
+        lambda: next((each for each in cluster.machines if each.is_on and leads_etcd(each)), None),
+        "a member of etcd that leads", within_s, 0.1,
+    )  # fmt: skip
+    return found
+
+
+def switch_over(cluster: Cluster, to: Machine) -> None:
+    """Hands the kernel to a machine, unless it leads already."""
+    if leader(cluster) is not to:
+        said(to, "leaders", "switchover", "kernel", "--to", to.name)
+        until(lambda: leader(cluster) is to, f"{to.name} leads", 20)

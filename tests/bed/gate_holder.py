@@ -25,12 +25,13 @@ def main(page: str, resource: str, host: str, port: str) -> None:
         oracle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while True:
             try:
-                token = gate.check(resource)
+                token, at = gate.check(resource), clock.now()
+                gate.still(resource, token)  # it may have stood still between the two
             except TermOver:
                 pass
             else:
                 # One interval a term: the gap between two terms of this process is no act.
-                act = f"{resource} {token.epoch} {process}.{token.token} {clock.now():.3f}\n"
+                act = f"{resource} {token.epoch} {process}.{token.token} {at:.3f}\n"
                 oracle.sendall(act.encode())
             time.sleep(_EVERY_S)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PARTS = ("kernel", "bus", "store", "relay", "app")
+PARTS = ("kernel", "bus", "store", "relay", "app", "cluster")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,19 @@ FIGURES = (
     Figure("relay", "new connections, ratio to HAProxy", lambda r: r["new_connections"]["ratio"], "x", ">= 0.8", _at_least(0.8)),
     Figure("relay", "bulk, ratio to HAProxy", lambda r: r["bulk"]["ratio"], "x", ">= 1.0", _at_least(1.0)),
     Figure("app", "apps install to the first 200", lambda r: r["install_to_first_200_s"], "s", "<= 1.5", _at_most(1.5)),
+    Figure("cluster", "leader's machine lost to a write, p50", lambda r: r["machine_lost"]["p50_s"], "s", "<= 3.3", _at_most(3.3)),
+    Figure("cluster", "the same, worst", lambda r: r["machine_lost"]["worst_s"], "s", "<= 4.5", _at_most(4.5)),
+    Figure("cluster", "tree killed, machine alive, worst", lambda r: max(r["tree_killed_s"]), "s", "<= 1.0", _at_most(1.0)),
+    Figure("cluster", "clean stop, worst", lambda r: max(r["clean_stop_s"]), "s", "<= 0.5", _at_most(0.5)),
+    Figure("cluster", "switchover, 50 writes/s, gap, worst", lambda r: r["switchover"]["gap_worst_ms"], "ms", "<= 100", _at_most(100)),
+    Figure("cluster", "switchover, errors", lambda r: r["switchover"]["errors"], "", "0", _at_most(0)),
+    Figure("cluster", "commit, ratio to a bare etcd transaction", lambda r: r["commit"]["ratio_p50"], "x", "<= 1.5", _at_most(1.5)),
+    Figure("cluster", "16 writers, throughput, ratio to bare", lambda r: r["commit"]["ratio_throughput_16"], "x", ">= 0.7", _at_least(0.7)),
+    Figure("cluster", "commit to verified on both followers, p50", lambda r: r["verified"]["p50_ms"], "ms", "<= 10", _at_most(10)),
+    Figure("cluster", "the same, p99", lambda r: r["verified"]["p99_ms"], "ms", "<= 50", _at_most(50)),
+    Figure("cluster", "a lost hint, found by the poll, worst", lambda r: max(r["lost_hint_s"], default=None), "s", "<= 1.2", _at_most(1.2)),
+    Figure("cluster", "a node joins with 10,000 revs", lambda r: r["join"]["join_s"], "s", "<= 10", _at_most(10)),
+    Figure("cluster", "memory of a member over a node alone, PSS", lambda r: r["join"]["pss_extra_mib"], "MiB", "<= 60", _at_most(60)),
 )  # fmt: skip
 
 

@@ -1,12 +1,24 @@
-"""One unlocked node with the demo app and its volume, shared by the tests of a file: each leaves it healthy or fails."""
+"""What the tests of a file share: one unlocked node with the demo app and its volume, or a cluster of three on trial.
+
+Each test leaves them healthy or fails.
+"""
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Iterator
 
 import pytest
 
+from tests.bed.cluster import Cluster
+from tests.bed.forming import form
+from tests.bed.trial import Trial
 from tests.node import Node
+
+# How often each fault of the long set comes: 1 in `make test`, more in `make chaos`.
+ROUNDS = int(os.environ.get("PICCOLO_CHAOS_ROUNDS", "1"))
+SEED = int(os.environ.get("PICCOLO_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +29,22 @@ def node() -> Iterator[Node]:
         node.load_demo_image()
         node.install(node.demo_manifest(extra="storage: {persistent: {data: {container: /data, size_limit: 16MiB}}}\n"))
         yield node
+
+
+@pytest.fixture(scope="module")
+def trial() -> Iterator[Trial]:
+    """Three machines, one cluster, written to until the file's tests have ended."""
+    with Cluster(3) as cluster:
+        cluster.start()
+        form(cluster)
+        with Trial(cluster) as trial:
+            trial.settled()
+            yield trial
+
+
+@pytest.fixture(params=range(ROUNDS))
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """A test that takes it comes ROUNDS times, each time with another choice."""
+    seed = SEED + int(request.param)
+    print(f"PICCOLO_TEST_SEED={seed}")
+    return random.Random(seed)

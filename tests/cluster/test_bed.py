@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.bed import etcd, faults, remains
+from tests.bed import audit, etcd, faults, remains
 from tests.bed.cluster import Cluster
 from tests.bed.etcd import Etcd
 from tests.bed.machine import Machine
 from tests.bed.oracle import Oracle, Stamp, violations
+from tests.bed.storm import Acknowledged
 from tests.node import ROOT, Node, until
 
 APP_PORT = 35000
@@ -294,6 +295,20 @@ def test_the_oracle_counts_overlaps_of_one_resource_only() -> None:
     assert violations(acts("a", 1, "n1", 1.0, 2.0) + acts("b", 2, "n2", 1.5, 3.0)) == []
     assert len(violations(acts("a", 1, "n1", 1.0, 5.0) + acts("a", 2, "n2", 2.1, 3.0) + acts("a", 3, "n3", 4.0))) == 2
     assert "a lower epoch later" in violations(acts("a", 2, "n1", 1.0, 2.0) + acts("a", 1, "n2", 2.1, 3.0))[0]
+
+
+def test_the_audit_finds_what_was_lost_doubled_invented_or_differs() -> None:
+    def acknowledged(*writes: tuple[str, int]) -> list[Acknowledged]:
+        return [Acknowledged(title, rev, 0.0) for title, rev in writes]
+
+    log = {1: ("a", ""), 2: ("b", "storm-0-1"), 3: ("c", "storm-0-2")}
+    told, tried = acknowledged(("storm-0-1", 2), ("storm-0-2", 3)), {"storm-0-1", "storm-0-2"}
+    assert audit.judge({"n1": log, "n2": {1: ("a", "")}}, told, tried) == []
+    assert "lost: 'storm-0-3' at rev 4" in audit.judge({"n1": log}, acknowledged(("storm-0-3", 4)), tried)[0]
+    assert "another rev 3" in audit.judge({"n1": log, "n2": {**log, 3: ("x", "storm-0-2")}}, told, tried)[0]
+    assert "written 2 times" in audit.judge({"n1": {**log, 4: ("d", "storm-0-1")}}, told, tried)[0]
+    assert "nobody asked for 'storm-0-2'" in audit.judge({"n1": log}, told, {"storm-0-1"})[0]
+    assert audit.judge({"n1": {1: log[1], 3: log[3]}}, told[1:], tried) == ["no member has rev 2"]
 
 
 def test_a_real_etcd_elects_and_survives_the_partition_of_its_leader(bare: Cluster) -> None:

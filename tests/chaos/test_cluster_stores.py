@@ -1,0 +1,109 @@
+"""Members of etcd, and the disks under them, fail while everybody writes."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.bed import audit, faults, forming
+from tests.bed.machine import Machine
+from tests.bed.trial import Trial
+from tests.node import until
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_a_follower_of_etcd_that_is_killed_changes_nothing(trial: Trial, chance: random.Random) -> None:
+    term, leading = trial.term(), forming.wait_etcd_leader(trial.cluster)
+    lost = chance.choice([machine for machine in trial.cluster.machines if machine is not leading])
+    trial.moment(chance)
+    hit_etcd(lost, faults.kill)
+    trial.settled()
+    assert trial.term() == term
+
+
+def test_the_leader_of_etcd_is_killed(trial: Trial, chance: random.Random) -> None:
+    trial.moment(chance)
+    hit_etcd(forming.wait_etcd_leader(trial.cluster), faults.kill)
+    trial.settled()
+
+
+def test_etcd_on_the_leader_accepts_and_never_answers(trial: Trial, chance: random.Random) -> None:
+    """It is killed as one that makes no progress, and meanwhile the others serve its consensus."""
+    trial.moment(chance)
+    hit_etcd(trial.leader(), faults.freeze)
+    trial.settled()
+
+
+def test_quorum_is_lost_for_three_seconds_and_comes_back(trial: Trial, chance: random.Random) -> None:
+    """The store alone: the machines still reach each other."""
+    names = [machine.name for machine in trial.cluster.machines]
+    trial.moment(chance)
+    began = time.monotonic()
+    for name in names:
+        faults.partition(trial.cluster, [name], [other for other in names if other > name], ports=faults.ETCD_PORTS)
+    rest(3.0)
+    assert trial.storm.longest_gap_s(began) > 2.0, "nobody can commit without a quorum"
+    faults.heal(trial.cluster)
+    trial.settled()
+
+
+def test_a_frozen_disk_under_the_leaders_etcd(trial: Trial, chance: random.Random) -> None:
+    machine = trial.leader()
+    trial.moment(chance)
+    faults.freeze_disk(machine)
+    try:
+        rest(4.0)
+    finally:
+        faults.thaw_disk(machine)
+    trial.settled()
+
+
+def test_a_flipped_byte_in_a_followers_file_is_healed_from_the_others(trial: Trial, chance: random.Random) -> None:
+    follower = chance.choice(trial.followers())
+    with trial.storm.calm():
+        flip(follower, chance)
+        instance = follower.instance("persistence")
+        faults.kill(follower, "persistence")  # its next life reads the whole file; this one would within 5 minutes
+        until(lambda: follower.is_replaced("persistence", instance), "persistence is replaced", 30)
+        forming.unlock(follower)
+        until(lambda: list((follower.state / "store").glob("control.db.corrupt-*")), "the damaged file is set aside", 20)
+    trial.settled()
+    report = follower.api("POST", "/store/check", timeout_s=60)
+    assert report.status == 200 and report.json["ok"], report
+
+
+def rest(seconds: float) -> None:
+    """How long a fault lasts is the fault itself."""
+    time.sleep(seconds)
+
+
+def hit_etcd(machine: Machine, fault: Callable[..., None]) -> None:
+    """Another process is there afterwards, and serves."""
+    pid = machine.modules()["etcd"]["pid"]
+    fault(machine, "etcd")
+
+    def is_replaced() -> bool:
+        now = machine.modules()["etcd"]
+        return bool(now["state"] == "ready" and now["pid"] not in (0, pid))
+
+    until(is_replaced, f"etcd of {machine.name} is replaced", 30)
+
+
+def flip(machine: Machine, chance: random.Random) -> None:
+    """One byte inside of a sealed entry, in the file itself and not in its write-ahead log."""
+    checkpoint = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('PRAGMA wal_checkpoint(TRUNCATE)')"
+    path = str(machine.state_dir / "store" / "control.db")
+    subprocess.run(machine.inside(sys.executable, "-c", checkpoint, path), check=True, timeout=20)
+    entries = [entry.sealed for entry in audit.entries(machine.state)]
+    file = machine.state / "store" / "control.db"
+    content = file.read_bytes()
+    at = content.index(chance.choice(entries[: len(entries) // 2])[:40]) + 20
+    with file.open("r+b") as raw:
+        raw.seek(at)
+        raw.write(bytes([content[at] ^ 1 << chance.randrange(8)]))
