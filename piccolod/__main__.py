@@ -11,6 +11,7 @@ from typing import Final
 from piccolod import config as configuration
 from piccolod.config import Config, is_plain
 from piccolod.errors import Invalid, PiccoloError
+from piccolod.supervisor import rights
 
 _RELEASE: Final = "services.consensus.after_crash:release"
 
@@ -18,6 +19,8 @@ _RELEASE: Final = "services.consensus.after_crash:release"
 def main(argv: list[str] | None = None) -> int:
     faulthandler.enable()
     options = _parser().parse_args(argv)
+    if options.after_crash:
+        rights.raise_priority()  # the others wait: not behind the apps of this machine
     try:
         config = configuration.load(options.config)
         if options.check_config:

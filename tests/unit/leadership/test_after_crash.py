@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -207,7 +206,7 @@ def test_a_page_of_another_boot_is_nothing_to_it(paths: Paths, monkeypatch: pyte
     assert shown(paths) == before
 
 
-def test_a_damaged_table_or_page_releases_nothing_unproven(paths: Paths) -> None:
+def test_without_a_page_it_has_nothing_to_go_by(paths: Paths) -> None:
     crashed(paths)
-    Path(paths.page).unlink()
+    paths.page.unlink()
     assert "nothing to do" in after_crash(paths, never)

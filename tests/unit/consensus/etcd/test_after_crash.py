@@ -66,6 +66,7 @@ def test_after_it_another_node_leads_at_once_and_the_dead_one_resumes_nothing(ho
     processes[holder.name].wait()
     began_at = clock.now()
     said = after_crash(holder.paths, release)
+    print(f"hook took {(clock.now() - began_at) * 1000:.0f} ms")
     assert said == "released kernel; ended the session"
     (next_one,) = until(lambda: [node for node in others if node.token()], "another one leads", 10, 0.005)
     took_s = clock.now() - began_at
