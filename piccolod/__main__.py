@@ -6,25 +6,28 @@ import argparse
 import faulthandler
 import sys
 from pathlib import Path
+from typing import Final
 
 from piccolod import config as configuration
 from piccolod.config import Config, is_plain
 from piccolod.errors import Invalid, PiccoloError
+from piccolod.supervisor import rights
+
+_RELEASE: Final = "services.consensus.after_crash:release"
 
 
 def main(argv: list[str] | None = None) -> int:
     faulthandler.enable()
     options = _parser().parse_args(argv)
+    if options.after_crash:
+        rights.raise_priority()  # the others wait: not behind the apps of this machine
     try:
         config = configuration.load(options.config)
         if options.check_config:
             print(f"{options.config or configuration.DEFAULT_FILE}: no mistakes")
             return 0
         if options.after_crash:
-            from piccolod.leadership.after_crash import after_crash
-
-            print(f"piccolod: {after_crash(config.paths)}")
-            return 0
+            return _after_crash(config)
         return _run(config)
     except PiccoloError as error:
         return _explain(error)
@@ -36,6 +39,15 @@ def _run(config: Config) -> int:
     supervisor = Supervisor(config)
     print(_greeting(config), file=sys.stderr, flush=True)
     return supervisor.run()
+
+
+def _after_crash(config: Config) -> int:
+    from piccolod.leadership.after_crash import after_crash
+    from piccolod.supervisor.entry import resolve
+
+    # By its name, as modules are: it brings grpc along, for which a container should not have to wait to be killed.
+    print(f"piccolod: {after_crash(config.paths, lambda *proven: str(resolve(_RELEASE)(*proven)))}")
+    return 0
 
 
 def _greeting(config: Config) -> str:

@@ -1,21 +1,45 @@
 """`piccolod --after-crash`: what the service manager runs once the supervisor has ended, for whatever reason.
 
-A node alone leads for ever and nobody waits for its terms: its containers run on and the next start adopts them. A member of
-a cluster that is started again at once resumes its session, and its containers with it; else the leashes stop them at the
-deadline and others lead after it. The page, the table and the containers are left as they are.
+A node alone leads for ever and nobody waits for its terms: its containers run on and the next start adopts them. Of a member
+of a cluster the others need not wait for the deadline: the page is shut for good, what the leash table lists is killed and
+proven dead, and only then the terms are released (leadership.md, rule 7). It is left as it is where nobody could take over:
+while no deadline runs, and in a cluster of two, whose etcd does not survive this node's.
+
+kill -9 in the middle is safe: a page that is shut resumes nothing, whatever is left alive is killed by the leashes too, and the
+next start, or this once more, ends the session.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import json
 import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
 
-from piccolod.errors import Busy
+from piccolod import clock
+from piccolod.errors import Busy, PiccoloError
 from piccolod.leadership import leash_table
+from piccolod.leadership.page import Page, PageReader, PageWriter
+from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.paths import Paths
 
+# (paths, resources of which something may live still) -> what became of the terms, as a sentence. Raises PiccoloError.
+Release = Callable[[Paths, frozenset[str]], str]
 
-def after_crash(paths: Paths) -> str:
+# No module outlives its supervisor for longer than 0.5 s (architecture.md, Orphans).
+_WRITER_S: Final = 1.0
+# A container dies in milliseconds, or hangs in the kernel.
+_PROOF_S: Final = 2.0
+_LOOK_S: Final = 0.005
+_FEWEST_THAT_LEAD_ON: Final = 3
+
+
+def after_crash(paths: Paths, release: Release) -> str:
     """What was found and done, as a sentence. Raises Busy beside a live supervisor: it has adopted everything already.
 
     No supervisor can start before this ends: it holds the lock of the run directory meanwhile.
@@ -25,18 +49,110 @@ def after_crash(paths: Paths) -> str:
     except FileNotFoundError:
         return "nothing to do: piccolod has not run since this machine started"
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _found(paths)
-    except BlockingIOError:
-        raise Busy(
-            f"a supervisor runs on {paths.run}", hint="--after-crash is for the service manager, after a crash"
-        ) from None
+        _hold(lock, paths)
+        if not (paths.cluster / "mode").exists():
+            return f"nothing to do: this node is alone; {_run_on(paths)}"
+        return _of_a_member(paths, release)
     finally:
         os.close(lock)
 
 
-def _found(paths: Paths) -> str:
+def _hold(lock: int, paths: Paths) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Busy(
+            f"a supervisor runs on {paths.run}", hint="--after-crash is for the service manager, after a crash"
+        ) from None
+
+
+def _of_a_member(paths: Paths, release: Release) -> str:
+    reader = PageReader(paths.page)
+    page = reader.read()
+    reader.close()
+    if page is None or page.boot_id != clock.boot_id():
+        return "nothing to do: no deadline page of this boot"
+    if page.hard_at == clock.FOREVER:
+        return f"left as it is: no other node may take over from this one; {_run_on(paths)}"
+    if _members(paths) < _FEWEST_THAT_LEAD_ON:
+        return f"left as it is: without this node the cluster has no quorum; {_run_on(paths)}"
+    with _shut(paths, page) as is_shut:
+        if not is_shut:
+            return "released nothing: the former consensus lives still, and may write the deadline page"
+        unproven = _stop(paths)
+        try:
+            return release(paths, unproven)
+        except PiccoloError as error:
+            return f"released nothing, others lead once this node's span has passed: {error.detail}"
+
+
+def _run_on(paths: Paths) -> str:
     alive = sum(not leash_table.proven_dead(entry) for entry in leash_table.read(paths.leash).values())
-    if (paths.cluster / "mode").exists():
-        return f"left as it is: {alive} led container(s) run on to the deadline of this node; a start before it adopts them"
-    return f"nothing to do: this node is alone; {alive} led container(s) run on, the next start adopts them"
+    return f"{alive} led container(s) run on, the next start adopts them"
+
+
+def _members(paths: Paths) -> int:
+    try:
+        return len(json.loads((paths.cluster / "members.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return 0
+
+
+# --- shut
+
+
+@contextmanager
+def _shut(paths: Paths, page: Page) -> Iterator[bool]:
+    """A page without a session: nobody resumes what it showed, and nobody else writes it meanwhile. False: it stays open."""
+    writer = _only_writer(paths)
+    if writer is None:
+        yield False
+        return
+    try:
+        writer.write(Page(0, page.gen, 0, 0, page.boot_id, 0.0, 0.0, {}))
+        yield True
+    finally:
+        writer.close()
+
+
+def _only_writer(paths: Paths) -> PageWriter | None:
+    """Once the former consensus has died, which proves that it acts no more."""
+    give_up_at = clock.now() + _WRITER_S
+    while True:
+        try:
+            return PageWriter(paths.page)
+        except BlockingIOError:
+            if clock.now() >= give_up_at:
+                return None
+            time.sleep(_LOOK_S)
+
+
+# --- stop, and prove it
+
+
+def _stop(paths: Paths) -> frozenset[str]:
+    """Kills all that is led here; the resources of which something may live still.
+
+    The page is shut: what a dying process starts after a look finds that. So an empty look is the proof.
+    """
+    give_up_at = clock.now() + _PROOF_S
+    while True:
+        unproven = frozenset((*_alive(paths), *_kernel(paths)))
+        if not unproven or clock.now() >= give_up_at:
+            return unproven
+        time.sleep(_LOOK_S)
+
+
+def _alive(paths: Paths) -> Iterable[str]:
+    for entry in leash_table.read(paths.leash).values():
+        if not leash_table.proven_dead(entry):
+            leash_table.kill(entry)
+            yield entry.resource
+
+
+def _kernel(paths: Paths) -> Iterable[str]:
+    """A socket that refuses has no process any more: its writes went through consensus, and die with the session."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.setblocking(False)
+        if asking.connect_ex(os.fspath(paths.command_socket("persistence"))) not in (errno.ECONNREFUSED, errno.ENOENT):
+            yield RESOURCE_KERNEL

@@ -100,8 +100,10 @@ def certificates(paths: Paths, found: list[str]) -> Tls | None:
     return Tls(ca, cert, key)
 
 
-def open_client(paths: Paths, rpc_s: float) -> Client:
+def open_client(paths: Paths, rpc_s: float, *, local: bool = True) -> Client:
     """Of the cluster's etcd, with the certificate of this node. It judges no header: whoever reads does that.
+
+    `local` False: the members of other nodes alone.
 
     Raises Invalid when no endpoint is known, StoreUnavailable, Unavailable when a file cannot be read.
     """
@@ -109,6 +111,9 @@ def open_client(paths: Paths, rpc_s: float) -> Client:
     from services.consensus.etcd.header import Unjudged
 
     found = urls(paths, read(paths))
+    settings = etcd_conf.read(paths.etcd_conf)
+    if not local and settings is not None:
+        found = [url for url in found if url != settings.client_url]
     if not found:
         raise Invalid(f"no member of etcd is known in {paths.cluster}", hint="join this node again")
     return Client(endpoints(found), certificates(paths, found), rpc_s=rpc_s, lineage=Unjudged())

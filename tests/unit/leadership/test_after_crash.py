@@ -1,26 +1,91 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import signal
+import socket
 
 import pytest
 
-from piccolod.errors import Busy
+from piccolod import clock
+from piccolod.errors import Busy, StoreUnavailable, TermOver
+from piccolod.leadership import after_crash as hook
 from piccolod.leadership import leash_table
 from piccolod.leadership.after_crash import after_crash
-from piccolod.leadership.page import PageReader, PageWriter, Term
+from piccolod.leadership.gate import Gate
+from piccolod.leadership.page import Page, PageReader, PageWriter, Term, create
 from piccolod.paths import Paths
 
-from .conftest import Containers, a_page, armed, assert_alive
+from .conftest import Containers, a_page, armed, assert_alive, gone
+
+TERMS = {"kernel": Term(5, 1), "app:notes": Term(7, 1)}
+
+
+class Release:
+    """Stands for etcd: notes what was still alive and open when the terms were to be released."""
+
+    def __init__(self, paths: Paths, pids: list[int] | None = None) -> None:
+        self._paths = paths
+        self._pids = pids or []
+        self.calls: list[frozenset[str]] = []
+
+    def __call__(self, paths: Paths, unproven: frozenset[str]) -> str:
+        self.calls.append(unproven)
+        page = shown(self._paths)
+        assert (page.sid, dict(page.terms)) == (0, {}), "the page is shut before anything is released"
+        assert not [pid for pid in self._pids if not gone(pid)], "nothing lives when something is released"
+        assert not lock_is_free(self._paths), "no supervisor starts meanwhile"
+        return "released"
+
+
+def never(_paths: Paths, _unproven: frozenset[str]) -> str:
+    raise AssertionError("something was released")
+
+
+def shown(paths: Paths) -> Page:
+    reader = PageReader(paths.page)
+    page = reader.read()
+    reader.close()
+    assert page is not None
+    return page
+
+
+def lock_is_free(paths: Paths) -> bool:
+    other = os.open(paths.lock, os.O_RDWR)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(other)
+    return True
+
+
+def crashed(paths: Paths, *, hard_in_s: float = 60.0, members: int = 3, sid: int = 5) -> Page:
+    """What a member leaves whose whole tree has died in the middle of its terms."""
+    paths.lock.touch()
+    paths.cluster.mkdir(parents=True)
+    (paths.cluster / "mode").touch()
+    known = {f"n{number}": {"address": "", "client_url": ""} for number in range(1, members + 1)}
+    (paths.cluster / "members.json").write_text(json.dumps(known))
+    create(paths.page)
+    writer = PageWriter(paths.page)
+    page = writer.write(a_page(TERMS, clock.now() + hard_in_s, sid))
+    writer.close()
+    return page
+
+
+# --- a node alone, and no node at all
 
 
 def test_beside_a_live_supervisor_it_refuses(paths: Paths) -> None:
     lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(Busy, match="supervisor runs"):
-        after_crash(paths)
+        after_crash(paths, never)
     os.close(lock)
-    assert "nothing to do" in after_crash(paths)
+    assert "nothing to do" in after_crash(paths, never)
 
 
 def test_alone_it_leaves_containers_table_and_page_as_they_are(
@@ -30,38 +95,118 @@ def test_alone_it_leaves_containers_table_and_page_as_they_are(
     before = page_writer.write(a_page({"app:notes": Term(7, 1)}))
     init, everyone = containers.in_pid_namespace()
     entry = armed(paths, init)
-    assert "1 led container(s) run on" in after_crash(paths)
+    assert "1 led container(s) run on" in after_crash(paths, never)
     assert_alive(everyone)
     assert leash_table.read(paths.leash) == {entry.file: entry}
     assert PageReader(paths.page).read() == before
 
 
-def test_of_a_member_it_says_until_when_its_containers_run(paths: Paths) -> None:
-    paths.lock.touch()
-    paths.cluster.mkdir(parents=True)
-    (paths.cluster / "mode").touch()
-    assert "to the deadline of this node" in after_crash(paths)
-
-
-def test_no_supervisor_starts_while_it_works(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths.lock.touch()
-    seen = []
-
-    def look(_: object) -> dict[str, leash_table.Entry]:
-        other = os.open(paths.lock, os.O_RDWR)
-        try:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            seen.append("locked")
-        finally:
-            os.close(other)
-        return {}
-
-    monkeypatch.setattr(leash_table, "read", look)
-    after_crash(paths)
-    assert seen == ["locked"]
-
-
 def test_where_nothing_ever_ran_it_has_nothing_to_do(paths: Paths) -> None:
-    assert "has not run" in after_crash(paths)
+    assert "has not run" in after_crash(paths, never)
     assert not paths.lock.exists()
+
+
+# --- a member
+
+
+def test_a_member_releases_only_once_the_page_is_shut_and_all_that_it_led_is_dead(paths: Paths, containers: Containers) -> None:
+    crashed(paths)
+    init, everyone = containers.in_pid_namespace()
+    armed(paths, init)
+    release = Release(paths, everyone)
+    assert after_crash(paths, release) == "released"
+    assert release.calls == [frozenset()]
+    with pytest.raises(TermOver):
+        Gate(PageReader(paths.page)).check("kernel")
+    assert lock_is_free(paths)
+
+
+def test_what_does_not_die_is_not_released(paths: Paths, containers: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashed(paths)
+    init, everyone = containers.in_pid_namespace()
+    armed(paths, init)
+    monkeypatch.setattr(hook, "_PROOF_S", 0.1)
+    monkeypatch.setattr(leash_table, "kill", lambda entry: None)  # as on a disk that never answers (state D)
+    release = Release(paths)
+    after_crash(paths, release)
+    assert release.calls == [frozenset({"app:notes"})]
+    assert_alive(everyone)
+
+
+def test_the_kernel_is_not_released_while_persistence_has_a_process(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashed(paths)
+    paths.bus.mkdir()
+    monkeypatch.setattr(hook, "_PROOF_S", 0.1)
+    release = Release(paths)
+    with socket.socket(socket.AF_UNIX) as persistence:
+        persistence.bind(str(paths.command_socket("persistence")))
+        persistence.listen()
+        after_crash(paths, release)
+    after_crash(paths, release)
+    assert release.calls == [frozenset({"kernel"}), frozenset()]
+
+
+def test_beside_a_consensus_that_lives_nothing_is_killed_and_nothing_released(
+    paths: Paths, containers: Containers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = crashed(paths)
+    init, everyone = containers.in_pid_namespace()
+    armed(paths, init)
+    monkeypatch.setattr(hook, "_WRITER_S", 0.1)
+    consensus = PageWriter(paths.page)
+    assert "consensus lives" in after_crash(paths, never)
+    consensus.close()
+    assert_alive(everyone)
+    assert shown(paths) == before
+
+
+def test_kill_9_of_it_in_the_middle_leaves_a_shut_page_and_the_next_one_goes_on(paths: Paths) -> None:
+    crashed(paths)
+    child = os.fork()
+    if child == 0:
+        after_crash(paths, lambda *_: str(os.kill(os.getpid(), signal.SIGKILL)))
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert shown(paths).sid == 0
+    release = Release(paths)
+    assert after_crash(paths, release) == "released"
+    assert release.calls == [frozenset()]
+
+
+def test_an_etcd_that_does_not_answer_is_told_in_one_line(paths: Paths) -> None:
+    crashed(paths)
+
+    def silent(_paths: Paths, _unproven: frozenset[str]) -> str:
+        raise StoreUnavailable("etcd cannot be reached")
+
+    assert after_crash(paths, silent) == (
+        "released nothing, others lead once this node's span has passed: etcd cannot be reached"
+    )
+    assert shown(paths).sid == 0
+
+
+@pytest.mark.parametrize(("hard_in_s", "members", "why"), [(clock.FOREVER, 3, "no other node"), (60.0, 2, "no quorum")])
+def test_where_nobody_could_take_over_all_runs_on(
+    paths: Paths, containers: Containers, hard_in_s: float, members: int, why: str
+) -> None:
+    before = crashed(paths, hard_in_s=hard_in_s, members=members)
+    init, everyone = containers.in_pid_namespace()
+    armed(paths, init)
+    said = after_crash(paths, never)
+    assert why in said and "1 led container(s) run on" in said
+    assert_alive(everyone)
+    assert shown(paths) == before
+
+
+def test_a_page_of_another_boot_is_nothing_to_it(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = crashed(paths)
+    monkeypatch.setattr(clock, "boot_id", lambda: "f" * 36)
+    assert "nothing to do" in after_crash(paths, never)
+    assert shown(paths) == before
+
+
+def test_without_a_page_it_has_nothing_to_go_by(paths: Paths) -> None:
+    crashed(paths)
+    paths.page.unlink()
+    assert "nothing to do" in after_crash(paths, never)

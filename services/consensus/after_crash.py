@@ -1,0 +1,108 @@
+"""The end of this node's session by somebody else than its consensus, which is dead: the last act of `piccolod --after-crash`.
+
+Whoever calls has shut the page and proven what it says to be stopped. So every token and every sid of this node is dead for
+ever, also those that etcd shows and the page never did, and an unknown outcome harms nobody: RELEASE and END compare exactly
+these, and may commit at any later time, in any order, also beside the next session, which has another sid and other tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from piccolod import clock, cluster_mode
+from piccolod.errors import Invalid, StoreRestored
+from piccolod.leadership import keys, transactions
+from piccolod.leadership.events import Memory
+from piccolod.leadership.keys import GenRecord
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.roles import Reason
+from piccolod.leadership.timing import Timing
+from piccolod.leadership.transactions import Outcome, Transaction
+from piccolod.paths import Paths
+from services.consensus import cluster_records, members_file
+from services.consensus.etcd_store import EtcdStore, Snapshot
+from services.consensus.memory import MemoryFile
+
+_PAUSE_S: Final = 0.02
+
+
+def release(paths: Paths, unproven: frozenset[str]) -> str:
+    """Releases what this node holds, but for `unproven`, and ends its session if all is proven. What was done, as a sentence.
+
+    Raises PiccoloError: then nothing was released.
+    """
+    return asyncio.run(_release(paths, unproven))
+
+
+def budget_s(timing: Timing) -> float:
+    """For all of it. This node's member of etcd died too: if it led, the others elect first, within two election timeouts."""
+    return 2 * timing.election_s + 2 * timing.rpc_s
+
+
+async def _release(paths: Paths, unproven: frozenset[str]) -> str:
+    mode = cluster_mode.load(paths.cluster)
+    if mode is None:
+        raise Invalid(f"{paths.cluster} names no cluster")
+    timing = members_file.timing_of(paths)
+    give_up_at = clock.now() + budget_s(timing)
+    store = EtcdStore(members_file.open_client(paths, timing.rpc_s, local=False), cluster_records.prefix(mode.cluster))
+    try:
+        seen = await store.read(budget_s(timing))
+        _believe(seen, MemoryFile(paths.cluster / "seen.json").read())
+        terms = {resource: due for resource, due in _terms(seen, mode.node) if resource not in unproven}
+        known = await asyncio.gather(*(_commit(store, due, timing.rpc_s, give_up_at) for due in terms.values()))
+        released = [resource for resource, is_known in zip(terms, known, strict=True) if is_known]
+        ended = not unproven and await _end(store, seen, mode.node, timing.rpc_s, give_up_at)
+    finally:
+        await store.client.close()
+    return _said(released, sorted({*terms} - {*released}), sorted(unproven), ended=ended)
+
+
+def _believe(seen: Snapshot, memory: Memory | None) -> None:
+    """Rule 5 of leadership.md: in another etcd the same revisions are the tokens of others."""
+    gen = seen.records.get(keys.GEN)
+    if (
+        memory is None
+        or memory.restored
+        or seen.header.cluster_id != memory.cluster_id
+        or seen.header.rev < memory.rev
+        or gen is None
+        or gen.value != GenRecord(memory.gen, memory.cluster_id)
+    ):
+        raise StoreRestored("etcd is not the one that this node knew", hint="see `piccoloctl cluster recover`")
+
+
+def _terms(seen: Snapshot, node: str) -> Iterable[tuple[str, Transaction]]:
+    """The kernel first: others wait for it."""
+    for key in sorted(seen.records, key=lambda key: (key != keys.EPOCH + RESOURCE_KERNEL, key)):
+        record = seen.records[key]
+        if key.startswith(keys.EPOCH) and record.value.held and record.value.node == node:
+            resource = key.removeprefix(keys.EPOCH)
+            yield resource, transactions.release(resource, record.mod, record.value, Reason.EXPIRED, {})
+
+
+async def _end(store: EtcdStore, seen: Snapshot, node: str, rpc_s: float, give_up_at: float) -> bool:
+    session = seen.records.get(keys.SESSION + node)
+    return session is None or await _commit(store, transactions.end(node, session.create), rpc_s, give_up_at)
+
+
+async def _commit(store: EtcdStore, transaction: Transaction, rpc_s: float, give_up_at: float) -> bool:
+    """Whether it is known to be over: committed, or somebody else was first."""
+    while (left_s := give_up_at - clock.now()) > 0:
+        attempt = await store.commit(transaction, min(rpc_s, left_s))
+        if attempt.outcome in (Outcome.COMMITTED, Outcome.REFUSED):
+            return True
+        await asyncio.sleep(_PAUSE_S)
+    return False
+
+
+def _said(released: list[str], unknown: list[str], unproven: list[str], *, ended: bool) -> str:
+    parts = [f"released {', '.join(released)}" if released else "nothing was held"]
+    if unknown:
+        parts.append(f"etcd did not say whether {', '.join(unknown)} is released")
+    if unproven:
+        parts.append(f"not released, for something of it may live: {', '.join(unproven)}")
+    parts.append("ended the session" if ended else "the session runs out by itself")
+    return "; ".join(parts)
