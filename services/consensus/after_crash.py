@@ -14,6 +14,7 @@ from typing import Final
 from piccolod import clock, cluster_mode
 from piccolod.errors import Invalid, StoreRestored
 from piccolod.leadership import keys, transactions
+from piccolod.leadership.actions import RESTORED_HINT
 from piccolod.leadership.events import Memory
 from piccolod.leadership.keys import GenRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -71,7 +72,7 @@ def _believe(seen: Snapshot, memory: Memory | None) -> None:
         or gen is None
         or gen.value != GenRecord(memory.gen, memory.cluster_id)
     ):
-        raise StoreRestored("etcd is not the one that this node knew", hint="see `piccoloctl cluster recover`")
+        raise StoreRestored("etcd is not the one that this node knew", hint=RESTORED_HINT)
 
 
 def _terms(seen: Snapshot, node: str) -> Iterable[tuple[str, Transaction]]:

@@ -12,19 +12,14 @@ from piccolod.cluster_mode import Mode
 from piccolod.errors import (
     Busy,
     Conflict,
-    Exists,
     LeaderHint,
-    NoLeader,
-    NotFound,
     NotLeader,
-    NotSupported,
     OutcomeUnknown,
     PiccoloError,
-    StoreRestored,
     StoreUnavailable,
     TooMany,
 )
-from piccolod.leadership import actions, events, keys, transactions
+from piccolod.leadership import actions, events, keys
 from piccolod.leadership.actions import RESTORED_HINT, Action, Ended
 from piccolod.leadership.events import PageState, PageTerm
 from piccolod.leadership.page import CAPACITY, Page, PageWriter
@@ -32,23 +27,21 @@ from piccolod.leadership.records import ChangeRecord, TermRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Config, Life, Phase
-from piccolod.leadership.timing import POLL_S
-from piccolod.leadership.transactions import Compare, Kind, Outcome, Put, Transaction
+from piccolod.leadership.transactions import Compare, Outcome, Put
 from piccolod.module import Module
 from piccolod.protocol.consensus import Candidate
 from piccolod.supervisor.rundir import last_tick
 from services.consensus import cluster_records, history, members_file, prover, standing
-from services.consensus.cluster_records import PAUSE, PauseRecord
 from services.consensus.driver import Driver
 from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
 from services.consensus.memory import MemoryFile
+from services.consensus.planned_moves import PlannedMoves
+from services.consensus.refusals import Refusals
 from services.consensus.registration import Registration
 
 _CAMPAIGN_S: Final = 1.0
 _END_S: Final = 4.0  # from a request to end a term until its caller is told that it takes longer
-# Longer than its callers' patience for parked writes: then it is taken back.
-_SWITCHOVER_S: Final = 2.0
 _LEAVE_S: Final = 1.0
 _LOOK_S: Final = 0.005
 _LEAVE_LOOKS: Final = 200
@@ -75,12 +68,13 @@ class EtcdLeaser:
             self._looked,
         )  # fmt: skip
         self.registration: Final = Registration(self.driver, paths, module.log, self._store_lives)
+        self._refusals = Refusals(self.driver, mode.node, self.place)
+        self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals)
         self._changed = changed
         self._shape: object = None
         self._records: Mapping[str, TermRecord] = {}
         self._proposals: dict[int, asyncio.Future[tuple[actions.Proposed, Attempt | None]]] = {}
         self._numbers = itertools.count(1)
-        self._moves: dict[str, asyncio.Future[str]] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -161,23 +155,17 @@ class EtcdLeaser:
             return self.driver.blocked
         if self.registration.is_out():
             return f"{_OUT}: {_OUT_HINT}"
-        return "" if self._fresh() else "etcd does not answer, or has no quorum"
+        return "" if self._refusals.fresh() else "etcd does not answer, or has no quorum"
 
     def hint(self, resource: str) -> LeaderHint | None:
-        """Which other node leads it; None when none does, or this node cannot know."""
-        state = self.driver.state
-        node = standing.holder(state, resource)
-        if node in ("", self._node) or state.restored or not self._fresh():
-            return None
-        place, epoch = self.place(node), self.driver.state.view.epochs[resource]
-        return LeaderHint(node, place.address, place.url, epoch.value.epoch)
+        return self._refusals.hint(resource)
 
     # --- terms
 
     async def campaign(self, resource: str, reason: Reason) -> TermRecord:
         """Of `kernel` it is a standing wish, for as long as it is asked again."""
         state = self.driver.state
-        self._check_stays(resource)
+        self._moves.check_stays(resource)
         if self.registration.is_out():
             self.registration.forget(resource)
             raise NotLeader(_OUT, hint=_OUT_HINT, leader=self.hint(resource))
@@ -193,14 +181,14 @@ class EtcdLeaser:
             await self._check_stays_here(resource)
         self.registration.wish(resource, reason)
         if term is None and not await self.driver.until(lambda: self._decided(resource), _CAMPAIGN_S):
-            raise self._no_leader(resource)
+            raise self._refusals.no_leader(resource)
         if not standing.leads(self.driver.state, resource):
-            raise self._not_leader(resource)
+            raise self._refusals.not_leader(resource)
         return self._records[resource]
 
     async def close(self, resource: str, token: int) -> None:
         if self._current(resource, token):
-            self._check_stays(resource)
+            self._moves.check_stays(resource)
             self.driver.feed(events.Close(resource, token))
             if not await self.driver.until(lambda: not self._is_open(resource, token), _END_S):
                 raise StoreUnavailable(self.driver.blocked or f"{resource} is not closed yet", hint="see the disk")
@@ -209,7 +197,7 @@ class EtcdLeaser:
         if not self._current(resource, token):
             self.registration.forget(resource)
             return
-        self._check_stays(resource)
+        self._moves.check_stays(resource)
         self.registration.forget(resource)
         self.driver.feed(events.Release(resource, token, reason))
         if not await self.driver.until(lambda: not self._holds(resource, token), _END_S):
@@ -221,62 +209,13 @@ class EtcdLeaser:
     # --- planned moves
 
     async def switchover(self, resource: str, to: str) -> None:
-        await self._hand_over(resource, to, Reason.SWITCHOVER)
+        await self._moves.hand_over(resource, to, Reason.SWITCHOVER)
 
     async def give_away(self, resource: str) -> None:
-        await self._hand_over(resource, "", Reason.RELEASED)
+        await self._moves.hand_over(resource, "", Reason.RELEASED)
 
     async def pause(self, on: bool, author: str) -> None:
-        """By a record that every node watches. Any member may write it: who led may be gone, and stay so until it resumes."""
-        state = self.driver.state
-        if state.session is None or not self._fresh():
-            raise self._no_leader(RESOURCE_KERNEL)
-        record = PauseRecord(author, clock.wall_ms())
-        puts, deletes = ((Put(PAUSE, record),), ()) if on else ((), (PAUSE,))
-        guard = (transactions.same_session(self._node, state.session.sid), transactions.same_gen(state.session.gen))
-        done = await self.driver.put(Transaction(Kind.RECORD, guard, puts, deletes))
-        if done.outcome is Outcome.REFUSED:
-            raise NoLeader("this node has lost its session meanwhile", hint="try again in a moment")
-        if done.error is not None:
-            raise done.error
-        await self.driver.until(lambda: self.driver.state.paused is on, _CAMPAIGN_S)
-
-    async def _hand_over(self, resource: str, to: str, reason: Reason) -> None:
-        driver = self.driver
-        if resource != RESOURCE_KERNEL:
-            raise NotSupported(f"{resource} stays on its node: placement is not there yet", hint="only `kernel` moves")
-        if to and to not in driver.facts.nodes:
-            raise NotFound(f"there is no node {to}", hint="`piccoloctl cluster list` shows them")
-        if to and standing.holder(driver.state, resource) == to:
-            raise Exists(f"{to} leads {resource} already", hint="`piccoloctl leaders list` shows who leads")
-        if not standing.leads(driver.state, resource):
-            raise self._not_leader(resource)
-        if driver.facts.paused:
-            raise Conflict("the cluster is paused: nothing moves", hint="`piccoloctl cluster resume`")
-        self._check_stays(resource)
-        to = to or standing.best_candidate(driver.state, driver.facts)
-        why = standing.unfit(driver.state, driver.facts, to) if to else "no other node could lead it now"
-        if why:
-            raise Conflict(f"{to or resource}: {why}", hint="`piccoloctl leaders show kernel` tells it of each node")
-        await self._move(resource, to, reason)
-
-    async def _move(self, resource: str, to: str, reason: Reason) -> None:
-        driver, op = self.driver, f"{self._node}-{clock.now_ns()}"
-        move = self._moves[resource] = asyncio.get_running_loop().create_future()
-        try:
-            place = self.place(to)
-            driver.feed(events.Switchover(resource, to, place.address, op, reason, clock.now() + _SWITCHOVER_S))
-            async with asyncio.timeout(_SWITCHOVER_S + _END_S):
-                failed = await move
-        except TimeoutError:
-            raise OutcomeUnknown(
-                f"etcd does not say whether {to} has {resource}", hint="see `piccoloctl leaders list`"
-            ) from None
-        finally:
-            del self._moves[resource]
-        if failed:
-            raise Conflict(f"{resource} stays here: {failed}", hint="try again, or choose another node")
-        await driver.until(lambda: standing.holder(driver.state, resource) == to, _CAMPAIGN_S)
+        await self._moves.pause(on, author)
 
     # --- writes of the kernel's leader
 
@@ -310,7 +249,7 @@ class EtcdLeaser:
         """By what: revisions only grow, so that a look afterwards still shows it. The token counts first."""
         epoch = keys.EPOCH + RESOURCE_KERNEL
         if not standing.leads(self.driver.state, RESOURCE_KERNEL):
-            return self._not_leader(RESOURCE_KERNEL)
+            return self._refusals.not_leader(RESOURCE_KERNEL)
         try:
             found = await self.driver.store.revisions((epoch, *(one.key for one in compares)), _REFUSED_S)
         except PiccoloError:
@@ -318,7 +257,7 @@ class EtcdLeaser:
         others = [one.key for one in compares if found.get(one.key, 0) != one.value]
         if found.get(epoch) == token and others:
             return Conflict(f"{others[0]} is another one by now", hint="read it again")
-        return self._not_leader(RESOURCE_KERNEL)
+        return self._refusals.not_leader(RESOURCE_KERNEL)
 
     # --- inside
 
@@ -332,10 +271,10 @@ class EtcdLeaser:
             if answer is not None and not answer.done():
                 answer.set_result((action, attempt))
         elif isinstance(action, actions.Over):
-            self._moved(action.resource, "" if action.why is Ended.HANDED_OVER else action.why)
+            self._moves.ended(action.resource, "" if action.why is Ended.HANDED_OVER else action.why)
             log.info("left a term", resource=action.resource, token=action.token, reason=action.why.value)
         elif isinstance(action, actions.SwitchoverFailed):
-            self._moved(action.resource, "it was not done in time, or the node is gone")
+            self._moves.ended(action.resource, "it was not done in time, or the node is gone")
         elif isinstance(action, actions.Opened):
             log.info("opened a term", resource=action.resource, epoch=action.epoch, token=action.token, reason=action.reason)
         elif isinstance(action, actions.SessionOpened):
@@ -344,11 +283,6 @@ class EtcdLeaser:
             log.warning("ended a session", sid=action.sid, reason=action.why.value)
         elif isinstance(action, actions.Alarm):
             log.error("raised an alarm", reason=action.text)
-
-    def _moved(self, resource: str, failed: str) -> None:
-        move = self._moves.get(resource)
-        if move is not None and not move.done():
-            move.set_result(failed)
 
     def _looked(self) -> None:
         """After each event: tells what has changed, and nothing for a heartbeat."""
@@ -370,10 +304,6 @@ class EtcdLeaser:
             raise Conflict(f"{token} is no token of {resource}", hint="campaign first")
         return self._holds(resource, token)
 
-    def _check_stays(self, resource: str) -> None:
-        if resource in self._moves:
-            raise Busy(f"{resource} is being handed over", hint="try again in a moment")
-
     def _holds(self, resource: str, token: int) -> bool:
         term = self.driver.state.terms.get(resource)
         return term is not None and term.token == token
@@ -384,15 +314,11 @@ class EtcdLeaser:
     def _decided(self, resource: str) -> bool:
         return standing.leads(self.driver.state, resource) or self.hint(resource) is not None
 
-    def _fresh(self) -> bool:
-        """etcd's quorum has answered lately: two polls, each as slow as it may be."""
-        return clock.now() - self.driver.heard_at <= 2 * (POLL_S + self.driver.state.config.timing.rpc_s)
-
     async def _check_stays_here(self, resource: str) -> None:
         """Until there is placement an app stays where it was; where it was nowhere, the kernel's leader begins it."""
         state = self.driver.state
         if not await self.driver.until(lambda: self.driver.state.settled, _CAMPAIGN_S):
-            raise self._no_leader(resource)
+            raise self._refusals.no_leader(resource)
         state = self.driver.state
         epoch = state.view.epochs.get(resource)
         if epoch is not None and epoch.value.node != self._node:
@@ -401,23 +327,3 @@ class EtcdLeaser:
             raise NotLeader(f"{resource} is at home on {epoch.value.node}", hint="it stays there", leader=hint)
         if epoch is None and not standing.leads(state, RESOURCE_KERNEL):
             raise NotLeader(f"the node that leads the kernel begins {resource}", leader=self.hint(RESOURCE_KERNEL))
-
-    def _not_leader(self, resource: str) -> PiccoloError:
-        hint = self.hint(resource)
-        if hint is None:
-            return NotLeader(f"this node does not lead {resource} now", hint="see `piccoloctl leaders list`")
-        return NotLeader(f"{hint.node} leads {resource}", hint=f"ask {hint.node}", leader=hint)
-
-    def _no_leader(self, resource: str) -> PiccoloError:
-        state = self.driver.state
-        if state.restored:
-            return StoreRestored(Ended.RESTORED.value, hint=RESTORED_HINT)
-        if self.driver.blocked:
-            return StoreUnavailable(self.driver.blocked, hint="see the disk")
-        if not self._fresh():
-            return StoreUnavailable("etcd does not answer, or has no quorum", hint="see `piccoloctl cluster list`")
-        if state.session is None:
-            return NoLeader(f"nobody leads {resource}, and this node has no session yet", hint="try again in a moment")
-        if state.paused:
-            return NoLeader(f"nobody leads {resource}, and the cluster is paused", hint="`piccoloctl cluster resume`")
-        return NoLeader(f"nobody leads {resource} now", hint="see `piccoloctl why kernel`")

@@ -22,6 +22,7 @@ from piccolod.leadership.roles import Reason
 from piccolod.leadership.timing import PROFILES, Choice
 from piccolod.pki.authority import Authority
 from piccolod.pki.identity import Identity
+from piccolod.protocol.cluster import InitCluster
 from piccolod.protocol.joining import IssueCertificate, Issued
 from piccolod.protocol.log import Exported, ExportLog, SealedEntry
 from piccolod.protocol.persistence import CryptoStatus
@@ -112,7 +113,7 @@ def found(etcd: Cluster, node: Alone, monkeypatch: pytest.MonkeyPatch) -> dict[s
     async def done() -> None: ...
 
     supervised: Any = SimpleNamespace(etcd_as_written=done, etcd_ready=done, etcd_gone=done)
-    founding = Init(node, node, Folder(node.paths), supervised, "auto")  # type: ignore[arg-type]
+    founding = Init(node, node, Folder(node.paths), supervised, InitCluster(profile="auto"))  # type: ignore[arg-type]
 
     async def main() -> dict[str, bytes]:
         await founding.run(STATUS)
