@@ -100,7 +100,7 @@ async def _commit(store: EtcdStore, transaction: Transaction, rpc_s: float, give
 
 
 def _said(released: list[str], unknown: list[str], unproven: list[str], *, ended: bool) -> str:
-    parts = [f"released {', '.join(released)}" if released else "nothing was held"]
+    parts = [f"released {', '.join(released) or 'nothing'}"]
     if unknown:
         parts.append(f"etcd did not say whether {', '.join(unknown)} is released")
     if unproven:

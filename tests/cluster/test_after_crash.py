@@ -68,10 +68,13 @@ def kill_tree(machine: Machine) -> None:
     machine.process = None
 
 
+def hook(machine: Machine) -> list[str]:
+    """As `ExecStopPost=` has it."""
+    return [str(PICCOLOD), "--config", str(machine.config_file), "--after-crash"]
+
+
 def after_crash(machine: Machine) -> subprocess.CompletedProcess[str]:
-    """As `ExecStopPost=` runs it."""
-    command = machine.inside(str(PICCOLOD), "--config", str(machine.config_file), "--after-crash")
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(machine.inside(*hook(machine)), capture_output=True, text=True, timeout=30, check=False)
 
 
 @pytest.mark.parametrize("_time", [1, 2, 3])
@@ -105,6 +108,25 @@ def test_kill_9_of_the_leaders_whole_tree_costs_a_second_and_the_node_comes_back
     reply = lost.api("GET", "/settings", headers={"Piccolo-Min-Rev": str(writers.rev)})
     assert reply.json["title"].startswith("by n")
     assert leader(three) is not lost
+
+
+def test_kill_9_of_the_hook_itself_is_made_good_by_the_next_start(three: Cluster) -> None:
+    lost = wait_leader(three)
+    reader = PageReader(lost.run / "page")
+    before = reader.read()
+    assert before is not None and before.sid
+    kill_tree(lost)
+    running = lost.spawn(*hook(lost))
+    until(lambda: (page := reader.read()) is not None and not page.sid, "the hook has shut the page", 10, 0.001)
+    running.kill()
+    running.wait(10)
+    assert "released" not in lost.tail(), "it was killed before it released anything"
+    lost.start()
+    again = until(lambda: (page := reader.read()) is not None and page.sid and page, "a session", 20)
+    assert again.sid > before.sid
+    unlock(lost)
+    wait_leader(three)
+    until(lambda: members(lost).get(lost.name, {}).get("state") == "alive", f"{lost.name} is alive", 20)
 
 
 def test_an_app_of_the_dead_tree_is_dead_when_its_term_is_released_and_starts_anew_with_the_node(three: Cluster) -> None:

@@ -84,7 +84,7 @@ def test_after_it_another_node_leads_at_once_and_the_dead_one_resumes_nothing(ho
 def test_what_is_not_proven_stays_held_and_the_session_with_it(home: House) -> None:
     node = a_dead_leader(home)
     assert release(node.paths, frozenset({"kernel"})) == (
-        "nothing was held; not released, for something of it may live: kernel; the session runs out by itself"
+        "released nothing; not released, for something of it may live: kernel; the session runs out by itself"
     )
     seen = in_etcd(home).records
     assert seen["epoch/kernel"].value.held
@@ -104,8 +104,8 @@ def test_an_app_that_does_not_die_keeps_the_session_and_not_the_kernel(home: Hou
 def test_a_second_one_ends_what_the_first_one_left(home: House) -> None:
     node = a_dead_leader(home)
     release(node.paths, frozenset({"app:notes"}))
-    assert release(node.paths, NOTHING) == "nothing was held; ended the session"
-    assert release(node.paths, NOTHING) == "nothing was held; ended the session"
+    assert release(node.paths, NOTHING) == "released nothing; ended the session"
+    assert release(node.paths, NOTHING) == "released nothing; ended the session"
     assert keys.SESSION + node.name not in in_etcd(home).records
 
 
