@@ -11,6 +11,7 @@ import pytest
 
 from piccolod.cluster_mode import Mode
 from piccolod.errors import BY_CODE
+from piccolod.protocol.apps import Quiesce, Quiesced
 from piccolod.protocol.cluster import Cluster, GetCluster
 from piccolod.protocol.events import LeadershipRoleChanged, ModuleStateChanged
 from piccolod.protocol.persistence import Document
@@ -33,6 +34,7 @@ BODIES: dict[str, dict[str, Any]] = {
     f"{BASE}/auth/tokens": {"name": "ci"},
     f"{BASE}/leadership/{{resource}}/switchover": {},
     f"{BASE}/cluster/init": {},
+    f"{BASE}/cluster/leave": {},
     f"{BASE}/cluster/join": {"address": "10.0.0.1", "token": "t"},
     f"{BASE}/cluster/tokens": {},
     f"{BASE}/routes/test": {"app": "hello", "listener": "web"},
@@ -130,6 +132,7 @@ def prepare(node: Node, path: str) -> None:
         if "/leader/" in path:
             lead(node, "app:x", "kernel")
         gone = path.endswith("/cluster/leave")
+        node.modules.replies[Quiesce] = Quiesced(still_running=())
         node.modules.replies[GetCluster] = Cluster(mode="etcd", node="x") if gone else Cluster(mode="alone", node="x")
 
 
