@@ -54,7 +54,7 @@ def make_folder(folder: Path) -> None:
 
 
 def enter(folder: Path, mode: Mode) -> None:
-    """From now on this node is a member: durable when this returns. Raises OSError, and then it is as it was."""
+    """From now on this node is a member: durable when this returns. Raises OSError; then `load` tells whether it is."""
     draft = folder / "mode.new"
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:

@@ -59,6 +59,7 @@ class Driver:
         self.store = store
         self.facts = Facts()
         self.heard_at = float("-inf")  # when etcd last gave a quorum's answer
+        self.owns_name: Callable[[], bool] = lambda: True  # else a session of this node's name is another machine's
         self.blocked = ""  # why nothing goes on: the disk
         self._page = page
         self._memory = memory
@@ -253,6 +254,9 @@ class Driver:
         self._pump()
 
     async def _send(self, action: actions.Send) -> None:
+        if action.transaction.kind is Kind.END and not self.owns_name():
+            self.feed(events.Answered(action.id, Outcome.UNKNOWN, None))
+            return
         attempt = await self.store.commit(action.transaction, action.timeout_s)
         if attempt.header is not None:
             self.heard_at = clock.now()

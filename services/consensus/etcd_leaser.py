@@ -315,12 +315,17 @@ class EtcdLeaser:
         return standing.leads(self.driver.state, resource) or self.hint(resource) is not None
 
     async def _check_stays_here(self, resource: str) -> None:
-        """Until there is placement an app stays where it was; where it was nowhere, the kernel's leader begins it."""
+        """Until there is placement an app stays where it was; the kernel's leader begins what was nowhere.
+
+        So it does with what was on a node that was taken out, once that has no session any more.
+        """
         state = self.driver.state
         if not await self.driver.until(lambda: self.driver.state.settled, _CAMPAIGN_S):
             raise self._refusals.no_leader(resource)
         state = self.driver.state
         epoch = state.view.epochs.get(resource)
+        if epoch is not None and epoch.value.node not in self.driver.facts.nodes and not state.view.sid(epoch.value.node):
+            epoch = None
         if epoch is not None and epoch.value.node != self._node:
             place = self.place(epoch.value.node)
             hint = LeaderHint(epoch.value.node, place.address, place.url, epoch.value.epoch)

@@ -103,17 +103,20 @@ def join(session: Session, address: str, join_token: str, witness: bool, discard
 
 
 @cluster.command()
+@click.option("--force", is_flag=True, help="Also where the cluster does not answer: for a node that it has taken out already.")
 @click.pass_obj
-def leave(session: Session) -> int:
+def leave(session: Session, force: bool) -> int:
     """Take this node out, and make it a node alone again: locked and empty, its store set aside."""
     session.confirm("Leave the cluster? This node forgets the cluster's store and keys.")
     session.timeout_s = session.timeout_s or _LEAVE_S
     client = session.client()
-    found = client.get("/cluster")
-    if found["node"] in {each["node"] for each in found.get("members") or ()}:
-        session.say("the others take this node out")
-        _take_out(client, str(found["node"]))
-    client.request("POST", "/cluster/leave", repeat=False)
+    if not force:
+        found = client.get("/cluster")
+        if found["node"] in {each["node"] for each in found.get("members") or ()}:
+            session.say("the others take this node out")
+            _take_out(client, str(found["node"]))
+    session.say("its apps stop, its store is locked and set aside")
+    client.send("POST", "/cluster/leave", {"force": force}, repeat=False)
     session.say("this node is alone: `piccoloctl setup` sets a password, `piccoloctl cluster join` makes it a member again")
     return 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+from contextlib import suppress
 from typing import Annotated, Literal
 
 import msgspec
@@ -19,6 +21,7 @@ from piccolod.errors import (
     NotFound,
     NotLeader,
     OutcomeUnknown,
+    PiccoloError,
     StoreCorrupt,
     StoreFull,
     StoreUnavailable,
@@ -54,6 +57,7 @@ from services.api.asked import BASE, Req, actor_of, core_of, idem_of, written
 from services.api.core import Core
 from services.api.documents import NodeView
 from services.api.endpoint import COMMIT, JSON, STORE, UNKNOWN, endpoint
+from services.api.routes.crypto import call_off, quiesce
 
 _INIT_S = 60.0
 _JOIN_S = 110.0  # the member answers within 45 s, and etcd here may take 30 s to start
@@ -95,6 +99,12 @@ class JoinTokenBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     expires_in_s: Annotated[float, msgspec.Meta(gt=0, le=TOKEN_MOST_S)] = TOKEN_S
 
 
+class LeaveBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`force`: also where etcd does not say whether this node is a member, for one that the others have lost for good."""
+
+    force: bool = False
+
+
 @endpoint("GET", f"{BASE}/cluster", scope=Scope.READ, fails=_MEMBERS, tag="cluster")
 async def show(request: Req) -> Cluster:
     """Whether this node is alone, and the members of its cluster as etcd knows them."""
@@ -123,18 +133,48 @@ async def join(request: Req, data: JSONBody[JoinBody]) -> Response[Cluster]:
     return Response(await core_of(request).order(order, timeout_s=_JOIN_S))
 
 
-@endpoint("POST", f"{BASE}/cluster/leave", scope=Scope.ADMIN, fails=(Conflict, *STORE), status=204, tag="cluster")
-async def leave(request: Req) -> Response[None]:
-    """Makes a node that the others have removed a node alone again, locked and empty; its store is set aside."""
-    core = core_of(request)
-    found = await core.ask(GetCluster())
+@endpoint(
+    "POST", f"{BASE}/cluster/leave", scope=Scope.ADMIN, accepts=JSON, fails=(Conflict, Busy, *STORE), status=204, tag="cluster"
+)  # fmt: skip
+async def leave(request: Req, data: JSONBody[LeaveBody | None] = None) -> Response[None]:
+    """Makes a node that the others have removed a node alone again, locked and empty; its store is set aside.
+
+    Its apps are stopped first. It is refused while one of them still runs.
+    """
+    core, force = core_of(request), (data or LeaveBody()).force
+    if await _is_member(core, force):
+        await _end_acting(core, force)
+    else:
+        await core.order(Leave(), timeout_s=_LEAVE_S)
+    return Response(None, status_code=204)
+
+
+async def _is_member(core: Core, force: bool) -> bool:
+    """Whether it has a cluster to leave. Raises Conflict when that has not taken it out yet."""
+    try:
+        found = await core.ask(GetCluster())
+    except StoreUnavailable:
+        if not force:
+            raise
+        return True
     if found.node in {each.node for each in found.members}:
         hint = f"`piccoloctl nodes remove {found.node}` on the kernel's leader comes first"
         raise Conflict(f"{found.node} is still a member of the cluster", hint=hint)
-    if found.mode != "alone":
-        await core.order(Lock(stays=False), timeout_s=_LOCK_S)
-    await core.order(Leave(), timeout_s=_LEAVE_S)
-    return Response(None, status_code=204)
+    return found.mode != "alone"
+
+
+async def _end_acting(core: Core, force: bool) -> None:
+    wish = secrets.token_hex(8)
+    left, _ = await quiesce(core, wish)  # where that is not known, consensus looks for itself
+    try:
+        if left:
+            raise Conflict(f"apps still run here: {', '.join(left)}", hint="try again in a moment; `piccoloctl apps list`")
+        with suppress(*((PiccoloError,) if force else ())):  # its store is set aside, and its process restarted
+            await core.order(Lock(stays=False), timeout_s=_LOCK_S)
+        await core.order(Leave(force=force), timeout_s=_LEAVE_S)
+    except PiccoloError as error:
+        await call_off(core, wish, error)
+        raise
 
 
 @endpoint("POST", f"{BASE}/cluster/pause", scope=Scope.ADMIN, fails=_PAUSE, status=204, tag="cluster")

@@ -100,11 +100,11 @@ async def lock(request: Req) -> LockView:
     """Stops led apps, detaches volumes and drops the keys. What still runs is named; the keys are dropped all the same."""
     core = core_of(request)
     wish = secrets.token_hex(8)
-    left, warning = await _quiesce(core, wish)
+    left, warning = await quiesce(core, wish)
     try:
         locked = await core.order(Lock(), timeout_s=_LOCK_S)
     except PiccoloError as error:
-        await _resume(core, wish, error)
+        await call_off(core, wish, error)
         raise
     return LockView(**msgspec.structs.asdict(locked), still_running=left, warning=warning)
 
@@ -154,7 +154,7 @@ async def _sessions_ended(request: Req, changed: CryptoStatus) -> Response[Crypt
     return response
 
 
-async def _quiesce(core: Core, wish: str) -> tuple[tuple[str, ...], str]:
+async def quiesce(core: Core, wish: str) -> tuple[tuple[str, ...], str]:
     """(What still runs, why that is not known). Never raises: who wants the keys gone gets them gone."""
     if not core.config.module("apps").enabled:
         return (), ""
@@ -167,7 +167,7 @@ async def _quiesce(core: Core, wish: str) -> tuple[tuple[str, ...], str]:
         return (), f"apps may still run: they did not answer within {_QUIESCE_S:g} s"
 
 
-async def _resume(core: Core, wish: str, error: PiccoloError) -> None:
+async def call_off(core: Core, wish: str, error: PiccoloError) -> None:
     """Brings the apps back after a lock that has failed for certain. One that may still come is waited for by apps itself."""
     if isinstance(error, DeadlineExceeded) or not core.config.module("apps").enabled:
         return

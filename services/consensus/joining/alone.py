@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from piccolod import cluster_mode
@@ -82,10 +83,7 @@ class Alone:
             checks.may_found(status)
             init = (await _late("init")).Init(self._module, self._leaser, self._folder, self._supervised, request)
             self._is_ending = True
-            try:
-                await init.run(status)
-            finally:
-                self._is_ending = self._has_become_one()
+            await self._become(init.run(status))
             return self._begun(status.cluster_id, {config.node.name: own_record(self._module)})
 
     async def _join(self, request: JoinCluster, caller: Caller) -> Cluster:
@@ -93,13 +91,21 @@ class Alone:
             config = self._module.config
             checks.may_found_or_join(config)
             checks.may_give_up_data(config, await self._status(), request.discard_local)
-            try:
-                await (await _late("join")).Join(self._module, self._folder, self._supervised).run(request)
-            finally:
-                self._is_ending = self._has_become_one()
+            await self._become((await _late("join")).Join(self._module, self._folder, self._supervised).run(request))
             mode = cluster_mode.load(self._folder.path)
             assert mode is not None
             return self._begun(mode.cluster, self._folder.members())
+
+    async def _become(self, attempt: Awaitable[None]) -> None:
+        """Raises what kept this node from becoming a member. After the commit point nothing does: there is no way back."""
+        try:
+            await attempt
+        except (PiccoloError, OSError) as error:
+            if cluster_mode.load(self._folder.path) is None:
+                raise
+            self._module.log.error("became a member, and this failed then", reason=str(error))
+        finally:
+            self._is_ending = self._has_become_one()
 
     def _has_become_one(self) -> bool:
         """Whether this node is a member by now. If not, nobody here was started for another mode than it has."""
@@ -128,6 +134,7 @@ class Alone:
         What fails here, and a crash, is made up for by the next life of this module.
         """
         try:
+            await asyncio.to_thread(self._folder.settle_store)
             await self._supervised.restart(*ACTING)
             await asyncio.sleep(_ANSWERED_S)
             await self._supervised.restart("api")

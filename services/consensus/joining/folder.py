@@ -97,7 +97,7 @@ class Folder:
     def settle_store(self) -> bool:
         """Sets the store aside that was given up, which a crash may have left to be done. Whether it did. Raises OSError."""
         if not (self.path / _FOREIGN).exists():
-            return False
+            return _put_back(self._paths)  # a leave sets it aside as well
         set_store_aside(self._paths)
         (self.path / _FOREIGN).unlink()
         return True
@@ -146,13 +146,33 @@ class Folder:
 
 
 def set_store_aside(paths: Paths) -> None:
-    """Deletes nothing: the folder gets another name, and an empty one with the same owner its place. Raises OSError."""
-    if not any(paths.store.glob("*")):
+    """Deletes nothing: the folder gets another name, and an empty one with the same owner its place. Raises OSError.
+
+    Done again after a crash at any step it goes on: there is always a folder, or a whole new one for its place.
+    """
+    if _put_back(paths) or not any(paths.store.glob("*")):
         return
-    was = paths.store.stat()
+    new, was = _new_store(paths), paths.store.stat()
+    with contextlib.suppress(FileNotFoundError):
+        new.rmdir()
+    new.mkdir(mode=0o700)
+    os.chown(new, was.st_uid, was.st_gid)
     paths.store.rename(paths.store.with_name(f"{paths.store.name}.before-{clock.wall_ms()}"))
-    paths.store.mkdir(mode=0o700)
-    os.chown(paths.store, was.st_uid, was.st_gid)
+    _put_back(paths)
+
+
+def _put_back(paths: Paths) -> bool:
+    """Whether the new folder had to take its place."""
+    new = _new_store(paths)
+    if paths.store.exists() or not new.exists():
+        return False
+    new.rename(paths.store)
+    _sync(paths.store.parent)
+    return True
+
+
+def _new_store(paths: Paths) -> Path:
+    return paths.store.with_name(f"{paths.store.name}.new")
 
 
 def _sync(folder: Path) -> None:

@@ -33,6 +33,7 @@ _LOOK_S: Final = 1.0
 _RPC_S: Final = 2.0
 _CHANGE_S: Final = 30.0  # etcd refuses a change within 5 s of the last one, and a learner has to catch up
 _AGAIN_S: Final = 0.2
+_ENDED_S: Final = 8.0  # a session of the faster profiles ends within that; who asks gives up after 45 s
 
 
 class Membership:
@@ -74,6 +75,7 @@ class Membership:
         record = KnownMember(
             address=request.address, client_url=request.client_url, rpc=request.rpc, role=request.role, api_url=request.api_url
         )
+        await patiently(lambda: self._check_ended(request.node), f"{request.node} cannot be let in yet", _ENDED_S)
         async with self._turn:
             others = await self.records()
             check_free(request.node, record, others)
@@ -89,6 +91,11 @@ class Membership:
             members={**others, request.node: record},
             timing=self._folder.timing(),
         )
+
+    async def _check_ended(self, node: str) -> None:
+        """A session is ended or expired by what it was for. Raises Busy while a node of this name has one."""
+        if node in await self._below(keys.SESSION):
+            raise Busy(f"the session of the {node} that was a member before has not ended", hint="try again in a moment")
 
     async def _learner(self, node: str, peer_url: str) -> None:
         """Makes it one, unless it is one already. Raises Busy."""

@@ -26,6 +26,7 @@ from piccolod.protocol.apps import (
     UpdateApp,
 )
 from piccolod.protocol.base import Level
+from piccolod.protocol.cluster import Cluster, GetCluster, Leave
 from piccolod.protocol.events import ControlStoreCommit, HealthChanged, ModuleStateChanged
 from piccolod.protocol.persistence import CryptoStatus, GetCryptoStatus, GetRevision, Lock, Revision
 from piccolod.protocol.router import GetRoutes, RouteState, RouteStates, RouteTest
@@ -114,6 +115,29 @@ def test_a_lock_that_failed_for_certain_brings_the_apps_back(
     wishes = [request.wish for request, _, _ in node.modules.calls if isinstance(request, Quiesce)]
     assert wishes[0]
     assert [request.wish for request, _, _ in node.modules.calls if isinstance(request, Resume)] == wishes * resumed
+
+
+def test_a_leave_stops_the_apps_before_anything_else(node: Node) -> None:
+    node.modules.replies[GetCluster] = Cluster(mode="etcd", node="n1")
+    node.modules.replies[Quiesce] = Quiesced(still_running=())
+    with node.unix() as client:
+        assert client.post("/cluster/leave", json={"force": True}).status_code == 204
+    asked = [request for request, _, _ in node.modules.calls if isinstance(request, Quiesce | Lock | Leave)]
+    assert [type(request) for request in asked] == [Quiesce, Lock, Leave]
+    assert asked[2] == Leave(force=True)
+
+
+def test_a_leave_is_refused_while_an_app_runs_on_and_brings_the_others_back(node: Node) -> None:
+    node.modules.replies[GetCluster] = Cluster(mode="etcd", node="n1")
+    node.modules.replies[Quiesce] = Quiesced(still_running=("stubborn",))
+    node.modules.replies[GetCryptoStatus] = CryptoStatus(
+        initialized=True, locked=False, has_recovery=False, keyset_version=1, cluster_id="c", reason=""
+    )
+    with node.unix() as client:
+        answer = client.post("/cluster/leave")
+    assert answer.status_code == 409 and "stubborn" in answer.json()["detail"]
+    kinds = [type(request) for request, _, _ in node.modules.calls if isinstance(request, Quiesce | Lock | Leave | Resume)]
+    assert kinds == [Quiesce, Resume]
 
 
 def test_a_lock_is_done_though_apps_do_not_answer(node: Node, monkeypatch: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from piccolod.cluster_mode import Mode
 from piccolod.errors import BY_CODE, NotLeader
+from piccolod.protocol.apps import Quiesce, Quiesced
 from piccolod.protocol.cluster import Cluster, GetCluster
 from piccolod.protocol.consensus import Release, Switchover
 from piccolod.protocol.events import LeadershipRoleChanged, ModuleStateChanged
@@ -34,6 +35,7 @@ BODIES: dict[str, dict[str, Any]] = {
     f"{BASE}/auth/tokens": {"name": "ci"},
     f"{BASE}/leadership/{{resource}}/switchover": {},
     f"{BASE}/cluster/init": {},
+    f"{BASE}/cluster/leave": {},
     f"{BASE}/cluster/join": {"address": "10.0.0.1", "token": "t"},
     f"{BASE}/cluster/tokens": {},
     f"{BASE}/routes/test": {"app": "hello", "listener": "web"},
@@ -131,6 +133,7 @@ def prepare(node: Node, path: str) -> None:
         if "/leader/" in path:
             lead(node, "app:x", "kernel")
         gone = path.endswith("/cluster/leave")
+        node.modules.replies[Quiesce] = Quiesced(still_running=())
         node.modules.replies[GetCluster] = Cluster(mode="etcd", node="x") if gone else Cluster(mode="alone", node="x")
 
 

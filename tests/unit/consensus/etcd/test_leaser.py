@@ -13,6 +13,7 @@ import pytest
 from piccolod import clock
 from piccolod.errors import Busy, Conflict, Exists, NoLeader, NotFound, NotLeader, StoreUnavailable
 from piccolod.leadership import leash_table
+from piccolod.leadership.keys import SessionRecord
 from piccolod.leadership.timing import FAST
 from piccolod.protocol.base import Level
 from piccolod.protocol.consensus import (
@@ -27,9 +28,9 @@ from piccolod.protocol.consensus import (
     Withdraw,
 )
 from piccolod.protocol.log import Drained
-from services.consensus import seed
+from services.consensus import seed, wire
 from services.consensus.cluster_records import NodeRecord
-from services.consensus.etcd.transaction import Delete, Transaction
+from services.consensus.etcd.transaction import Delete, Put, Transaction
 from tests.etcd import Cluster
 from tests.node import until
 from tests.unit.consensus.etcd.conftest import eventually, opened
@@ -424,6 +425,41 @@ def test_another_machine_that_has_its_name_is_not_taken_for_itself(home: House) 
             await eventually(lambda: not node.token(), "it leads no more")
             with pytest.raises(NotLeader, match="taken out"):
                 await live.ask(Campaign(resource="kernel"))
+
+    asyncio.run(main())
+
+
+def test_the_session_of_another_machine_that_has_its_name_is_left_alone(home: House) -> None:
+    async def main() -> None:
+        (node,) = await home.begin(1)
+        other = NodeRecord("10.77.0.9", "https://10.77.0.9:2379", "10.77.0.9:7444", "")
+        session = wire.encode(SessionRecord(0, "boot", 1, SPAN_S))
+        async with opened(home.etcd) as client:
+            await seed.put_node(client, home.prefix, "n1", other)
+            await client.transact(Transaction((), (Put(f"{home.prefix}sess/n1", session),)), 5)
+        async with living(node) as live:
+            await eventually(lambda: live.leaser.driver.state.view.sid("n1"), "it has seen the session")
+            with pytest.raises(AssertionError):
+                await eventually(lambda: not live.leaser.driver.state.view.sid("n1"), "it is ended", 1.5)
+
+    asyncio.run(main())
+
+
+def test_the_apps_of_a_node_that_was_taken_out_begin_anew_once_its_session_has_ended(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one:
+            async with living(second) as two:
+                await two.lead()
+                await two.lead("app:blog")
+                await eventually(lambda: second.page().hard_at < clock.FOREVER, "its taker is acknowledged")
+            async with opened(home.etcd) as client:
+                await client.transact(Transaction((), (Delete(f"{home.prefix}node/n2"),)), 5)
+            await eventually(lambda: "n2" not in one.leaser.driver.facts.nodes, "it is heard of")
+            with pytest.raises(NotLeader, match="at home on n2"):
+                await one.ask(Campaign(resource="app:blog"), "apps")
+            await one.lead()
+            assert (await one.lead("app:blog")).epoch == 2
 
     asyncio.run(main())
 

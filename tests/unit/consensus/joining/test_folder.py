@@ -13,7 +13,7 @@ from piccolod import cluster_mode, etcd_conf
 from piccolod.errors import Invalid
 from piccolod.paths import Paths
 from piccolod.protocol.cluster import KnownMember, Timing
-from services.consensus.joining.folder import Folder
+from services.consensus.joining.folder import Folder, set_store_aside
 
 MEMBER = KnownMember(address="10.0.0.1", client_url="https://10.0.0.1:2379", rpc="10.0.0.1:7444")
 
@@ -79,6 +79,51 @@ def test_a_store_that_is_given_up_is_set_aside_once_whenever_a_crash_came(paths:
     paths.control_db.write_text("the cluster's")
     assert not Folder(paths).settle_store()
     assert paths.control_db.read_text() == "the cluster's"
+
+
+@pytest.mark.parametrize("given_up", [True, False], ids=["join", "leave"])
+@pytest.mark.parametrize("step", ["mkdir", "chown", "rename", "second rename"])
+def test_a_crash_while_the_store_is_set_aside_leaves_it_a_folder_of_its_owner(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, step: str, given_up: bool
+) -> None:
+    paths.store.mkdir(mode=0o700)
+    paths.control_db.write_text("mine")
+    os.chown(paths.store, 1234, 1235)
+    folder = Folder(paths)
+    folder.make()
+    if given_up:
+        folder.give_store_up()
+    renames: list[Path] = []
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    def rename(self: Path, target: Path) -> Path:
+        renames.append(target)
+        if step == "rename" or len(renames) == 2:
+            raise Killed
+        os.rename(self, target)
+        return target
+
+    with monkeypatch.context() as patch:
+        if step in ("mkdir", "chown"):
+            patch.setattr(*((Path, "mkdir") if step == "mkdir" else (os, "chown")), killed)
+        else:
+            patch.setattr(Path, "rename", rename)
+        with pytest.raises(Killed):
+            set_store_aside(paths)
+    Folder(paths).settle_store()
+    now = paths.store.stat()
+    assert (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)) == (1234, 1235, 0o700)
+    if given_up:
+        assert not list(paths.store.iterdir())
+    set_store_aside(paths)
+    assert not list(paths.store.iterdir())
+    assert [(aside / "control.db").read_text() for aside in paths.state.glob("store.before-*")] == ["mine"]
+    assert not list(paths.state.glob("store.new"))
 
 
 def test_a_damaged_file_is_named(paths: Paths) -> None:

@@ -13,11 +13,17 @@ from typing import Any
 import pytest
 
 from piccolod import cluster_mode
+from piccolod.errors import Busy
+from piccolod.leadership import keys
+from piccolod.leadership.keys import SessionRecord
 from piccolod.paths import Paths
 from piccolod.protocol.cluster import AddMember, Timing
+from services.consensus import wire
 from services.consensus.cluster_records import prefix
 from services.consensus.etcd import members as etcd_members
 from services.consensus.etcd.client import Client
+from services.consensus.etcd.transaction import Delete, Put, Transaction
+from services.consensus.joining import members
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.members import Membership
 from tests.etcd import Cluster
@@ -75,5 +81,22 @@ def test_what_a_join_left_that_went_no_further_is_taken_out_by_its_name_and_bloc
             admission = await membership.add(place(3), "c1")
             assert set(admission.members) == {"n3"}
             assert place(3).peer_url in await peer_urls(client)
+
+    asyncio.run(main())
+
+
+def test_a_name_is_not_given_away_while_somebody_acts_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(members, "_ENDED_S", 0.3)
+        async with founded(tmp_path) as (client, membership):
+            key = f"{PREFIX}{keys.SESSION}n2"
+            session = wire.encode(SessionRecord(0, "boot", 1, 3.0))
+            await client.transact(Transaction((), (Put(key, session),)), 2)
+            with pytest.raises(Busy, match="session of the n2 that was a member before") as refused:
+                await membership.add(place(2), "c1")
+            assert refused.value.hint == "try again in a moment"
+            assert place(2).peer_url not in await peer_urls(client) and not await membership.records()
+            await client.transact(Transaction((), (Delete(key),)), 2)
+            assert "n2" in (await membership.add(place(2), "c1")).members
 
     asyncio.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from piccolod import cluster_mode, config
 from piccolod.errors import Unavailable
+from piccolod.protocol.cluster import InitCluster, Timing
+from piccolod.protocol.persistence import CryptoStatus
 from services.consensus.joining.alone import Alone
 from services.consensus.joining.folder import Folder
 from tests.unit.consensus.joining.supervisor import Supervisor
@@ -53,3 +56,69 @@ def test_restarts_that_were_cut_off_are_made_up_for_by_the_next_life(module: Any
     supervisor.refuses = ""
     start(module)
     assert supervisor.restarted == ["persistence", "apps", *ACT]
+
+
+def becomes(module: Any, patch: pytest.MonkeyPatch, attempt: type) -> Any:
+    """What `cluster init` answers, with this attempt in the place of the real one."""
+
+    async def late(_name: str) -> Any:
+        return SimpleNamespace(Init=lambda *_: attempt())
+
+    async def main() -> Any:
+        tasks: list[asyncio.Task[None]] = []
+        handlers: dict[type, Any] = {}
+        module.serve = handlers.__setitem__
+        module.spawn = lambda work, name: tasks.append(asyncio.create_task(work, name=name))
+
+        async def call(request: Any, timeout_s: float) -> CryptoStatus:
+            return CryptoStatus(initialized=True, locked=False, has_recovery=False, keyset_version=1, cluster_id="c", reason="")
+
+        module.call = call
+        alone = Alone(module, None)  # type: ignore[arg-type]
+        alone.serve()
+        try:
+            return await handlers[InitCluster](InitCluster(), None)
+        finally:
+            await asyncio.gather(*tasks)
+
+    patch.setattr("services.consensus.joining.alone._late", late)
+    patch.setattr("piccolod.etcd_conf.program", lambda: "etcd")
+    patch.setattr("services.consensus.joining.alone._ANSWERED_S", 0.0)
+    return asyncio.run(main())
+
+
+def test_a_disk_that_fails_right_after_the_commit_point_makes_a_member_all_the_same(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, folder = Supervisor(monkeypatch), Folder(module.paths)
+
+    class Attempt:
+        async def run(self, status: CryptoStatus) -> None:
+            folder.make()
+            folder.keep_timing(Timing(profile="fast", stop_s=0.1))
+            folder.owe_restarts()
+
+            def fail(_: Path) -> None:
+                raise OSError(errno.EIO, "Input/output error")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(cluster_mode, "_sync", fail)
+                cluster_mode.enter(folder.path, cluster_mode.Mode(cluster="c", node="n1", since_ms=1))
+
+    assert becomes(module, monkeypatch, Attempt).mode == "etcd"
+    assert supervisor.restarted == [*ACT, "consensus"]
+    assert not folder.owes_restarts()
+
+
+def test_a_failure_before_the_commit_point_is_told_and_restarts_nobody(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor, folder = Supervisor(monkeypatch), Folder(module.paths)
+
+    class Attempt:
+        async def run(self, status: CryptoStatus) -> None:
+            folder.make()
+            folder.owe_restarts()
+            raise Unavailable("etcd does not start")
+
+    with pytest.raises(Unavailable, match="etcd does not start"):
+        becomes(module, monkeypatch, Attempt)
+    assert supervisor.restarted == [] and not folder.owes_restarts()
