@@ -20,7 +20,7 @@ from piccolod.protocol.consensus import Campaign
 from piccolod.protocol.unlocking import GrantUnlock
 from services.consensus import cluster_records, seed, unlock_grants, wire
 from services.consensus.cluster_records import UNLOCK, GrantRecord, NodeRecord
-from services.consensus.etcd.transaction import Delete, Put, Range, Transaction
+from services.consensus.etcd.transaction import Delete, Put, Range, Transaction, absent
 from tests.etcd import Cluster
 from tests.unit.consensus.etcd.conftest import eventually, opened
 from tests.unit.consensus.etcd.member import House, Live, house, living
@@ -97,16 +97,20 @@ def test_a_session_that_another_machine_takes_over_is_given_no_key_and_neither_i
             await eventually(lambda: granted(home), "the grant is committed")
             key = f"{home.prefix}{keys.SESSION}n2"
             async with opened(home.etcd) as client:
-                await client.transact(Transaction((), (Delete(key),)), 5)
-                twin = SessionRecord(0, "the twin's boot", 0, 3.0)
-                await client.transact(Transaction((), (Put(key, wire.encode(twin)),)), 5)
-                at_twin, _ = await client.find(Range(key), 5)
-                found = at_twin.keys[0]
+                twin = Put(key, wire.encode(SessionRecord(0, "the twin's boot", 0, 3.0)))
+
+                async def takes_over() -> int:
+                    """Its sid; 0 when the first one was faster."""
+                    await client.transact(Transaction((), (Delete(key),)), 5)
+                    done = await client.transact(Transaction((absent(key),), (twin,)), 5)
+                    return done.revision if done.succeeded else 0
+
+                twins = await eventually(takes_over, "the twin is in session")
             with pytest.raises(Conflict, match="two machines"):
                 await asking
-            await eventually(lambda: two.node.page().sid > found.create_revision, "the first one has its name again")
+            await eventually(lambda: two.node.page().sid > twins, "the first one has its name again")
             with pytest.raises(Conflict, match="two machines"):
-                await one.ask(request(found.create_revision, boot_id="the twin's boot"))
+                await one.ask(request(twins, boot_id="the twin's boot"))
 
     asyncio.run(main())
 
