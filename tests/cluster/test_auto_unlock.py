@@ -57,7 +57,9 @@ def reason(machine: Machine) -> str:
 
 
 def back(machine: Machine, within_s: float = _UNLOCKED_S) -> None:
+    began = time.monotonic()
     until(lambda: not is_locked(machine), f"{machine.name} was unlocked by nobody's hand", within_s)
+    print(f"{machine.name} was unlocked {time.monotonic() - began:.1f} s after its modules were ready")
 
 
 def stays(machine: Machine, words: str) -> None:
