@@ -53,7 +53,7 @@ def _read(state: Path) -> Log:
     log = {}
     for entry in entries(state):
         titles = [
-            msgspec.msgpack.decode(op.document)["title"]
+            msgspec.msgpack.decode(op.document).get("title", "")
             for op in open_entry(key.cipher, entry)
             if (op.collection, op.id) == (settings.COLLECTION, settings.ID)
         ]
