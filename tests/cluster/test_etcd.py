@@ -1,20 +1,23 @@
-"""A whole piccolod that hosts a member of etcd, with certificates: shown like its other programs, its alarms by name."""
+"""A member's etcd on a whole machine: shown like its other programs, its alarms by name, and nothing of it on a node alone."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from piccolod import etcd_conf
-from piccolod.etcd_conf import Settings
-from piccolod.paths import Paths
-from tests.etcd import Authority, Member
-from tests.node import Node, free_port, until
+from tests.bed.cluster import Cluster
+from tests.bed.forming import wait_leader
+from tests.bed.machine import Machine
+from tests.etcd import ETCDCTL
+from tests.node import Node, until
 
 pytestmark = [
     pytest.mark.root,
@@ -27,57 +30,80 @@ def maps(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
+@pytest.fixture(scope="module")
+def one(formed: Callable[[int], Cluster]) -> Cluster:
+    return formed(1)
+
+
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
+def node() -> Iterator[Node]:
     with Node() as node:
         yield node
 
 
-def with_etcd(node: Node, **more: int) -> Member:
-    """Makes the node the only member of an etcd; returns a way to speak to it."""
-    authority = Authority(node.state / "cluster")
-    cert, key = authority.sign("n1")
-    settings = Settings(
-        "n1", f"https://127.0.0.1:{free_port()}", f"https://127.0.0.1:{free_port()}", "test",
-        ca=str(authority.ca), cert=str(cert), key=str(key), **more,
+def etcdctl(machine: Machine, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    settings = etcd_conf.read(machine.state / "cluster" / "etcd.json")
+    assert settings is not None
+    tls = [f"--cacert={settings.ca}", f"--cert={settings.cert}", f"--key={settings.key}"]
+    return subprocess.run(
+        machine.inside(ETCDCTL, f"--endpoints={settings.client_url}", *tls, *words),
+        env={"PATH": os.environ["PATH"], "ETCDCTL_API": "3"}, input=stdin, capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
-    etcd_conf.write(settings, Paths(node.state, node.run).etcd_conf)
-    return Member(node.folder / "client", settings)
 
 
-def test_a_node_alone_has_no_etcd_and_pays_nothing_for_it(node):
+def kill(machine: Machine, name: str) -> None:
+    """And waits until it is replaced."""
+    before = machine.pid(name)
+    os.kill(before, signal.SIGKILL)
+
+    def replaced() -> bool:
+        inside = machine.modules()[name]["pid"]
+        return inside != 0 and machine.members().get(inside, before) != before
+
+    until(replaced, f"{name} is replaced")
+
+
+def test_a_node_alone_has_no_etcd_and_pays_nothing_for_it(node: Node) -> None:
     node.start()
     assert "etcd" not in node.modules()
     for name in ("consensus", "api"):
         assert "cygrpc" not in maps(node.pid(name))
 
 
-def test_it_is_listed_and_its_alarm_is_named_and_heals(node):
-    client = with_etcd(node, quota_bytes=16 << 20)
-    node.start()
-    assert "cygrpc" in maps(node.pid("consensus"))
-    assert "etcd" in node.ctl("modules", "list").stdout
+def test_consensus_and_etcd_die_and_come_back_each_on_its_own(one: Cluster) -> None:
+    machine = one.machines[0]
+    assert "cygrpc" in maps(machine.pid("consensus"))
+    assert etcdctl(machine, "put", "/a", "kept").returncode == 0
+    for name, other in (("etcd", "consensus"), ("consensus", "etcd")):
+        stays = machine.pid(other)
+        kill(machine, name)
+        machine.wait_up(20)
+        wait_leader(one)
+        assert machine.pid(other) == stays
+    assert "kept" in etcdctl(machine, "get", "/a").stdout
+
+
+def test_it_is_listed_and_its_alarm_is_named_and_heals(one: Cluster) -> None:
+    machine = one.machines[0]
+    assert "etcd" in machine.ctl("modules", "list").stdout
+    file = machine.state / "cluster" / "etcd.json"
+    settings = etcd_conf.read(file)
+    assert settings is not None
+    etcd_conf.write(replace(settings, quota_bytes=16 << 20), file)
+    kill(machine, "etcd")
+    machine.wait_up(20)
 
     def full() -> bool:
-        return client.ctl("put", "/big", check=False, stdin="x" * 1_000_000) == ""
+        return etcdctl(machine, "put", "/big", stdin="x" * 1_000_000).returncode != 0
 
-    until(full, "etcd takes no more", 20, 0)
-    until(lambda: "alarm NOSPACE on n1" in node.modules()["etcd"]["reason"], "the alarm is named", 15)
-    until(lambda: node.modules()["etcd"]["level"] == "OK", "it is well again", 30)
-    client.ctl("put", "/small", "1")
+    until(full, "etcd takes no more", 30, 0)
+    until(lambda: "alarm NOSPACE on n1" in machine.modules()["etcd"]["reason"], "the alarm is named", 15)
+    until(lambda: machine.modules()["etcd"]["level"] == "OK", "it is well again", 30)
+    until(lambda: etcdctl(machine, "put", "/small", "1").returncode == 0, "it takes more", 10)
 
 
-def test_consensus_and_etcd_die_and_come_back_each_on_its_own(node):
-    client = with_etcd(node)
-    node.start()
-    client.ctl("put", "/a", "kept")
-    for name in ("etcd", "consensus"):
-        before = {each: node.pid(each) for each in ("etcd", "consensus")}
-        os.kill(before[name], signal.SIGKILL)
-        until(lambda name=name, before=before: node.pid(name) not in (0, before[name]), f"{name} is replaced")
-        node.wait_up()
-        other = ({"etcd", "consensus"} - {name}).pop()
-        assert node.pid(other) == before[other]
-    assert "kept" in client.ctl("get", "/a")
-    assert node.stop(signal.SIGTERM) < 6
-    assert not [pid for pid in node.survivors() if b"--data-dir" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+def test_a_stop_ends_it_in_time(one: Cluster) -> None:
+    machine = one.machines[0]
+    assert machine.named("etcd")
+    assert machine.stop(signal.SIGTERM) < 6
+    assert not machine.named("etcd")
