@@ -27,6 +27,8 @@ from typing import Any, Protocol
 
 import psutil
 
+from tests import netns
+
 ROOT = Path(__file__).parent.parent
 PASSWORD = "correct horse battery"
 PICCOLOD = Path(sys.executable).parent / "piccolod"
@@ -338,6 +340,7 @@ class Node:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+        netns.remove_left()
         unmount_below(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
