@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from piccolod import durable
 from piccolod.errors import Invalid, Unavailable
 
 FORMAT: Final = 1
@@ -55,27 +56,10 @@ def make_folder(folder: Path) -> None:
 
 def enter(folder: Path, mode: Mode) -> None:
     """From now on this node is a member: durable when this returns. Raises OSError; then `load` tells whether it is."""
-    draft = folder / "mode.new"
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        os.fchmod(fd, 0o644)
-        os.write(fd, msgspec.json.encode(mode))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(draft, folder / "mode")
-    _sync(folder)
+    durable.replace(folder / "mode", msgspec.json.encode(mode), mode=0o644)
 
 
 def leave(folder: Path) -> None:
     """From now on this node is alone: durable when this returns. Raises OSError."""
     (folder / "mode").unlink(missing_ok=True)
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    sync = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(sync)
-    finally:
-        os.close(sync)
+    durable.sync_folder(folder)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from piccolod import durable
 from piccolod.errors import Invalid, Problem, Unavailable
 from piccolod.paths import Paths
 
@@ -74,19 +75,7 @@ def read(file: Path) -> Settings | None:
 
 def write(settings: Settings, file: Path) -> None:
     """Whole or not at all, and on the disk when this returns. Raises OSError."""
-    draft = file.with_name(f"{file.name}.new")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, json.dumps(dataclasses.asdict(settings), indent=1).encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(draft, file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.replace(file, json.dumps(dataclasses.asdict(settings), indent=1).encode())
 
 
 def program() -> str:

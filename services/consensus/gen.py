@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import random
 from pathlib import Path
 from typing import Final
 
-from piccolod import clock
+from piccolod import clock, durable
 from piccolod.errors import StoreFull, StoreUnavailable
 
 # 41 bits of milliseconds above them until the year 2039, and room for 2 more: below the 63 bits of SQLite's integers.
@@ -56,18 +55,8 @@ class GenFile:
                 self._keep(gen)
 
     def _keep(self, gen: int) -> None:
-        new = self._path.with_name(f"{self._path.name}.new")
         try:
-            with open(new, "wb") as file:
-                file.write(b"%d\n" % gen)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            durable.replace(self._path, b"%d\n" % gen)
         except OSError as error:
             kind = StoreFull if error.errno in _FULL else StoreUnavailable
             raise kind(f"cannot write {self._path}: {error.strerror}", hint="see the disk") from error

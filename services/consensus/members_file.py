@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from piccolod import etcd_conf
+from piccolod import durable, etcd_conf
 from piccolod.errors import Invalid, StoreUnavailable
 from piccolod.leadership import timing
 from piccolod.leadership.timing import Timing
@@ -53,16 +52,7 @@ def known(nodes: Mapping[str, NodeRecord]) -> dict[str, Known]:
 
 def write(paths: Paths, members: Mapping[str, Known]) -> None:
     """Whole or not at all. Raises OSError."""
-    file = paths.cluster / "members.json"
-    draft = file.with_name(f"{file.name}.new")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        os.fchmod(fd, 0o644)
-        os.write(fd, msgspec.json.encode(members))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(draft, file)
+    durable.replace(paths.cluster / "members.json", msgspec.json.encode(members), mode=0o644)
 
 
 def timing_of(paths: Paths) -> Timing:

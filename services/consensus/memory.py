@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from piccolod import durable
 from piccolod.leadership.events import Memory
 
 
@@ -22,17 +22,5 @@ class MemoryFile:
             return None
 
     def write(self, memory: Memory) -> None:
-        """Synced, file and folder, when this returns. Raises OSError, and then it is as it was."""
-        draft = self._path.with_name(f"{self._path.name}.new")
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, msgspec.json.encode(memory))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(draft, self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        """On the disk when this returns. Raises OSError."""
+        durable.replace(self._path, msgspec.json.encode(memory))

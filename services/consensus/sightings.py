@@ -7,13 +7,12 @@ session too, and is not seen by that: only a person's unlock makes it count agai
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from piccolod import clock
+from piccolod import clock, durable
 from piccolod.leadership.state import Leadership
 from services.consensus.driver import Driver
 from services.consensus.facts import Facts
@@ -60,7 +59,7 @@ class Sightings:
 
     async def _keep(self, seen: dict[str, int]) -> None:
         try:
-            await asyncio.to_thread(_write, self._file, seen)
+            await asyncio.to_thread(durable.replace, self._file, msgspec.json.encode(seen))
             self._kept_ms, self._said = seen, False
         except OSError as error:
             if not self._said:
@@ -73,13 +72,3 @@ def _load(file: Path) -> dict[str, int]:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, int])
     except (OSError, msgspec.MsgspecError):
         return {}  # then nobody was seen: a person unlocks
-
-
-def _write(file: Path, seen: dict[str, int]) -> None:
-    draft = file.with_name(f"{file.name}.new")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as out:
-        out.write(msgspec.json.encode(seen))
-        out.flush()
-        os.fsync(fd)
-    os.replace(draft, file)

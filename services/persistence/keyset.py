@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from piccolod import durable
 from piccolod.errors import Invalid, NotFound, StoreCorrupt, StoreFull, StoreUnavailable, WrongPassword
 from services.persistence import words
-from services.persistence.log import sync_folder
 from services.persistence.secret import KEY_BYTES, SecretKey
 
 FORMAT: Final = 1
@@ -167,14 +167,9 @@ def encode(keyset: Keyset) -> bytes:
 def save(path: Path, keyset: Keyset) -> None:
     """Replaces the keyset on the disk. Raises StoreFull, StoreUnavailable; then `load` says which of the two is there."""
     content = encode(keyset)
-    temp = path.with_name(path.name + ".new")
     try:
-        _write_synced(temp, content)
-        os.rename(temp, path)
-        sync_folder(path.parent)
+        durable.replace(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temp.unlink()
         kind = StoreFull if error.errno in _ENOSPC else StoreUnavailable
         raise kind(
             f"cannot replace {path}: {error.strerror}", hint="unless said otherwise the former keys are still valid"
@@ -187,18 +182,6 @@ def replace_damaged(path: Path, keyset: Keyset) -> None:
     with contextlib.suppress(OSError):
         os.link(path, aside)
     save(path, keyset)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.fchmod(fd, 0o600)
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _valid(keyset: Keyset) -> Keyset:

@@ -5,10 +5,9 @@ One small file in `run_dir`; it counts in its boot only. A file that cannot be r
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from piccolod import clock
+from piccolod import clock, durable
 from piccolod.errors import StoreUnavailable
 
 
@@ -28,10 +27,8 @@ class LockMark:
 
     def set(self) -> None:
         """Raises StoreUnavailable: a lock that is forgotten by a crash would not stay."""
-        draft = self._path.with_suffix(".new")
         try:
-            draft.write_text(self._boot_id)
-            os.replace(draft, self._path)
+            durable.replace(self._path, self._boot_id.encode())
         except OSError as error:
             raise StoreUnavailable(
                 f"the lock cannot be remembered, and peers would unlock this node again: {self._path}: {error.strerror}",

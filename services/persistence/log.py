@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from piccolod import durable
 from piccolod.errors import PiccoloError, StoreCorrupt, StoreFull, StoreUnavailable
 from services.persistence.entry import ENTRY_LIMIT_BYTES, Sealed
 
@@ -190,7 +191,7 @@ class LogFile(LogReader):
             os.chmod(path, 0o600)
         log = cls(path)
         log.replace_meta(meta)
-        sync_folder(path.parent)
+        durable.sync_folder(path.parent)
         return log
 
     def append(self, entries: Sequence[Sealed], guard: Callable[[], None] = lambda: None) -> None:
@@ -314,12 +315,3 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes names in `folder` durable: those created, renamed and removed."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from piccolod import durable
 from piccolod.errors import PiccoloError, StoreCorrupt
 from services.persistence.carve import carve
 from services.persistence.chain import Broken, Chain, check_snapshot, longest
@@ -34,7 +35,7 @@ from services.persistence.entry import (
     open_entry,
 )
 from services.persistence.head import HeadFile, Mark
-from services.persistence.log import FORMAT, Gap, LogFile, LogReader, Meta, named_errors, sync_folder
+from services.persistence.log import FORMAT, Gap, LogFile, LogReader, Meta, named_errors
 from services.persistence.secret import SecretKey
 from services.persistence.state import State
 from services.persistence.verify import head_path
@@ -115,9 +116,9 @@ def rebuild(db: Path, saved: Salvage) -> Path | None:
         log.close()
     with named_errors(db):
         aside = _set_aside(db)
-        sync_folder(db.parent)
+        durable.sync_folder(db.parent)
         os.rename(draft, _ready(db))
-        sync_folder(db.parent)
+        durable.sync_folder(db.parent)
     finish(db)
     return aside
 
@@ -130,9 +131,9 @@ def finish(db: Path) -> None:
         # The old write-ahead log first: beside the new file SQLite would take it for the new file's own.
         for suffix in _COMPANIONS:
             Path(f"{db}{suffix}").unlink(missing_ok=True)
-        sync_folder(db.parent)
+        durable.sync_folder(db.parent)
         os.rename(_ready(db), db)
-        sync_folder(db.parent)
+        durable.sync_folder(db.parent)
 
 
 def _ready(db: Path) -> Path:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import msgspec
 
+from piccolod import durable
 from piccolod.errors import PiccoloError, StoreFull, StoreUnavailable
 from services.persistence.entry import EntryHeader, Sealed, open_entry
 from services.persistence.head import HeadFile, Mark
 from services.persistence.ledger import Batch, Folded, Item, Ledger
-from services.persistence.log import FORMAT, LogFile, Meta, sync_folder
+from services.persistence.log import FORMAT, LogFile, Meta
 from services.persistence.secret import SecretKey
 from services.persistence.verify import head_path, load
 
@@ -48,7 +49,7 @@ class Store(Ledger):
         finally:
             log.close()
         os.rename(draft, db)
-        sync_folder(db.parent)
+        durable.sync_folder(db.parent)
 
     def gen_of(self, gen: int) -> int:
         return gen + self.meta.losses

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from piccolod import clock
+from piccolod import clock, durable
 
 _BLOCK: Final = 1000
 
@@ -57,16 +56,4 @@ def _read(file: Path) -> Reserved | None:
 
 
 def _write(file: Path, reserved: Reserved) -> None:
-    fresh = file.with_suffix(".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, msgspec.json.encode(reserved))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    fresh.rename(file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.replace(file, msgspec.json.encode(reserved))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from piccolod import durable
 from piccolod.errors import Busy, Failed, NotFound, PiccoloError, StoreFull
 from services.volumes.plan import Body, Shape, VolumeId
 
@@ -79,7 +80,7 @@ class Folder:
             file.flush()
             os.fsync(file.fileno())
         new.replace(folder / "volume.json")
-        _sync(folder)
+        durable.sync_folder(folder)
 
     @contextmanager
     def locked(self, timeout_s: float = 5.0) -> Iterator[int]:
@@ -114,9 +115,9 @@ class Folder:
         new.mkdir(mode=0o700, parents=True)
         try:
             yield new
-            _sync(new)
+            durable.sync_folder(new)
             new.rename(self.path)
-            _sync(self._volumes)
+            durable.sync_folder(self._volumes)
         except OSError as error:
             _remove(new)
             raise no_room(error, f"volume {self.id} cannot be made") from error
@@ -129,7 +130,7 @@ class Folder:
         gone = self.gone
         _remove(gone)
         self.path.rename(gone)
-        _sync(self._volumes)
+        durable.sync_folder(self._volumes)
 
     @property
     def gone(self) -> Path:
@@ -189,11 +190,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from piccolod import clock, cluster_mode, etcd_conf
+from piccolod import clock, cluster_mode, durable, etcd_conf
 from piccolod.errors import Invalid, StoreUnavailable
 from piccolod.paths import Paths
 from piccolod.protocol.cluster import KnownMember, Timing
@@ -23,7 +23,7 @@ from piccolod.supervisor.rundir import group_id
 
 # The key of the node's certificate is shared with modules that have users of their own, by the group that they are in.
 _FOREIGN: Final = "store-given-up"
-_PUBLIC, _SHARED, _SECRET = 0o644, 0o640, 0o600
+_PUBLIC, _SHARED = 0o644, 0o640
 
 T = TypeVar("T")
 
@@ -131,18 +131,7 @@ class Folder:
             raise Invalid(f"{file} is damaged: {error}", hint="join this node again") from error
 
     def _write(self, file: Path, content: bytes, mode: int) -> None:
-        draft = file.with_name(f"{file.name}.new")
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _SECRET)
-        try:
-            if mode == _SHARED:
-                os.fchown(fd, -1, group_id())
-            os.fchmod(fd, mode)
-            os.write(fd, content)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(draft, file)
-        _sync(file.parent)
+        durable.replace(file, content, mode=mode, group=group_id() if mode == _SHARED else -1)
 
 
 def set_store_aside(paths: Paths) -> None:
@@ -167,17 +156,9 @@ def _put_back(paths: Paths) -> bool:
     if paths.store.exists() or not new.exists():
         return False
     new.rename(paths.store)
-    _sync(paths.store.parent)
+    durable.sync_folder(paths.store.parent)
     return True
 
 
 def _new_store(paths: Paths) -> Path:
     return paths.store.with_name(f"{paths.store.name}.new")
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from piccolod import cluster_mode, config
+from piccolod import cluster_mode, config, durable
 from piccolod.errors import Unavailable
 from piccolod.protocol.cluster import InitCluster, Timing
 from piccolod.protocol.persistence import CryptoStatus
@@ -102,7 +102,7 @@ def test_a_disk_that_fails_right_after_the_commit_point_makes_a_member_all_the_s
                 raise OSError(errno.EIO, "Input/output error")
 
             with monkeypatch.context() as patch:
-                patch.setattr(cluster_mode, "_sync", fail)
+                patch.setattr(durable, "sync_folder", fail)
                 cluster_mode.enter(folder.path, cluster_mode.Mode(cluster="c", node="n1", since_ms=1))
 
     assert becomes(module, monkeypatch, Attempt).mode == "etcd"
