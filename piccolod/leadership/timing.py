@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from piccolod.errors import Invalid
+from piccolod.errors import Failed, Invalid
 from piccolod.leadership.guard import GUARD_TICK_S
 
 # Event loops under four CPU hogs on two cores were 13 ms late at worst; guards run at raised priority.
@@ -172,6 +172,13 @@ def checked(timing: Timing) -> Timing:
             hint="take a slower profile, or find out why containers die slowly here" if found[0].startswith("M") else "",
         )
     return timing
+
+
+def founded(profile: str, stop_s: float) -> Timing:
+    """The constants of a cluster that was founded with these. Raises Failed for an unknown profile, Invalid as `checked`."""
+    if profile not in PROFILES:
+        raise Failed(f"the timing profile {profile!r} of this cluster is not known", hint="install a newer piccolod")
+    return checked(msgspec.structs.replace(PROFILES[profile], stop_s=stop_s))
 
 
 def choose(measured: Measured) -> Choice:

@@ -77,13 +77,16 @@ class JoinCluster(Request[Cluster], frozen=True, kw_only=True):
 
 
 class KnownMember(msgspec.Struct, frozen=True, kw_only=True):
-    """`node/<name>` in etcd, and one entry of `members.json`: where a member is found."""
+    """`node/<name>` in etcd, and one entry of `members.json`: where a node is found. The order is that of the bytes in etcd.
+
+    `role`: member, or witness, which votes in etcd and leads nothing.
+    """
 
     address: str
     client_url: str
     rpc: str
-    role: str = "member"
     api_url: str = ""
+    role: str = "member"
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """What a cluster keeps in etcd beside leadership: its nodes, who could lead, the sealed log. Keys and values.
 
-Keys are relative to `/piccolo/<cluster id>/`, as those of `piccolod.leadership.keys`.
+Keys are relative to `/piccolo/<cluster id>/`, as those of `piccolod.leadership.keys`. The value of `node/<name>` is a
+`piccolod.protocol.cluster.KnownMember`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,6 @@ UNLOCK: Final = "unlock/"
 
 MEMBER: Final = "member"
 WITNESS: Final = "witness"
-
-
-class NodeRecord(msgspec.Struct, frozen=True):
-    """`node/<name>`: where a node is found. `role`: member, or witness, which votes in etcd and leads nothing."""
-
-    address: str
-    client_url: str
-    rpc: str
-    api_url: str
-    role: str = MEMBER
 
 
 class CandidateRecord(msgspec.Struct, frozen=True):

@@ -8,7 +8,8 @@ from typing import Any
 from piccolod.leadership import keys
 from piccolod.leadership.records import ChangeRecord
 from piccolod.leadership.view import Change, Record
-from services.consensus.cluster_records import CANDIDATE, NODE, PAUSE, CandidateRecord, HeadRecord, NodeRecord
+from piccolod.protocol.cluster import KnownMember
+from services.consensus.cluster_records import CANDIDATE, NODE, PAUSE, CandidateRecord, HeadRecord
 
 _KINDS = (NODE, CANDIDATE, keys.KERNEL_HEAD, PAUSE)
 
@@ -18,7 +19,7 @@ class Facts:
 
     def __init__(self) -> None:
         self.known = False  # whether anything was read yet
-        self.nodes: Mapping[str, NodeRecord] = {}
+        self.nodes: Mapping[str, KnownMember] = {}
         self.candidates: Mapping[str, CandidateRecord] = {}
         self.head: Record[HeadRecord] | None = None
         self.paused = False

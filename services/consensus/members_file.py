@@ -15,58 +15,38 @@ from piccolod.errors import Invalid, StoreUnavailable
 from piccolod.leadership import timing
 from piccolod.leadership.timing import Timing
 from piccolod.paths import Paths
-from services.consensus.cluster_records import MEMBER, NodeRecord
+from piccolod.protocol import cluster
+from piccolod.protocol.cluster import KnownMember
 
 if TYPE_CHECKING:  # grpc comes with them: for members of a cluster alone, and after the fork
     from services.consensus.etcd.channel import Tls
     from services.consensus.etcd.client import Client
 
 
-class Known(msgspec.Struct, frozen=True):
-    """One node, as `members.json` has it."""
-
-    address: str
-    client_url: str
-    rpc: str = ""
-    role: str = MEMBER
-
-
-class TimingChoice(msgspec.Struct, frozen=True):
-    """`timing.json`: one for the cluster, fixed when it began."""
-
-    profile: str
-    stop_s: float = 0.0
-
-
-def read(paths: Paths) -> dict[str, Known]:
+def read(paths: Paths) -> dict[str, KnownMember]:
     """Empty where there is none, or none that can be read."""
     try:
-        return msgspec.json.decode((paths.cluster / "members.json").read_bytes(), type=dict[str, Known])
+        return msgspec.json.decode((paths.cluster / "members.json").read_bytes(), type=dict[str, KnownMember])
     except (OSError, msgspec.MsgspecError):
         return {}
 
 
-def known(nodes: Mapping[str, NodeRecord]) -> dict[str, Known]:
-    return {name: Known(node.address, node.client_url, node.rpc, node.role) for name, node in nodes.items()}
-
-
-def write(paths: Paths, members: Mapping[str, Known]) -> None:
+def write(paths: Paths, members: Mapping[str, KnownMember]) -> None:
     """Whole or not at all. Raises OSError."""
-    durable.replace(paths.cluster / "members.json", msgspec.json.encode(members), mode=0o644)
+    durable.replace(paths.cluster / "members.json", msgspec.json.format(msgspec.json.encode(members)), mode=0o644)
 
 
 def timing_of(paths: Paths) -> Timing:
-    """The cluster's constants. Raises Invalid for a file that is none of ours, or breaks an inequality."""
+    """The cluster's constants. Raises Invalid for a file that is none of ours, and as `timing.founded`."""
     file = paths.cluster / "timing.json"
     try:
-        choice = msgspec.json.decode(file.read_bytes(), type=TimingChoice)
-        found = timing.PROFILES[choice.profile]
-    except (OSError, msgspec.MsgspecError, KeyError) as error:
+        found = msgspec.json.decode(file.read_bytes(), type=cluster.Timing)
+    except (OSError, msgspec.MsgspecError) as error:
         raise Invalid(f"{file} says no timing: {error}", hint="restore it from another member") from error
-    return timing.checked(msgspec.structs.replace(found, stop_s=choice.stop_s))
+    return timing.founded(found.profile, found.stop_s)
 
 
-def urls(paths: Paths, members: Mapping[str, Known]) -> list[str]:
+def urls(paths: Paths, members: Mapping[str, KnownMember]) -> list[str]:
     """The client URLs of etcd: the member of this node first."""
     settings = etcd_conf.read(paths.etcd_conf)
     own = [settings.client_url] if settings is not None else []

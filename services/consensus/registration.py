@@ -17,8 +17,9 @@ from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.transactions import Kind, Put, Transaction
 from piccolod.paths import Paths
+from piccolod.protocol.cluster import KnownMember
 from services.consensus import history, members_file, standing
-from services.consensus.cluster_records import CANDIDATE, MEMBER, CandidateRecord, NodeRecord
+from services.consensus.cluster_records import CANDIDATE, MEMBER, CandidateRecord
 from services.consensus.driver import Driver
 
 # Who wants to lead asks each second; one that has gone silent is locked, or dead.
@@ -41,7 +42,7 @@ class Registration:
         driver.owns_name = lambda: not self._is_replaced()
         self._store_at = clock.now()  # when it was last seen alive
         self._wishes: dict[str, tuple[Reason, float]] = {}
-        self._nodes: Mapping[str, NodeRecord] = {}
+        self._nodes: Mapping[str, KnownMember] = {}
         self._paused = False
         self._put_at = float("-inf")
         self._task: asyncio.Task[Any] | None = None
@@ -126,11 +127,10 @@ class Registration:
         self._nodes = facts.nodes
         members = frozenset(name for name, node in facts.nodes.items() if node.role == MEMBER)
         self._driver.feed(events.Members(members))
-        known = members_file.known(facts.nodes)
         try:
-            if members_file.read(self._paths) != known:
-                members_file.write(self._paths, known)
-            found = members_file.urls(self._paths, known)
+            if members_file.read(self._paths) != facts.nodes:
+                members_file.write(self._paths, facts.nodes)
+            found = members_file.urls(self._paths, facts.nodes)
             store.client.renew(members_file.endpoints(found), members_file.certificates(self._paths, found))
         except (OSError, PiccoloError) as error:
             self._log.warning("cannot note the members", reason=str(error))

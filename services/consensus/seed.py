@@ -17,13 +17,13 @@ from piccolod.leadership.keys import EpochRecord, GenRecord, LeadRecord, Session
 from piccolod.leadership.page import Page
 from piccolod.leadership.records import TermRecord
 from piccolod.leadership.timing import Timing
+from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.log import SealedEntry
 from services.consensus import wire
 from services.consensus.cluster_records import (
     NODE,
     SNAPSHOT,
     HeadRecord,
-    NodeRecord,
     SnapshotRecord,
     chunk_key,
     log_key,
@@ -47,7 +47,7 @@ async def put_gen(client: Client, prefix: str, gen: int) -> GenRecord:
     return record
 
 
-async def put_node(client: Client, prefix: str, name: str, record: NodeRecord) -> None:
+async def put_node(client: Client, prefix: str, name: str, record: KnownMember) -> None:
     """Where a node is found; consensus of the others names it as a taker from now on."""
     await client.transact(Transaction((), (Put(prefix + NODE + name, wire.encode(record)),)), _WITHIN_S)
 

@@ -17,8 +17,9 @@ from piccolod.leadership.transactions import Compare, Field, Kind, Outcome, Put,
 from piccolod.leadership.view import Record
 from piccolod.module import Caller, Module
 from piccolod.protocol.base import Nothing
+from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.unlocking import GrantUnlock
-from services.consensus.cluster_records import MEMBER, NODE, UNLOCK, GrantRecord, NodeRecord
+from services.consensus.cluster_records import MEMBER, NODE, UNLOCK, GrantRecord
 from services.consensus.driver import Driver
 from services.consensus.etcd_store import Snapshot
 from services.consensus.sightings import Sightings
@@ -104,7 +105,7 @@ def check_seen(node: str, last_ms: int, within_s: float, now_ms: int) -> None:
         )
 
 
-def check_member(node: str, record: Record[NodeRecord] | None) -> None:
+def check_member(node: str, record: Record[KnownMember] | None) -> None:
     if record is None:
         raise Forbidden(f"{node} is no node of this cluster, or was removed", hint="let it join again")
     if record.value.role != MEMBER:

@@ -13,8 +13,9 @@ from piccolod import clock
 from piccolod.leadership import keys
 from piccolod.leadership.keys import AckRecord, EpochRecord, GenRecord, IntentRecord, LeadRecord, SessionRecord
 from piccolod.leadership.records import ChangeRecord
+from piccolod.protocol.cluster import KnownMember
 from services.consensus import cluster_records as cluster
-from services.consensus.cluster_records import CandidateRecord, HeadRecord, NodeRecord, PauseRecord, SnapshotRecord
+from services.consensus.cluster_records import CandidateRecord, HeadRecord, PauseRecord, SnapshotRecord
 
 _TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     keys.SESSION: SessionRecord,
@@ -25,7 +26,7 @@ _TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     keys.HISTORY: ChangeRecord,
     keys.GEN: GenRecord,
     keys.KERNEL_HEAD: HeadRecord,
-    cluster.NODE: NodeRecord,
+    cluster.NODE: KnownMember,
     cluster.CANDIDATE: CandidateRecord,
     cluster.PAUSE: PauseRecord,
     cluster.SNAPSHOT: SnapshotRecord,

@@ -9,12 +9,8 @@ import msgspec
 
 from piccolod.config import split_listen
 from piccolod.errors import LeaderHint, Unavailable
+from piccolod.protocol.cluster import KnownMember
 from services.api.rpc.client import Place
-
-
-class _Known(msgspec.Struct, frozen=True):
-    rpc: str = ""
-    role: str = "member"
 
 
 class Places:
@@ -39,9 +35,9 @@ class Places:
         known = [name for name, each in self._members().items() if name != but and each.role == "member" and each.rpc]
         return [self.of(LeaderHint(name, "", "", 0)) for name in known]
 
-    def _members(self) -> dict[str, _Known]:
+    def _members(self) -> dict[str, KnownMember]:
         """Read anew each time: it is small, and written whole."""
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, _Known])
+            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, KnownMember])
         except (OSError, msgspec.MsgspecError):
             return {}

@@ -20,6 +20,7 @@ from piccolod.errors import Invalid, StoreUnavailable
 from piccolod.paths import Paths
 from piccolod.protocol.cluster import KnownMember, Timing
 from piccolod.supervisor.rundir import group_id
+from services.consensus import members_file
 
 # The key of the node's certificate is shared with modules that have users of their own, by the group that they are in.
 _FOREIGN: Final = "store-given-up"
@@ -61,7 +62,7 @@ class Folder:
         self._write(self.certificate, certificate.encode(), _PUBLIC)
 
     def keep_members(self, members: Mapping[str, KnownMember]) -> None:
-        self._write(self.path / "members.json", msgspec.json.format(msgspec.json.encode(members)), _PUBLIC)
+        members_file.write(self._paths, members)
 
     def members(self) -> dict[str, KnownMember]:
         """As they were known last. Raises Invalid, StoreUnavailable."""

@@ -13,8 +13,6 @@ import secrets
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
-
 from piccolod import clock, cluster_mode, etcd_conf
 from piccolod.errors import Conflict, StoreUnavailable, Unavailable
 from piccolod.leadership import keys
@@ -31,7 +29,6 @@ from piccolod.protocol.joining import IssueCertificate, Issued
 from piccolod.protocol.log import Exported, ExportLog
 from piccolod.protocol.persistence import CryptoStatus
 from services.consensus import cluster_records, seed, wire
-from services.consensus.cluster_records import NodeRecord
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Range, Transaction
 from services.consensus.etcd.upkeep import local_client
@@ -127,7 +124,7 @@ class Init:
         gen, led = await self._take_terms(client, prefix, timing, wrote_last)
         await seed.put_gen(client, prefix, gen)
         own = own_record(self._module)
-        await seed.put_node(client, prefix, self._node, NodeRecord(**msgspec.structs.asdict(own)))
+        await seed.put_node(client, prefix, self._node, own)
         ended = {name: record for name, record in self._leaser.records().items() if name not in led}
         puts = epochs(prefix, ended, self._node, timing.span_s)
         for at in range(0, len(puts), MOST_OPERATIONS):

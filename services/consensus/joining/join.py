@@ -13,10 +13,11 @@ import msgspec
 
 from piccolod import clock, cluster_mode
 from piccolod.errors import DeadlineExceeded, Failed, NoLeader, NotLeader, OutcomeUnknown, Unavailable
+from piccolod.leadership.timing import founded
 from piccolod.module import Module
 from piccolod.pki import authority, token
 from piccolod.protocol.cluster import JoinCluster, Welcome
-from services.consensus.joining import door, measure
+from services.consensus.joining import door
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.place import etcd_settings, own_record, peer_url
 from services.consensus.joining.supervised import Supervised, undo
@@ -88,7 +89,7 @@ class Join:
     def _write_folder(self, welcome: Welcome, key: bytes) -> None:
         """Every file is synced, and a busy disk takes longer for that than a beat may."""
         admission, folder = welcome.admission, self._folder
-        timing = measure.known(admission.timing.profile, admission.timing.stop_s)
+        timing = founded(admission.timing.profile, admission.timing.stop_s)
         folder.keep_certificate(welcome.certificate, key, welcome.ca)
         folder.keep_timing(admission.timing)
         folder.keep_members(admission.members)

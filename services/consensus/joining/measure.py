@@ -9,11 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from piccolod import clock
 from piccolod.errors import Failed
-from piccolod.leadership.timing import PROFILES, Choice, Measured, Timing, checked, choose
+from piccolod.leadership.timing import Choice, Measured, choose, founded
 
 _SYNCS: Final = 100  # the slowest of them stands for the 99th percentile
 _SYNC_BYTES: Final = 4096
@@ -26,15 +24,7 @@ def choice(profile: str, folder: Path) -> Choice:
     measured = Measured(stop_s=stop_s(), fsync_s=fsync_s(folder), rtt_s=0.0)
     if profile == "auto":
         return choose(measured)
-    wanted = PROFILES[profile]
-    return Choice(checked(_with_stop(wanted, measured.stop_s)), f"{profile}, as it was asked for")
-
-
-def known(profile: str, stop_s: float) -> Timing:
-    """The constants of a cluster that was founded with these. Raises Invalid."""
-    if profile not in PROFILES:
-        raise Failed(f"the timing profile {profile!r} of this cluster is not known", hint="install a newer piccolod")
-    return checked(_with_stop(PROFILES[profile], stop_s))
+    return Choice(founded(profile, measured.stop_s), f"{profile}, as it was asked for")
 
 
 def fsync_s(folder: Path) -> float:
@@ -72,7 +62,3 @@ def _kill_one() -> float:
             return clock.now() - began_at
         finally:
             os.close(fd)
-
-
-def _with_stop(timing: Timing, seconds: float) -> Timing:
-    return msgspec.structs.replace(timing, stop_s=seconds)

@@ -12,8 +12,6 @@ from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import msgspec
-
 from piccolod import clock, etcd_conf
 from piccolod.errors import Busy, Conflict, Exists, NotFound, OutcomeUnknown, PiccoloError, StoreUnavailable
 from piccolod.leadership import keys
@@ -21,7 +19,6 @@ from piccolod.leadership.keys import EpochRecord, SessionRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.protocol.cluster import AddMember, Admission, Cluster, KnownMember, Member
 from services.consensus import cluster_records, seed, wire
-from services.consensus.cluster_records import NodeRecord
 from services.consensus.etcd import members as etcd_members
 from services.consensus.etcd import status as etcd_status
 from services.consensus.etcd.client import Client
@@ -66,8 +63,7 @@ class Membership:
 
     async def records(self) -> dict[str, KnownMember]:
         """Raises StoreUnavailable."""
-        found = await self._below(cluster_records.NODE)
-        return {name: KnownMember(**msgspec.structs.asdict(record)) for name, record in sorted(found.items())}
+        return dict(sorted((await self._below(cluster_records.NODE)).items()))
 
     # --- let in
 
@@ -80,7 +76,7 @@ class Membership:
             others = await self.records()
             check_free(request.node, record, others)
             # The record first: whatever is left of a join that goes no further, `remove` finds it by that.
-            await seed.put_node(self._client, self._prefix, request.node, NodeRecord(**msgspec.structs.asdict(record)))
+            await seed.put_node(self._client, self._prefix, request.node, record)
             await self._learner(request.node, request.peer_url)
             peers = await etcd_members.members(self._client, _RPC_S)
         self._log.info("let a node in", node=request.node, role=request.role, address=request.address)

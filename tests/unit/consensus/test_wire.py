@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from piccolod.leadership import keys
 from piccolod.leadership.keys import AckRecord, EpochRecord, GenRecord, IntentRecord, LeadRecord, SessionRecord
 from piccolod.leadership.records import ChangeRecord
 from piccolod.leadership.roles import Reason
+from piccolod.protocol.cluster import KnownMember
 from services.consensus import cluster_records, wire
-from services.consensus.cluster_records import CandidateRecord, HeadRecord, NodeRecord, PauseRecord, SnapshotRecord
+from services.consensus.cluster_records import CandidateRecord, HeadRecord, PauseRecord, SnapshotRecord
 
 VALUES = {
     keys.SESSION + "n1": SessionRecord(2**62, "boot", 3, 3.0, 7),
@@ -22,7 +24,9 @@ VALUES = {
     ),
     keys.GEN: GenRecord(2**61, 2**64 - 1),
     keys.KERNEL_HEAD: HeadRecord(9, b"digest", 7),
-    cluster_records.NODE + "n1": NodeRecord("10.77.0.1", "https://10.77.0.1:2379", "10.77.0.1:7444", "http://10.77.0.1:8080"),
+    cluster_records.NODE + "n1": KnownMember(
+        address="10.77.0.1", client_url="https://10.77.0.1:2379", rpc="10.77.0.1:7444", api_url="http://10.77.0.1:8080"
+    ),
     cluster_records.CANDIDATE + "n1": CandidateRecord(False, "locked"),
     cluster_records.SNAPSHOT: SnapshotRecord(9, 3, 1000),
     cluster_records.PAUSE: PauseRecord("admin", 5),
@@ -34,6 +38,11 @@ def test_a_value_comes_back_as_it_was_and_always_as_the_same_bytes(key: str) -> 
     encoded = wire.encode(VALUES[key])
     assert wire.decode(key, encoded) == VALUES[key]
     assert wire.encode(wire.decode(key, encoded)) == encoded
+
+
+def test_the_bytes_of_a_node_are_those_that_members_of_former_versions_compare() -> None:
+    fields = {"address": "10.77.0.1", "client_url": "u", "rpc": "r", "api_url": "a", "role": "witness"}
+    assert wire.encode(KnownMember(**fields)) == msgspec.msgpack.encode(fields)
 
 
 def test_what_is_for_people_gets_its_time_when_it_is_sent() -> None:

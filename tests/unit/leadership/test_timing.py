@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from piccolod.errors import Invalid
+from piccolod.errors import Failed, Invalid
 from piccolod.leadership.timing import (
     BALANCED,
     FAST,
@@ -16,6 +16,7 @@ from piccolod.leadership.timing import (
     broken,
     checked,
     choose,
+    founded,
     unfit,
     wait_s,
 )
@@ -109,3 +110,9 @@ def test_what_auto_takes_holds_with_all_three_doubled_and_nothing_faster_does(
     fitting = [timing.profile for timing in PROFILES.values() if not unfit(timing, doubled)]
     assume(fitting)
     assert choose(Measured(stop_s=stop_s, fsync_s=fsync_s, rtt_s=rtt_s)).timing.profile == fitting[0]
+
+
+def test_a_profile_of_a_newer_version_is_refused() -> None:
+    assert founded("fast", 0.01).stop_s == 0.01
+    with pytest.raises(Failed, match="lightning"):
+        founded("lightning", 0.01)

@@ -17,10 +17,11 @@ from piccolod.errors import PiccoloError
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
 from piccolod.module import Module
+from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.persistence import GetRevision, Lock
 from piccolod.supervisor.rundir import RunDir
 from services.consensus import members_file, seed
-from services.consensus.cluster_records import NodeRecord, prefix
+from services.consensus.cluster_records import prefix
 from services.persistence.catch_up import on_the_wire
 from services.persistence.log import LogReader
 from tests.etcd import Cluster
@@ -49,11 +50,16 @@ class MemberHouse(House):
         (paths.cluster / "timing.json").write_text('{"profile": "fast", "stop_s": 0.1}')
         own = self.etcd.members[0].settings
         etcd_conf.write(own, paths.etcd_conf)
-        others = {each.settings.name: members_file.Known("", each.settings.client_url) for each in self.etcd.members}
+        others = {
+            each.settings.name: KnownMember(address="", client_url=each.settings.client_url, rpc="")
+            for each in self.etcd.members
+        }
         members_file.write(paths, others)
         async with opened(self.etcd) as client:
             await seed.put_gen(client, prefix(cluster), 2**61)
-            record = NodeRecord(node.address, own.client_url, f"{node.address}:7444", "http://n1.test")
+            record = KnownMember(
+                address=node.address, client_url=own.client_url, rpc=f"{node.address}:7444", api_url="http://n1.test"
+            )
             await seed.put_node(client, prefix(cluster), node.name, record)
             reader = LogReader(paths.control_db)
             entries = [on_the_wire(entry) for entry in reader.entries()]

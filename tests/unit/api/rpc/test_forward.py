@@ -329,7 +329,7 @@ def test_who_is_no_member_of_this_cluster_is_sent_nothing(other: dict[str, Any])
 def test_where_members_are_is_read_from_the_file_that_consensus_keeps(two: Cluster) -> None:
     """The event says an address only; a node may have its rpc on another port."""
     file = two["n2"].module.paths.cluster / "members.json"
-    file.write_text(json.dumps({"n1": {"address": "127.0.0.99", "rpc": f"127.0.0.11:{two.rpc_port}", "role": "member"}}))
+    file.write_text(json.dumps({"n1": {"address": "127.0.0.99", "client_url": "", "rpc": f"127.0.0.11:{two.rpc_port}"}}))
     two.believe("n2", leader="n1", address="127.0.0.98")
     with two["n2"].unix() as client:
         assert client.put("/settings", json=TITLE).status_code == 200

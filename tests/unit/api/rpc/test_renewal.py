@@ -115,7 +115,8 @@ def test_a_node_whose_certificate_has_ended_knows_no_leader_and_asks_one_member_
     with formed("n1", "n2", certificates=lambda cluster: aged(cluster, "n2", 200)) as cluster:
         cluster["n1"].modules.fail_kinds[IssueCertificate] = Locked("the control store is locked")
         members = {
-            name: {"rpc": f"{cluster.address(name)}:{cluster.rpc_port}", "role": "member"} for name in ("n2", "n7", "n1")
+            name: {"address": "", "client_url": "", "rpc": f"{cluster.address(name)}:{cluster.rpc_port}", "role": "member"}
+            for name in ("n2", "n7", "n1")
         }
         (cluster["n2"].module.paths.cluster / "members.json").write_text(json.dumps(members))
         renew(cluster["n2"])
@@ -139,7 +140,8 @@ def test_an_answer_that_is_no_certificate_ends_neither_the_loop_nor_the_certific
 def test_who_answers_garbage_does_not_keep_a_node_from_asking_the_next() -> None:
     with formed("n1", "n2", certificates=lambda cluster: aged(cluster, "n2", 200)) as cluster:
         members = {
-            name: {"rpc": f"{cluster.address(name)}:{cluster.rpc_port}", "role": "member"} for name in ("n2", "n7", "n1")
+            name: {"address": "", "client_url": "", "rpc": f"{cluster.address(name)}:{cluster.rpc_port}", "role": "member"}
+            for name in ("n2", "n7", "n1")
         }
         (cluster["n2"].module.paths.cluster / "members.json").write_text(json.dumps(members))
         with impostor(cluster, "n7", answering(b"garbage")):

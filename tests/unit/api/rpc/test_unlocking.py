@@ -36,7 +36,7 @@ def pair() -> Iterator[Cluster]:
             cluster[name].modules.replies[GiveKey] = given(name)
         cluster["n3"].modules.replies[AskUnlock] = AskText(ASK)
         known = {
-            name: {"rpc": f"{cluster.address(name)}:{cluster.rpc_port}", "role": role}
+            name: {"address": "", "client_url": "", "rpc": f"{cluster.address(name)}:{cluster.rpc_port}", "role": role}
             for name, role in (("n3", "member"), ("n8", "witness"), ("n1", "member"), ("n2", "member"))
         }
         (cluster["n3"].module.paths.cluster / "members.json").write_text(json.dumps(known))

@@ -23,12 +23,13 @@ from piccolod.errors import Busy, NoLeader, NotLeader, StoreUnavailable
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader, create
 from piccolod.protocol.base import Event, Level, Request
+from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.consensus import Campaign, Term
 from piccolod.protocol.events import ControlRevChanged, LeadershipRoleChanged, NodeStateChanged
 from piccolod.protocol.log import Drain, Drained
 from piccolod.supervisor.rundir import RunDir
 from services.consensus import members_file, seed
-from services.consensus.cluster_records import NodeRecord, prefix
+from services.consensus.cluster_records import prefix
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.service import Service
 from tests.etcd import Cluster
@@ -107,7 +108,7 @@ class Node:
         self._reader = PageReader(self.paths.page)
         self.gate = Gate(self._reader)
 
-    def make(self, cluster: str, etcd: Cluster) -> NodeRecord:
+    def make(self, cluster: str, etcd: Cluster) -> KnownMember:
         """What `cluster init` or `cluster join` leaves of it."""
         paths = self.paths
         for folder in (paths.state, paths.run, paths.leash):
@@ -117,11 +118,13 @@ class Node:
         (paths.cluster / "timing.json").write_text('{"profile": "fast", "stop_s": 0.1}')
         own = etcd.members[self.index % len(etcd.members)].settings
         etcd_conf.write(own, paths.etcd_conf)
-        others = {each.settings.name: members_file.Known("", each.settings.client_url) for each in etcd.members}
+        others = {
+            each.settings.name: KnownMember(address="", client_url=each.settings.client_url, rpc="") for each in etcd.members
+        }
         members_file.write(paths, others)
         cluster_mode.enter(paths.cluster, Mode(cluster=cluster, node=self.name, since_ms=1))
         address = self.config.node.address
-        return NodeRecord(address, own.client_url, f"{address}:7444", f"http://{address}:8080")
+        return KnownMember(address=address, client_url=own.client_url, rpc=f"{address}:7444", api_url=f"http://{address}:8080")
 
     def _say(self, event: str, **facts: Any) -> None:
         self.said.append((event, facts))

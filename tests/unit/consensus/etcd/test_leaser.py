@@ -16,6 +16,7 @@ from piccolod.leadership import leash_table
 from piccolod.leadership.keys import SessionRecord
 from piccolod.leadership.timing import FAST
 from piccolod.protocol.base import Level
+from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.consensus import (
     Campaign,
     Closing,
@@ -28,8 +29,7 @@ from piccolod.protocol.consensus import (
     Withdraw,
 )
 from piccolod.protocol.log import Drained
-from services.consensus import seed, wire
-from services.consensus.cluster_records import NodeRecord
+from services.consensus import members_file, seed, wire
 from services.consensus.etcd.transaction import Delete, Put, Transaction
 from tests.etcd import Cluster
 from tests.node import until
@@ -420,7 +420,7 @@ def test_another_machine_that_has_its_name_is_not_taken_for_itself(home: House) 
         async with living(node) as live:
             await live.lead()
             async with opened(home.etcd) as client:
-                other = NodeRecord("10.77.0.9", "https://10.77.0.9:2379", "10.77.0.9:7444", "")
+                other = KnownMember(address="10.77.0.9", client_url="https://10.77.0.9:2379", rpc="10.77.0.9:7444")
                 await seed.put_node(client, home.prefix, "n1", other)
             await eventually(lambda: not node.token(), "it leads no more")
             with pytest.raises(NotLeader, match="taken out"):
@@ -429,10 +429,23 @@ def test_another_machine_that_has_its_name_is_not_taken_for_itself(home: House) 
     asyncio.run(main())
 
 
+def test_all_that_etcd_says_of_a_member_is_noted_for_the_next_start(home: House) -> None:
+    async def main() -> None:
+        first, _ = await home.begin(2)
+        async with living(first):
+            await eventually(lambda: members_file.read(first.paths).keys() == {"n1", "n2"}, "both are noted")
+        assert members_file.read(first.paths)["n2"] == KnownMember(
+            address="10.77.0.2", client_url=home.etcd.members[1].settings.client_url, rpc="10.77.0.2:7444",
+            api_url="http://10.77.0.2:8080",
+        )  # fmt: skip
+
+    asyncio.run(main())
+
+
 def test_the_session_of_another_machine_that_has_its_name_is_left_alone(home: House) -> None:
     async def main() -> None:
         (node,) = await home.begin(1)
-        other = NodeRecord("10.77.0.9", "https://10.77.0.9:2379", "10.77.0.9:7444", "")
+        other = KnownMember(address="10.77.0.9", client_url="https://10.77.0.9:2379", rpc="10.77.0.9:7444")
         session = wire.encode(SessionRecord(0, "boot", 1, SPAN_S))
         async with opened(home.etcd) as client:
             await seed.put_node(client, home.prefix, "n1", other)

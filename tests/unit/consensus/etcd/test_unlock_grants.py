@@ -16,10 +16,11 @@ from piccolod import clock
 from piccolod.errors import Conflict, Forbidden, NoLeader, NotLeader, StoreUnavailable
 from piccolod.leadership import keys
 from piccolod.leadership.keys import SessionRecord
+from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.consensus import Campaign
 from piccolod.protocol.unlocking import GrantUnlock
 from services.consensus import cluster_records, seed, unlock_grants, wire
-from services.consensus.cluster_records import UNLOCK, GrantRecord, NodeRecord
+from services.consensus.cluster_records import UNLOCK, GrantRecord
 from services.consensus.etcd.transaction import Delete, Put, Range, Transaction, absent
 from tests.etcd import Cluster
 from tests.unit.consensus.etcd.conftest import eventually, opened
@@ -139,7 +140,7 @@ def test_a_witness_and_a_node_that_was_removed_are_granted_nothing(home: House) 
             sid = await in_session(two)
             await in_session(one)
             async with opened(home.etcd) as client:
-                record = NodeRecord("10.77.0.2", "", "", "", role=cluster_records.WITNESS)
+                record = KnownMember(address="10.77.0.2", client_url="", rpc="", role=cluster_records.WITNESS)
                 await seed.put_node(client, home.prefix, "n2", record)
                 with pytest.raises(Forbidden, match="witness"):
                     await one.ask(request(sid))

@@ -15,7 +15,7 @@ from piccolod.paths import Paths
 from piccolod.protocol.cluster import KnownMember, Timing
 from services.consensus.joining.folder import Folder, set_store_aside
 
-MEMBER = KnownMember(address="10.0.0.1", client_url="https://10.0.0.1:2379", rpc="10.0.0.1:7444")
+MEMBER = KnownMember(address="10.0.0.1", client_url="https://10.0.0.1:2379", rpc="10.0.0.1:7444", api_url="http://10.0.0.1")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from piccolod.errors import Failed, Invalid
+from piccolod.errors import Invalid
 from piccolod.leadership.timing import FAST, Measured, choose
 from services.consensus.joining import measure
 
@@ -33,9 +33,3 @@ def test_containers_that_die_slowly_are_refused_with_the_inequality(tmp_path: Pa
     monkeypatch.setattr(measure, "stop_s", lambda: FAST.margin_s)
     with pytest.raises(Invalid, match="M >= F"):
         measure.choice("fast", tmp_path)
-
-
-def test_a_profile_of_a_newer_version_is_refused() -> None:
-    assert measure.known("fast", 0.01).stop_s == 0.01
-    with pytest.raises(Failed, match="lightning"):
-        measure.known("lightning", 0.01)
