@@ -87,8 +87,8 @@ def _of_a_member(paths: Paths, release: Release) -> str:
 
 
 def _run_on(paths: Paths) -> str:
-    alive = sum(not leash_table.proven_dead(entry) for entry in leash_table.read(paths.leash).values())
-    return f"{alive} led container(s) run on, the next start adopts them"
+    alive = leash_table.alive(leash_table.read(paths.leash).values())
+    return f"{len(alive)} led container(s) run on, the next start adopts them"
 
 
 def _members(paths: Paths) -> int:
@@ -144,10 +144,9 @@ def _stop(paths: Paths) -> frozenset[str]:
 
 
 def _alive(paths: Paths) -> Iterable[str]:
-    for entry in leash_table.read(paths.leash).values():
-        if not leash_table.proven_dead(entry):
-            leash_table.kill(entry)
-            yield entry.resource
+    for entry in leash_table.alive(leash_table.read(paths.leash).values()):
+        leash_table.kill(entry)
+        yield entry.resource
 
 
 def _kernel(paths: Paths) -> Iterable[str]:

@@ -17,6 +17,7 @@ from piccolod.named_tuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
 # Not Path: pathlib would cost each leash most of a MiB.
@@ -167,6 +168,11 @@ def proven_dead(entry: Entry) -> bool:
     """Nothing of the container lives: its init has exited, its cgroup is empty. Doubt is `False`."""
     with grip(entry) as held:
         return held.proven_dead()
+
+
+def alive(entries: Iterable[Entry], resource: str = "") -> list[Entry]:
+    """Those that are not proven dead; with `resource`, of that one alone."""
+    return [entry for entry in entries if resource in ("", entry.resource) and not proven_dead(entry)]
 
 
 def _sync(folder: Folder) -> None:

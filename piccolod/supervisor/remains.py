@@ -60,7 +60,7 @@ class Remains:
         guarded = leash_table.read(self._paths.leash).values()
         known = {entry.container for entry in guarded}
         others = [entry for entry in self._made() if entry.container not in known]
-        return [entry for entry in (*guarded, *others) if not leash_table.proven_dead(entry)]
+        return leash_table.alive((*guarded, *others))
 
     def _made(self) -> Iterator[Entry]:
         for kind in _PID_FILES:

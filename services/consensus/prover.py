@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from piccolod.errors import PeerRestarted, PiccoloError
 from piccolod.leadership import leash_table
-from piccolod.leadership.leash_table import Entry
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.paths import Paths
 from piccolod.protocol.log import Drain
@@ -33,7 +32,7 @@ class Prover:
         The page must show the term closing or gone: what starts after the look finds the gate shut.
         """
         pause_s = _LOOK_S
-        while alive(self._table.entries(), resource):
+        while leash_table.alive(self._table.entries().values(), resource):
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _LOOK_LATER_S)
         if resource == RESOURCE_KERNEL:
@@ -51,11 +50,6 @@ class Prover:
                 await asyncio.sleep(_LOOK_S)
 
 
-def alive(table: Mapping[str, Entry], resource: str) -> list[str]:
-    """The containers of the resource that are not proven dead."""
-    return [entry.container for entry in table.values() if entry.resource == resource and not leash_table.proven_dead(entry)]
-
-
 def running(paths: Paths) -> set[str]:
     """Every resource of which something may live here, whoever started it."""
-    return {entry.resource for entry in leash_table.read(paths.leash).values() if not leash_table.proven_dead(entry)}
+    return {entry.resource for entry in leash_table.alive(leash_table.read(paths.leash).values())}

@@ -317,8 +317,7 @@ def _reason(text: str) -> Reason:
 
 
 def _running(module: Module, resource: str) -> list[str]:
-    entries = leash_table.read(module.paths.leash).values()
-    return [entry.container for entry in entries if entry.resource == resource and not leash_table.proven_dead(entry)]
+    return [entry.container for entry in leash_table.alive(leash_table.read(module.paths.leash).values(), resource)]
 
 
 def _changes(records: tuple[ChangeRecord, ...]) -> tuple[Change, ...]:

@@ -34,10 +34,7 @@ def may_found(status: CryptoStatus) -> None:
 
 def may_give_up_data(config: Config, status: CryptoStatus, discard_local: bool) -> None:
     """Raises Conflict for what a join would lose without being told to, and for apps that run, in any case."""
-    running = sorted(
-        {entry.container for entry in leash_table.read(config.paths.leash).values() if not leash_table.proven_dead(entry)}
-    )
-    if running:
+    if running := sorted({entry.container for entry in leash_table.alive(leash_table.read(config.paths.leash).values())}):
         raise Conflict(f"apps of this node run: {', '.join(running)}", hint="`piccoloctl apps stop` or `uninstall` them first")
     if status.initialized and not discard_local:
         raise Conflict(
