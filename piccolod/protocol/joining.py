@@ -14,6 +14,7 @@ from piccolod.pki.identity import Role
 from piccolod.protocol.base import Nothing, Request
 from piccolod.protocol.unlocking import AutoUnlock
 
+JOIN_PATH: Final = "/join"
 TOKEN_S: Final = 3600.0
 TOKEN_MOST_S: Final = 86_400.0
 
@@ -146,16 +147,9 @@ class Redeemed(msgspec.Struct, frozen=True, kw_only=True):
     again: bool = False
 
 
-class Redeem(Request[Redeemed], frozen=True, kw_only=True):
-    """A node comes with a token: one commit that consumes it and lists the node as `nodes/<node>`.
+class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node that is nobody yet brings to JOIN_PATH of a member, as JSON. Fields of a newer joiner are passed over."""
 
-    The same node with the same key and the same token again gets a certificate again, so that a lost answer costs nothing.
-    Unauthenticated: no such token, or a wrong secret. Conflict: it was used by another node. Forbidden: it has expired, was
-    revoked, or is for another role. Exists: another node has this name. Each with its own message and hint.
-    """
-
-    command: ClassVar[str] = "persistence.redeem"
-    reply: ClassVar[type] = Redeemed
     id: str
     secret: str
     node: str
@@ -165,6 +159,19 @@ class Redeem(Request[Redeemed], frozen=True, kw_only=True):
     rpc: str
     client_url: str
     peer_url: str
+    api_url: str = ""
 
     def __repr__(self) -> str:
-        return f"Redeem(id={self.id!r}, node={self.node!r})"
+        return f"{type(self).__name__}(id={self.id!r}, node={self.node!r})"
+
+
+class Redeem(JoinBody, Request[Redeemed], frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node comes with a token: one commit that consumes it and lists the node as `nodes/<node>`.
+
+    The same node with the same key and the same token again gets a certificate again, so that a lost answer costs nothing.
+    Unauthenticated: no such token, or a wrong secret. Conflict: it was used by another node. Forbidden: it has expired, was
+    revoked, or is for another role. Exists: another node has this name. Each with its own message and hint.
+    """
+
+    command: ClassVar[str] = "persistence.redeem"
+    reply: ClassVar[type] = Redeemed

@@ -19,16 +19,14 @@ from piccolod.errors import (
     StoreUnavailable,
     TooMany,
 )
-from piccolod.pki.identity import Role
 from piccolod.protocol.cluster import AddMember, Admission, Welcome
-from piccolod.protocol.joining import ForgetNode, GetJoinTokens, Redeem, TokenState
+from piccolod.protocol.joining import JOIN_PATH, ForgetNode, GetJoinTokens, JoinBody, Redeem, TokenState
 from services.api.core import Core
 from services.api.rpc.app import Knock, Route
 from services.api.rpc.client import Client
 from services.api.rpc.pace import Pace
 from services.api.rpc.places import Places
 
-PATH: Final = "/join"
 _BODY_BYTES: Final = 16 * 1024
 _ANSWER_BYTES: Final = 1 << 20
 # The joiner waits 45 s. etcd refuses a member change for 5 s after the last one.
@@ -42,21 +40,6 @@ _LOOK_S: Final = 1.0
 _KNOWN: Final = (TokenState.OPEN, TokenState.USED)
 # What may be otherwise in a moment; AddMember is the same the second time.
 _PASSING: Final = (Busy, StoreUnavailable, OutcomeUnknown, DeadlineExceeded, PeerRestarted)
-
-
-class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
-    """JSON. Fields of a newer joiner are passed over."""
-
-    id: str
-    secret: str
-    node: str
-    role: Role
-    address: str
-    csr: str
-    rpc: str
-    client_url: str
-    peer_url: str
-    api_url: str = ""
 
 
 class Door:
@@ -110,12 +93,11 @@ class Door:
         if leader is None or knock.peer is not None:  # a member asked us for the leader: it is on its way somewhere else
             raise NoLeader("nobody is known to lead the cluster now", hint="try again in a moment", retry_after_s=1.0)
         return await self._client.post(
-            self._places.of(leader), PATH, knock.body, "application/json", timeout_s=_PROXY_S, most_bytes=_ANSWER_BYTES
+            self._places.of(leader), JOIN_PATH, knock.body, "application/json", timeout_s=_PROXY_S, most_bytes=_ANSWER_BYTES
         )
 
     async def _let_in(self, body: JoinBody) -> Welcome:
-        fields = {name: getattr(body, name) for name in Redeem.__struct_fields__}
-        redeemed = await self._core.order(Redeem(**fields))
+        redeemed = await self._core.order(Redeem(**msgspec.structs.asdict(body)))
         try:
             admission = await self._admitted(body)
         except PiccoloError as error:

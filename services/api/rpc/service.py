@@ -11,8 +11,9 @@ from litestar.types import ASGIApp
 from piccolod.cluster_mode import Mode
 from piccolod.config import at_port
 from piccolod.errors import PiccoloError
+from piccolod.protocol.joining import JOIN_PATH
 from services.api.core import Core
-from services.api.rpc import join, relay, renewal, unlocking
+from services.api.rpc import relay, renewal, unlocking
 from services.api.rpc.app import App
 from services.api.rpc.client import Client
 from services.api.rpc.files import NodeFiles
@@ -41,7 +42,7 @@ class Rpc:
         self.renewal = Renewal(core, self.files, client, places, lambda reason: fault("certificate", reason))
         self.unlocking = Unlocking(core, self.files, client, places, core.tell_locked)
         routes = {
-            join.PATH: Door(core, client, places).route,
+            JOIN_PATH: Door(core, client, places).route,
             relay.PATH: Replay(core, edge).route,
             renewal.PATH: self.renewal.route,
             unlocking.PATH: self.unlocking.route,

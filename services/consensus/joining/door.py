@@ -6,13 +6,15 @@ import http.client
 import json
 import socket
 import ssl
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from piccolod.config import at_port
 from piccolod.errors import BY_CODE, DeadlineExceeded, Failed, Forbidden, Invalid, OutcomeUnknown, PiccoloError, Unavailable
 from piccolod.pki import channel
+from piccolod.protocol.joining import JOIN_PATH, JoinBody
 
-PATH: Final = "/join"
 _CONNECT_S: Final = 5.0
 _ANSWER_BYTES: Final = 1 << 20
 
@@ -33,7 +35,7 @@ def place(address: str, default_port: int) -> tuple[str, int]:
     return host, int(port)
 
 
-def knock(host: str, port: int, fingerprint: str, body: dict[str, Any], within_s: float) -> bytes:
+def knock(host: str, port: int, fingerprint: str, body: JoinBody, within_s: float) -> bytes:
     """The answer's body. Raises what the member refused; Forbidden when it is of another cluster than the token.
 
     Nothing is sent before the other side has proven that the authority of the token signed it. Unavailable: nothing was sent.
@@ -46,7 +48,7 @@ def knock(host: str, port: int, fingerprint: str, body: dict[str, Any], within_s
     try:
         connection.connect()
         sent = True
-        connection.request("POST", PATH, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        connection.request("POST", JOIN_PATH, msgspec.json.encode(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = response.read(_ANSWER_BYTES)
     except ssl.SSLCertVerificationError as error:
@@ -80,9 +82,9 @@ def refusal(status: int, body: bytes, where: str) -> PiccoloError:
         return Failed(f"{where} answered {status} and nothing that can be read", hint="is it a piccolod?")
 
 
-def _let_in_perhaps(body: dict[str, Any]) -> str:
+def _let_in_perhaps(body: JoinBody) -> str:
     """Each attempt of a person has a key of its own, so that the name has to be free again."""
-    name = body["node"]
+    name = body.node
     return f"it may have let {name} in: `piccoloctl nodes remove {name}` there if it is listed, then join with another token"
 
 

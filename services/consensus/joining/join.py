@@ -16,7 +16,10 @@ from piccolod.errors import DeadlineExceeded, Failed, NoLeader, NotLeader, Outco
 from piccolod.leadership.timing import founded
 from piccolod.module import Module
 from piccolod.pki import authority, token
+from piccolod.pki.identity import Role
+from piccolod.pki.token import JoinToken
 from piccolod.protocol.cluster import JoinCluster, Welcome
+from piccolod.protocol.joining import JoinBody
 from services.consensus.joining import door
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.place import etcd_settings, own_record, peer_url
@@ -42,7 +45,7 @@ class Join:
         pinned = token.parse(request.token)
         host, port = door.place(request.address, self._module.config.rpc_port)
         key = authority.make_key()
-        body = {"id": pinned.id, "secret": pinned.secret, **self._introduction(request.role, authority.make_request(key))}
+        body = self._introduction(pinned, Role(request.role), authority.make_request(key))
         log.info("joining a cluster", address=host, port=port, role=request.role)
         answer = await self._answer(host, port, pinned.fingerprint, body)
         welcome = _welcome(answer, pinned.fingerprint)
@@ -64,7 +67,7 @@ class Join:
         await asyncio.to_thread(self._folder.settle_store)
         log.info("joined the cluster", cluster=cluster, members=sorted(welcome.admission.members))
 
-    async def _answer(self, host: str, port: int, fingerprint: str, body: dict[str, str]) -> bytes:
+    async def _answer(self, host: str, port: int, fingerprint: str, body: JoinBody) -> bytes:
         """Asks again where a member was cut off in the middle (a restart, another leader): it knows the key by now."""
         give_up_at = clock.now() + AGAIN_S
         asked = False
@@ -78,13 +81,12 @@ class Join:
                 self._module.log.info("asks again to be let in", reason=error.detail)
             await asyncio.sleep(PAUSE_S)
 
-    def _introduction(self, role: str, request: str) -> dict[str, str]:
+    def _introduction(self, pinned: JoinToken, role: Role, request: str) -> JoinBody:
         own = own_record(self._module)
-        config = self._module.config
-        return {
-            "node": self._node, "role": role, "address": own.address, "csr": request, "rpc": own.rpc,
-            "client_url": own.client_url, "peer_url": peer_url(config), "api_url": own.api_url,
-        }  # fmt: skip
+        return JoinBody(
+            id=pinned.id, secret=pinned.secret, node=self._node, role=role, address=own.address, csr=request, rpc=own.rpc,
+            client_url=own.client_url, peer_url=peer_url(self._module.config), api_url=own.api_url,
+        )  # fmt: skip
 
     def _write_folder(self, welcome: Welcome, key: bytes) -> None:
         """Every file is synced, and a busy disk takes longer for that than a beat may."""

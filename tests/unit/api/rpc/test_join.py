@@ -34,18 +34,25 @@ from piccolod.pki import authority as pki
 from piccolod.pki.authority import make_key, make_request
 from piccolod.pki.identity import Identity, Role
 from piccolod.protocol.cluster import AddMember, Welcome
-from piccolod.protocol.joining import ForgetNode, GetJoinTokens, JoinTokens, JoinTokenView, Redeem, TokenState
+from piccolod.protocol.joining import ForgetNode, GetJoinTokens, JoinBody, JoinTokens, JoinTokenView, Redeem, TokenState
 from services.api.rpc import join as joining
 from services.api.rpc.pace import PER_SOURCE, Pace
 from services.consensus.joining import door
 from services.consensus.joining import join as joiner
 from tests.unit.api.rpc.cluster import CLUSTER, Cluster, codes, formed, impostor
 
-BODY = {
-    "id": "01234567", "secret": "s" * 32, "node": "n9", "role": "member", "address": "127.0.0.19", "csr": make_request(make_key()),
-    "rpc": "127.0.0.19:7444", "client_url": "https://127.0.0.19:2379", "peer_url": "https://127.0.0.19:2380",
-    "api_url": "http://127.0.0.19:8080",
-}  # fmt: skip
+
+class NewerBody(JoinBody, frozen=True, kw_only=True):
+    """Of a newer joiner."""
+
+    newer: str = "field"
+
+
+BODY = JoinBody(
+    id="01234567", secret="s" * 32, node="n9", role=Role.MEMBER, address="127.0.0.19", csr=make_request(make_key()),
+    rpc="127.0.0.19:7444", client_url="https://127.0.0.19:2379", peer_url="https://127.0.0.19:2380",
+    api_url="http://127.0.0.19:8080",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -60,7 +67,10 @@ def token(id: str, state: TokenState = TokenState.OPEN) -> JoinTokenView:
 
 
 def knock(cluster: Cluster, name: str, **other: Any) -> Welcome:
-    body = {**BODY, **other}
+    return send(cluster, name, msgspec.structs.replace(BODY, **other))
+
+
+def send(cluster: Cluster, name: str, body: JoinBody) -> Welcome:
     answer = door.knock(cluster.address(name), cluster.rpc_port, cluster.authority.fingerprint, body, 20)
     return msgspec.json.decode(answer, type=Welcome)
 
@@ -70,9 +80,9 @@ def test_the_leader_lets_a_node_in(two: Cluster) -> None:
     assert pki.read(welcome.certificate).identity == Identity(CLUSTER, "n9")
     assert welcome.ca == two.authority.pem and welcome.admission.initial_cluster == {"n9": "https://127.0.0.19:2380"}
     (redeem,) = two["n1"].modules.asked(Redeem)
-    assert (redeem.id, redeem.secret, redeem.node, redeem.csr) == ("01234567", "s" * 32, "n9", BODY["csr"])
+    assert (redeem.id, redeem.secret, redeem.node, redeem.csr) == ("01234567", "s" * 32, "n9", BODY.csr)
     (add,) = two["n1"].modules.asked(AddMember)
-    assert (add.node, add.api_url, add.peer_url) == ("n9", BODY["api_url"], BODY["peer_url"])
+    assert (add.node, add.api_url, add.peer_url) == ("n9", BODY.api_url, BODY.peer_url)
     assert codes(two["n1"], "POST rpc/join") == [("nobody", 200, "")]
     assert two["n1"].modules.asked(ForgetNode) == []
 
@@ -146,9 +156,9 @@ def test_who_takes_the_connection_and_says_nothing_was_not_asked(monkeypatch: py
 def test_a_member_that_ran_out_of_time_is_asked_again_with_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joiner, "PAUSE_S", 0.01)
     answers: list[Any] = [DeadlineExceeded("it took too long"), b"ok"]
-    asked: list[dict[str, str]] = []
+    asked: list[JoinBody] = []
 
-    def answer(host: str, port: int, fingerprint: str, body: dict[str, str], within_s: float) -> bytes:
+    def answer(host: str, port: int, fingerprint: str, body: JoinBody, within_s: float) -> bytes:
         asked.append(body)
         if isinstance(found := answers.pop(0), PiccoloError):
             raise found
@@ -273,7 +283,7 @@ def test_what_is_no_request_to_join_is_refused(two: Cluster) -> None:
     with pytest.raises(TooLarge):
         knock(two, "n1", csr="x" * 20_000)
     assert two["n1"].modules.asked(Redeem) == []
-    assert knock(two, "n1", newer="field").admission.cluster == CLUSTER
+    assert send(two, "n1", NewerBody(**msgspec.structs.asdict(BODY))).admission.cluster == CLUSTER
 
 
 def test_those_with_a_token_have_a_share_of_their_own() -> None:
