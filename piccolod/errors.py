@@ -34,6 +34,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -228,3 +229,22 @@ def from_wire(wire: dict[str, Any]) -> PiccoloError:
         leader=None if leader is None else LeaderHint(*leader),
         retry_after_s=wire.get("retry_after_s"),
     )
+
+
+def from_problem(status: int, body: bytes, where: str = "") -> PiccoloError:
+    """The error that the problem document of another node tells of; `where` it came from is put before its words.
+
+    `Failed` for an unknown code (a newer node), and for a body that is no such document.
+    """
+    try:
+        document = json.loads(body)
+        kind, leader = BY_CODE.get(str(document["code"]), Failed), document.get("leader")
+        return kind(
+            f"{where}: {document['detail']}" if where else str(document["detail"]),
+            hint=str(document.get("hint") or ""),
+            leader=None if leader is None else LeaderHint(**{name: leader[name] for name in LeaderHint.__slots__}),
+        )
+    except (ValueError, KeyError, TypeError):
+        return Failed(
+            f"{where or 'the other node'} answered {status} and nothing that can be read", hint="is it a newer piccolod?"
+        )

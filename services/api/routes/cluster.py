@@ -130,7 +130,10 @@ async def init(request: Req, data: JSONBody[InitBody | None] = None) -> Response
 async def join(request: Req, data: JSONBody[JoinBody]) -> Response[Cluster]:
     """Makes this node a member of another node's cluster. Its modules restart right after the answer."""
     order = JoinCluster(address=data.address, token=data.token, role=data.role, discard_local=data.discard_local)
-    return Response(await core_of(request).order(order, timeout_s=_JOIN_S))
+    try:
+        return Response(await core_of(request).order(order, timeout_s=_JOIN_S))
+    except NotLeader as error:
+        raise NotLeader(error.detail, hint=error.hint) from error  # without a leader to send it on to: it is for this node
 
 
 @endpoint(

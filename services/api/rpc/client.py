@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 from typing import Final, NamedTuple
 
 import h11
 
-from piccolod.errors import (
-    BY_CODE,
-    Failed,
-    OutcomeUnknown,
-    PiccoloError,
-    TooLarge,
-    Unavailable,
-)
+from piccolod.errors import OutcomeUnknown, PiccoloError, TooLarge, Unavailable, from_problem
 from piccolod.pki import channel
 from piccolod.pki.identity import Role
 from services.api.rpc.files import NodeFiles
@@ -67,7 +59,7 @@ class Client:
             if writer is not None:
                 writer.transport.abort()
         if status != 200:
-            raise refusal(status, answer)
+            raise from_problem(status, answer)
         return answer
 
     def _check(self, writer: asyncio.StreamWriter, place: Place, ended: bool) -> None:
@@ -79,16 +71,6 @@ class Client:
             raise Unavailable(f"{place.node} cannot be asked: {error.detail}", hint=error.hint) from error
         if found.node != place.node:
             raise Unavailable(f"{found.node} answers where {place.node} should be", hint="see `piccoloctl cluster list`")
-
-
-def refusal(status: int, body: bytes) -> PiccoloError:
-    """What a problem document says, as the error that it was."""
-    try:
-        document = json.loads(body)
-        kind = BY_CODE.get(str(document["code"]), Failed)
-        return kind(str(document["detail"]), hint=str(document.get("hint") or ""))
-    except (ValueError, KeyError, TypeError):
-        return Failed(f"the other node answered {status} and nothing that can be read", hint="is it a newer piccolod?")
 
 
 def _request(place: Place, path: str, body: bytes, media_type: str) -> h11.Request:

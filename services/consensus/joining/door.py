@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import socket
 import ssl
 from typing import Final
@@ -11,7 +10,7 @@ from typing import Final
 import msgspec
 
 from piccolod.config import at_port
-from piccolod.errors import BY_CODE, DeadlineExceeded, Failed, Forbidden, Invalid, OutcomeUnknown, PiccoloError, Unavailable
+from piccolod.errors import DeadlineExceeded, Forbidden, Invalid, OutcomeUnknown, Unavailable, from_problem
 from piccolod.pki import channel
 from piccolod.protocol.joining import JOIN_PATH, JoinBody
 
@@ -68,18 +67,8 @@ def knock(host: str, port: int, fingerprint: str, body: JoinBody, within_s: floa
     finally:
         connection.close()
     if response.status != 200:
-        raise refusal(response.status, answer, where)
+        raise from_problem(response.status, answer, where)
     return answer
-
-
-def refusal(status: int, body: bytes, where: str) -> PiccoloError:
-    """What a problem document says, as the error that it was."""
-    try:
-        document = json.loads(body)
-        kind = BY_CODE.get(str(document["code"]), Failed)
-        return kind(f"{where}: {document['detail']}", hint=str(document.get("hint") or ""))
-    except (ValueError, KeyError, TypeError):
-        return Failed(f"{where} answered {status} and nothing that can be read", hint="is it a piccolod?")
 
 
 def _let_in_perhaps(body: JoinBody) -> str:

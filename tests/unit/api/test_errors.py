@@ -11,6 +11,7 @@ import pytest
 from piccolod.errors import Invalid as Bad
 from piccolod.errors import LeaderHint, Locked, NotLeader, Problem, TooMany
 from piccolod.protocol.apps import ChangeApp, InstallApp, ListApps
+from piccolod.protocol.cluster import JoinCluster
 from piccolod.protocol.persistence import Unlock
 from tests.unit.api.node import Node, running
 
@@ -158,6 +159,15 @@ def test_a_program_is_sent_to_the_leader_and_a_browser_is_not(node: Node) -> Non
         assert refused.json()["leader"] == {
             "node": "n2", "address": "10.77.0.2", "url": "https://10.77.0.2:8080/", "epoch": 9,
         }  # fmt: skip
+
+
+def test_a_request_to_join_is_sent_on_to_no_leader_of_the_other_cluster(node: Node) -> None:
+    with node.token("admin") as client:
+        node.modules.fail_kinds[JoinCluster] = LEADER
+        answer = client.http.post(
+            "/api/v1/cluster/join", json={"address": "10.77.0.1", "token": "t"}, follow_redirects=False
+        )  # fmt: skip
+    assert (answer.status_code, answer.json()["detail"]) == (409, "n2 leads")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from piccolod.errors import Busy, Exists, Failed, Forbidden, Invalid, OutcomeUnknown, TooMany
+from piccolod.errors import Busy, Exists, Invalid, OutcomeUnknown
 from piccolod.protocol.cluster import KnownMember
 from services.consensus.etcd.members import Member
 from services.consensus.joining import door
@@ -105,12 +105,3 @@ def test_an_address_is_taken_as_people_write_it(text: str, place: tuple[str, int
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(Invalid):
         door.place(text, 7444)
-
-
-def test_a_refusal_of_the_member_is_told_as_what_it_was() -> None:
-    error = door.refusal(403, b'{"code": "forbidden", "detail": "it has expired", "hint": "make another"}', "10.0.0.1:7444")
-    assert type(error) is Forbidden
-    assert (error.detail, error.hint) == ("10.0.0.1:7444: it has expired", "make another")
-    assert type(door.refusal(429, b'{"code": "too_many", "detail": "x"}', "a")) is TooMany
-    assert type(door.refusal(200, b"<html>", "a")) is Failed
-    assert type(door.refusal(500, b"[]", "a")) is Failed
