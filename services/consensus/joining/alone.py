@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Awaitable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from piccolod import cluster_mode
 from piccolod.errors import Busy, Conflict, PiccoloError
 from piccolod.module import Caller, Module
-from piccolod.protocol.base import Nothing
 from piccolod.protocol.cluster import (
     AddMember,
-    Admission,
     Cluster,
     GetCluster,
     InitCluster,
@@ -27,12 +25,10 @@ from piccolod.protocol.persistence import CryptoStatus, GetCryptoStatus
 from services.consensus.joining import checks
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.place import own_record
-from services.consensus.joining.supervised import ACTING, Supervised, undo
+from services.consensus.joining.supervised import ACTING, ANSWERED_S, Supervised, restart_owed, undo
 from services.consensus.leaser import Leaser
 
 _STATUS_S: Final = 5.0
-# Long enough for the answer to reach whoever asked, by way of the api.
-_ANSWERED_S: Final = 0.2
 
 
 class Alone:
@@ -55,9 +51,7 @@ class Alone:
                 await undo(self._folder, self._supervised)
             except (PiccoloError, OSError) as error:  # the terms of this node need none of it; the next start tries again
                 self._module.log.error("could not wipe it", reason=str(error))
-        if self._folder.owes_restarts():
-            await self._supervised.restart(*ACTING, "api")
-            self._folder.restarts_done()
+        await restart_owed(self._folder, self._supervised)
 
     def check_begins(self) -> None:
         """Raises Busy while the log is on its way into a cluster: what was closed for that must not be led again here."""
@@ -68,9 +62,9 @@ class Alone:
         self._module.serve(GetCluster, self._cluster)
         self._module.serve(InitCluster, self._init)
         self._module.serve(JoinCluster, self._join)
-        self._module.serve(AddMember, self._add)
-        self._module.serve(RemoveMember, self._remove)
-        self._module.serve(Leave, self._leave)
+        self._module.serve(AddMember, self._nobody)
+        self._module.serve(RemoveMember, self._nobody)
+        self._module.serve(Leave, self._nobody)
 
     async def _cluster(self, request: GetCluster, caller: Caller) -> Cluster:
         return Cluster(mode="alone", node=self._module.config.node.name)
@@ -136,23 +130,14 @@ class Alone:
         try:
             await asyncio.to_thread(self._folder.settle_store)
             await self._supervised.restart(*ACTING)
-            await asyncio.sleep(_ANSWERED_S)
+            await asyncio.sleep(ANSWERED_S)
             await self._supervised.restart("api")
             self._folder.restarts_done()
         finally:
             await self._supervised.restart("consensus")
 
-    async def _add(self, request: AddMember, caller: Caller) -> Admission:
-        raise self._nobody()
-
-    async def _remove(self, request: RemoveMember, caller: Caller) -> Nothing:
-        raise self._nobody()
-
-    async def _leave(self, request: Leave, caller: Caller) -> Nothing:
-        raise self._nobody()
-
-    def _nobody(self) -> PiccoloError:
-        return Conflict(f"{self._module.config.node.name} is a node alone", hint="`piccoloctl cluster init` founds a cluster")
+    async def _nobody(self, request: AddMember | RemoveMember | Leave, caller: Caller) -> NoReturn:
+        raise Conflict(f"{self._module.config.node.name} is a node alone", hint="`piccoloctl cluster init` founds a cluster")
 
     async def _status(self) -> CryptoStatus:
         return await self._module.call(GetCryptoStatus(), timeout_s=_STATUS_S)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import NoReturn
 
 import msgspec
 
 from piccolod import cluster_mode
 from piccolod.cluster_mode import Mode
-from piccolod.errors import Busy, Conflict, NoLeader, NotLeader, PiccoloError, StoreUnavailable
-from piccolod.leadership.records import TermState
+from piccolod.errors import Busy, Conflict, StoreUnavailable
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.module import Caller, Module
 from piccolod.protocol.base import Nothing
@@ -25,15 +24,13 @@ from piccolod.protocol.cluster import (
     RemoveMember,
 )
 from piccolod.protocol.joining import KeepCertificate
-from services.consensus import members_file, prover, term_store
+from services.consensus import members_file, prover, standing, term_store
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.joining import checks, renewal
 from services.consensus.joining.folder import Folder, set_store_aside
 from services.consensus.joining.members import Membership
-from services.consensus.joining.supervised import ACTING, Supervised
-
-# Long enough for the answer to reach whoever asked, by way of the api.
-_ANSWERED_S: Final = 0.2
+from services.consensus.joining.supervised import ANSWERED_S, Supervised, restart_owed
+from services.consensus.refusals import Refusals
 
 
 class Joined:
@@ -43,6 +40,7 @@ class Joined:
         self._mode = mode
         self._folder = Folder(module.paths)
         self._supervised = Supervised(module.paths)
+        self._refusals = Refusals(leaser.driver, mode.node, leaser.place)
         store = leaser.driver.store
         self._members = Membership(store.client, store.prefix, self._folder, mode.node, self._leads, module.log)
 
@@ -53,17 +51,15 @@ class Joined:
         """
         if await asyncio.to_thread(self._folder.settle_store):
             self._module.log.info("set the store aside that this node had alone")
-        if self._folder.owes_restarts():
-            await self._supervised.restart(*ACTING, "api")
-            self._folder.restarts_done()
+        await restart_owed(self._folder, self._supervised)
 
     def check_begins(self) -> None:
         """Terms of a member begin as etcd says."""
 
     def serve(self) -> None:
         self._module.serve(GetCluster, self._cluster)
-        self._module.serve(InitCluster, self._init)
-        self._module.serve(JoinCluster, self._join)
+        self._module.serve(InitCluster, self._member_already)
+        self._module.serve(JoinCluster, self._member_already)
         self._module.serve(AddMember, self._add)
         self._module.serve(RemoveMember, self._remove)
         self._module.serve(Leave, self._leave)
@@ -79,18 +75,9 @@ class Joined:
             told.append(f"{self._mode.node} was taken out of the cluster: `piccoloctl cluster leave` makes it a node alone")
         return msgspec.structs.replace(found, warnings=tuple(told))
 
-    async def _init(self, request: InitCluster, caller: Caller) -> Cluster:
-        raise self._member_already()
-
-    async def _join(self, request: JoinCluster, caller: Caller) -> Cluster:
-        raise self._member_already()
-
-    def _member_already(self) -> PiccoloError:
-        try:
-            checks.may_found_or_join(self._module.config)
-        except PiccoloError as error:
-            return error
-        return Conflict("this node has just ceased to be a member", hint="try again in a moment")
+    async def _member_already(self, request: InitCluster | JoinCluster, caller: Caller) -> NoReturn:
+        checks.may_found_or_join(self._module.config)
+        raise Conflict("this node has just ceased to be a member", hint="try again in a moment")
 
     async def _add(self, request: AddMember, caller: Caller) -> Admission:
         self._check_leads()
@@ -154,20 +141,16 @@ class Joined:
 
     async def _restart(self) -> None:
         """The next life of this module restarts the others."""
-        await asyncio.sleep(_ANSWERED_S)
+        await asyncio.sleep(ANSWERED_S)
         await self._supervised.restart("consensus")
 
     # --- who leads
 
     def _leads(self) -> bool:
-        record = self._leaser.records().get(RESOURCE_KERNEL)
-        return record is not None and record.node == self._mode.node and record.state is TermState.OPEN
+        return standing.leads(self._leaser.driver.state, RESOURCE_KERNEL)
 
     def _check_leads(self) -> None:
-        """Raises NotLeader, which names who does, or NoLeader."""
-        if self._leads():
-            return
-        hint = self._leaser.hint(RESOURCE_KERNEL)
-        if hint is None:
-            raise NoLeader("nobody leads the kernel", hint="`piccoloctl cluster list` shows who is there", retry_after_s=1.0)
-        raise NotLeader(f"{hint.node} leads the kernel", hint=f"ask {hint.node}", leader=hint)
+        """Raises NotLeader, which names who does; without one NoLeader, StoreUnavailable, StoreRestored."""
+        if not self._leads():
+            refusal = self._refusals.not_leader(RESOURCE_KERNEL)
+            raise refusal if refusal.leader is not None else self._refusals.no_leader(RESOURCE_KERNEL)

@@ -17,6 +17,8 @@ _STARTED_S: Final = 30.0
 
 # Whoever acts for a node, and knows from its own start whether that is alone: the store first, which alone writes.
 ACTING: Final = ("persistence", "apps")
+# Long enough for the answer to reach whoever asked, by way of the api.
+ANSWERED_S: Final = 0.2
 
 
 class Supervised:
@@ -71,6 +73,13 @@ class Supervised:
     async def _row(self, name: str) -> dict[str, Any] | None:
         rows = await control.ask(self._socket, {"cmd": "modules"})
         return next((row for row in rows if row["name"] == name), None)
+
+
+async def restart_owed(folder: Folder, supervised: Supervised) -> None:
+    """Whoever started in the mode that this node was in before, if a crash left it so. Raises as `Supervised`, OSError."""
+    if folder.owes_restarts():
+        await supervised.restart(*ACTING, "api")
+        folder.restarts_done()
 
 
 async def undo(folder: Folder, supervised: Supervised) -> None:

@@ -16,7 +16,7 @@ from piccolod.leadership import leash_table
 from piccolod.leadership.keys import SessionRecord
 from piccolod.leadership.timing import FAST
 from piccolod.protocol.base import Level
-from piccolod.protocol.cluster import KnownMember
+from piccolod.protocol.cluster import KnownMember, RemoveMember
 from piccolod.protocol.consensus import (
     Campaign,
     Closing,
@@ -425,6 +425,24 @@ def test_another_machine_that_has_its_name_is_not_taken_for_itself(home: House) 
             await eventually(lambda: not node.token(), "it leads no more")
             with pytest.raises(NotLeader, match="taken out"):
                 await live.ask(Campaign(resource="kernel"))
+
+    asyncio.run(main())
+
+
+def test_members_are_changed_where_the_kernel_is_led_and_another_node_says_where_that_is(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(first) as one, living(second) as two:
+            await eventually(lambda: two.leaser.driver.state.session, "it has a session")
+            with pytest.raises(NoLeader, match="nobody leads kernel"):
+                await two.ask(RemoveMember(node="n9"), "api")
+            await one.lead()
+            await eventually(lambda: two.leaser.hint("kernel"), "it knows who leads")
+            with pytest.raises(NotLeader) as refusal:
+                await two.ask(RemoveMember(node="n9"), "api")
+            assert refusal.value.leader is not None and refusal.value.leader.node == "n1"
+            with pytest.raises(NotFound, match="n9 is no member"):
+                await one.ask(RemoveMember(node="n9"), "api")
 
     asyncio.run(main())
 
