@@ -26,6 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from piccolod.errors import Invalid
 from piccolod.pki import identity as identities
+from piccolod.pki import private_key
 from piccolod.pki.identity import Identity
 
 BEGIN: Final = datetime(2000, 1, 1, tzinfo=UTC)
@@ -126,14 +127,8 @@ def make_key() -> bytes:
 
 def make_request(key_pem: bytes) -> str:
     """What a node sends to be signed: its public key, and the proof that it has the other half. Raises Invalid."""
-    try:
-        key = serialization.load_pem_private_key(key_pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise Invalid(f"this is not a private key: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise Invalid("this is not a key of an elliptic curve")
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    return builder.sign(key, hashes.SHA256()).public_bytes(_PEM).decode()
+    return builder.sign(private_key.load(key_pem), hashes.SHA256()).public_bytes(_PEM).decode()
 
 
 class Signed(msgspec.Struct, frozen=True):

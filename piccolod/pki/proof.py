@@ -10,18 +10,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from piccolod.errors import Invalid
+from piccolod.pki import private_key
 
 _ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
 
 
 def sign(key_pem: bytes, purpose: str, message: bytes) -> tuple[bytes, bytes]:
     """(The public key, DER; the signature). `purpose`: so that it means nothing anywhere else. Raises Invalid."""
-    try:
-        key = serialization.load_pem_private_key(key_pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise Invalid(f"this is not a private key: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise Invalid("this is not a key of an elliptic curve")
+    key = private_key.load(key_pem)
     public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return public, key.sign(_framed(purpose, message), _ALGORITHM)
 
