@@ -22,6 +22,7 @@ from piccolod.errors import (
 from piccolod.protocol.cluster import AddMember, Admission, Welcome
 from piccolod.protocol.joining import JOIN_PATH, ForgetNode, GetJoinTokens, JoinBody, Redeem, TokenState
 from services.api.core import Core
+from services.api.rpc import wire
 from services.api.rpc.app import Knock, Route
 from services.api.rpc.client import Client
 from services.api.rpc.pace import Pace
@@ -135,7 +136,4 @@ class Door:
 
 
 def _decoded(body: bytes) -> JoinBody:
-    try:
-        return msgspec.json.decode(body, type=JoinBody)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Invalid(f"this is no request to join: {error}", hint="is the node that joins a newer piccolod?") from None
+    return wire.decoded(body, JoinBody, "request to join", msgspec.json.decode)

@@ -16,11 +16,12 @@ from typing import Final
 import msgspec
 
 from piccolod import clock
-from piccolod.errors import Forbidden, Invalid, Locked, NoLeader, OutcomeUnknown, PiccoloError, Unavailable
+from piccolod.errors import Forbidden, Locked, NoLeader, OutcomeUnknown, PiccoloError, Unavailable
 from piccolod.pki.authority import Signed
 from piccolod.pki.identity import Role
 from piccolod.protocol.joining import IssueCertificate, Issued, KeepCertificate
 from services.api.core import Core
+from services.api.rpc import wire
 from services.api.rpc.app import Knock, Route
 from services.api.rpc.client import Client, Place
 from services.api.rpc.files import NodeFiles
@@ -63,12 +64,7 @@ class Renewal:
         """Whether it is still listed, with this very key, persistence looks at."""
         if knock.peer is None:
             raise Forbidden("this is for nodes of the cluster", hint="show the certificate of a node")
-        try:
-            body = msgspec.json.decode(knock.body, type=RenewBody)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Invalid(
-                f"this is no request for a certificate: {error}", hint="is the other node a newer piccolod?"
-            ) from None
+        body = wire.decoded(knock.body, RenewBody, "request for a certificate", msgspec.json.decode)
         order = IssueCertificate(csr=body.csr, node=knock.peer.node, role=knock.peer.role, address="")
         return msgspec.json.encode(await self._core.order(order))
 

@@ -14,7 +14,7 @@ from services.api import settings
 from services.api.call import Via
 from services.api.core import Core
 from services.api.rpc.app import Knock, Route
-from services.api.rpc.wire import ANSWER_BYTES, BODY_BYTES, MEDIA_TYPE, Answered, Forwarded
+from services.api.rpc.wire import ANSWER_BYTES, BODY_BYTES, MEDIA_TYPE, Answered, Forwarded, decoded
 
 # A header and the frame around a body of BODY_BYTES.
 _ROOM_BYTES: Final = 64 * 1024
@@ -83,10 +83,7 @@ class _Answer:
 
 
 def _decoded(body: bytes) -> Forwarded:
-    try:
-        asked = msgspec.msgpack.decode(body, type=Forwarded)
-    except msgspec.MsgspecError as error:
-        raise Invalid(f"this is no forwarded request: {error}", hint="is the other node a newer piccolod?") from None
+    asked = decoded(body, Forwarded, "forwarded request", msgspec.msgpack.decode)
     if asked.method not in _METHODS or not asked.path.startswith("/api/") or not _REQUEST_ID.fullmatch(asked.request_id):
         raise Invalid("this is no request that is forwarded", hint="is the other node a newer piccolod?")
     return asked

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from piccolod.errors import Conflict, Forbidden, Invalid, PiccoloError, Unavailable
+from piccolod.errors import Conflict, Forbidden, PiccoloError, Unavailable
 from piccolod.pki import proof
 from piccolod.pki.identity import Role
 from piccolod.protocol.events import LeadershipRoleChanged, LockStateChanged
@@ -23,7 +23,7 @@ from services.api.rpc.app import Knock, Route
 from services.api.rpc.client import Client, Place
 from services.api.rpc.files import NodeFiles
 from services.api.rpc.places import Places
-from services.api.rpc.wire import MEDIA_TYPE
+from services.api.rpc.wire import MEDIA_TYPE, decoded
 
 PATH: Final = "/unlock"
 _BODY_BYTES: Final = 4 * 1024
@@ -52,10 +52,7 @@ class Unlocking:
 
     async def _give(self, knock: Knock) -> bytes:
         """The ask has to be the peer's own: nobody asks for another node. The rest persistence looks at."""
-        try:
-            signed = msgspec.msgpack.decode(knock.body, type=SignedAsk)
-        except msgspec.MsgspecError as error:
-            raise Invalid(f"this is no request for the key: {error}", hint="is the other node a newer piccolod?") from None
+        signed = decoded(knock.body, SignedAsk, "request for the key", msgspec.msgpack.decode)
         if knock.peer is None or _key_of(signed) != knock.key:
             raise Forbidden("a member asks for itself alone")
         return msgspec.msgpack.encode(await self._core.order(GiveKey(signed=signed), timeout_s=_WITHIN_S))

@@ -1,10 +1,13 @@
-"""What travels in `POST /forward`, as MessagePack: one request of a node's API, and its answer."""
+"""What travels between nodes: how each request is read, and that of `POST /forward`, as MessagePack, with its answer."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import msgspec
+
+from piccolod.errors import Invalid
 
 # The largest body of a route that writes is a manifest's, 512 KiB; its answer is a document of the app.
 BODY_BYTES: Final = 1 << 20
@@ -12,6 +15,16 @@ ANSWER_BYTES: Final = 8 << 20
 MEDIA_TYPE: Final = "application/x-msgpack"
 
 Headers = list[tuple[bytes, bytes]]
+T = TypeVar("T")
+
+
+def decoded(body: bytes, kind: type[T], what: str, decode: Callable[..., Any]) -> T:
+    """A request of another node, by msgspec's `decode` of its media type. Raises Invalid: it is no `what`."""
+    try:
+        found: T = decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Invalid(f"this is no {what}: {error}", hint="is the other node a newer piccolod?") from None
+    return found
 
 
 class Forwarded(msgspec.Struct, frozen=True, kw_only=True):
