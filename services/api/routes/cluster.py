@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from contextlib import suppress
 from typing import Annotated, Literal
@@ -11,7 +10,6 @@ import msgspec
 from litestar import Response
 from litestar.params import FromPath, JSONBody
 
-from piccolod import clock
 from piccolod.errors import (
     Busy,
     Conflict,
@@ -47,7 +45,6 @@ from piccolod.protocol.joining import (
     GetJoinTokens,
     JoinTokenView,
     NewJoinToken,
-    Revoked,
     RevokeJoinToken,
 )
 from piccolod.protocol.persistence import GetRevision, Lock
@@ -57,6 +54,7 @@ from services.api.asked import BASE, Req, actor_of, core_of, idem_of, written
 from services.api.core import Core
 from services.api.documents import NodeView
 from services.api.endpoint import COMMIT, JSON, STORE, UNKNOWN, endpoint
+from services.api.patience import patiently
 from services.api.routes.crypto import call_off, quiesce
 
 _INIT_S = 60.0
@@ -66,6 +64,8 @@ _LEAVE_S = 20.0
 _LOCK_S = 40.0
 _ELECTION_S = 8.0
 _AGAIN_S = 0.2
+# etcd may elect for a moment after one of its members has gone.
+_ELECTING = (StoreUnavailable, OutcomeUnknown, NoLeader, Busy)
 _MEMBERS = (StoreUnavailable, StoreCorrupt)
 _PAUSE = (Conflict, NoLeader, OutcomeUnknown, *_MEMBERS)
 
@@ -247,22 +247,11 @@ async def remove(request: Req, node: FromPath[str]) -> Response[None]:
         await core.order(RemoveMember(node=node), timeout_s=_REMOVE_S)
     except NotFound as error:
         unknown = error
-    done = await _forgotten(core, ForgetNode(node=node, author=actor_of(request).name), await idem_of(request))
+    forget, idem = ForgetNode(node=node, author=actor_of(request).name), await idem_of(request)
+    done = await patiently(lambda _: core.order(forget, idem=idem), _ELECTING, _ELECTION_S, _AGAIN_S)
     if unknown is not None and done.rev <= before:
         raise unknown  # it was not on the list either
     return written(None, done.rev, 204)
-
-
-async def _forgotten(core: Core, order: ForgetNode, idem: str) -> Revoked:
-    """etcd may elect for a moment after one of its members has gone."""
-    give_up_at = clock.now() + _ELECTION_S
-    while True:
-        try:
-            return await core.order(order, idem=idem)
-        except (StoreUnavailable, OutcomeUnknown, NoLeader, Busy):
-            if clock.now() > give_up_at:
-                raise
-        await asyncio.sleep(_AGAIN_S)
 
 
 async def _nodes(core: Core) -> tuple[NodeView, ...]:

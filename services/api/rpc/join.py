@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 import msgspec
@@ -22,6 +21,7 @@ from piccolod.errors import (
 from piccolod.protocol.cluster import AddMember, Admission, Welcome
 from piccolod.protocol.joining import JOIN_PATH, ForgetNode, GetJoinTokens, JoinBody, Redeem, TokenState
 from services.api.core import Core
+from services.api.patience import patiently
 from services.api.rpc import wire
 from services.api.rpc.app import Knock, Route
 from services.api.rpc.client import Client
@@ -117,14 +117,9 @@ class Door:
             rpc=body.rpc,
             api_url=body.api_url,
         )
-        give_up_at = clock.now() + _ADMIT_S
-        while True:
-            try:
-                return await self._core.order(asked, timeout_s=max(1.0, give_up_at - clock.now()))
-            except _PASSING:
-                if clock.now() + _PAUSE_S >= give_up_at:
-                    raise
-            await asyncio.sleep(_PAUSE_S)
+        return await patiently(
+            lambda left_s: self._core.order(asked, timeout_s=max(1.0, left_s)), _PASSING, _ADMIT_S, _PAUSE_S
+        )  # fmt: skip
 
     async def _forget(self, node: str, why: PiccoloError) -> None:
         """The token is used up, but the name is free: the next attempt needs no `nodes remove`."""
