@@ -175,29 +175,33 @@ class Service:
             unlocked = self._vault.store is not None
             if not unlocked and self._vault.condition is Condition.UNAVAILABLE and not self._disk.persists:
                 return True  # it may be back in a moment, and the very term with it
-            page = self._page.read()
-            held = page.terms.get(RESOURCE_KERNEL) if page else None
             able = unlocked and not self._disk.persists
             if not able:
                 self._ending = Reason.UNHEALTHY if self._disk.persists else Reason.LOCKED
             try:
-                for step in steps(able=able, held=held, holds=self._gate.holds(RESOURCE_KERNEL)):
-                    if step is Step.CAMPAIGN and self._membership is not None and not self._membership.at_head:
-                        return False  # who leads has all that was committed
-                    # Closed: nothing writes any more, for each write looks at the gate once more before its commit.
-                    if step is Step.CAMPAIGN:
-                        await self._ask(Campaign(resource=RESOURCE_KERNEL, cluster=self._cluster))
-                    elif held is not None and step is Step.CLOSE:
-                        await self._ask(Closing(resource=RESOURCE_KERNEL, token=held.token))
-                    elif held is not None:
-                        await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=held.token, reason=self._ending))
+                return await self._go(able)
             except (NotLeader, NoLeader, Busy) as error:
                 self._module.log.debug("follows", reason=error.detail)
                 return self._membership is not None
             except PiccoloError as error:
                 self._module.log.debug("could not align the term of the kernel", reason=error.detail)
                 return False
-            return True
+
+    async def _go(self, able: bool) -> bool:
+        """The steps to where the term has to be. False: not yet, for who leads has all that was committed."""
+        page = self._page.read()
+        held = page.terms.get(RESOURCE_KERNEL) if page else None
+        for step in steps(able=able, held=held, holds=self._gate.holds(RESOURCE_KERNEL)):
+            if step is Step.CAMPAIGN and self._membership is not None and not self._membership.at_head:
+                return False
+            # Closed: nothing writes any more, for each write looks at the gate once more before its commit.
+            if step is Step.CAMPAIGN:
+                await self._ask(Campaign(resource=RESOURCE_KERNEL, cluster=self._cluster))
+            elif held is not None and step is Step.CLOSE:
+                await self._ask(Closing(resource=RESOURCE_KERNEL, token=held.token))
+            elif held is not None:
+                await self._ask(Withdraw(resource=RESOURCE_KERNEL, token=held.token, reason=self._ending))
+        return True
 
     async def _ensure_ca(self) -> None:
         """Makes the cluster's certificate authority where there is none: at the setup, and for a store of before."""

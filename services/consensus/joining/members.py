@@ -124,23 +124,19 @@ class Membership:
             raise Conflict(f"{node} leads the kernel", hint="`piccoloctl leaders switchover kernel` first, if there are others")
         async with self._turn:
             record = (await self.records()).get(node)
-
-            async def act() -> None:
-                peers = await etcd_members.members(self._client, _RPC_S)
-                peer = next((each for each in peers if each.name == node), None) or (
-                    peer_of(record, peers) if record is not None else None
-                )
-                if peer is not None:
-                    await self._unlead(peer, peers)
-                    await etcd_members.remove(self._client, peer.id, _RPC_S)
-                elif record is None and not gone:
-                    raise NotFound(f"{node} is no member", hint="`piccoloctl nodes list` shows all")
-                gone.append(True)
-
-            gone: list[bool] = []
-            await patiently(act, f"etcd does not let {node} go yet")
+            if record is None and peer_with(node, None, await etcd_members.members(self._client, _RPC_S)) is None:
+                raise NotFound(f"{node} is no member", hint="`piccoloctl nodes list` shows all")
+            await patiently(lambda: self._expel(node, record), f"etcd does not let {node} go yet")
             await patiently(lambda: self._forget(node), f"etcd does not forget {node} yet")
         self._log.info("took a node out", node=node)
+
+    async def _expel(self, node: str, record: KnownMember | None) -> None:
+        """One that etcd does not know is out already, as when the answer to the last try was lost."""
+        peers = await etcd_members.members(self._client, _RPC_S)
+        peer = peer_with(node, record, peers)
+        if peer is not None:
+            await self._unlead(peer, peers)
+            await etcd_members.remove(self._client, peer.id, _RPC_S)
 
     async def _unlead(self, peer: Peer, peers: Sequence[Peer]) -> None:
         """An etcd whose leader goes elects for a moment, and takes no writes: it hands over first, if it can."""
@@ -219,6 +215,12 @@ def check_free(node: str, record: KnownMember, others: dict[str, KnownMember]) -
 def peer_of(record: KnownMember, peers: Sequence[Peer]) -> Peer | None:
     """The member of etcd at a node's address. One that was never started has no name and no client URL."""
     return next((each for each in peers if any(urlsplit(url).hostname == record.address for url in each.peer_urls)), None)
+
+
+def peer_with(node: str, record: KnownMember | None, peers: Sequence[Peer]) -> Peer | None:
+    """The member of etcd that is a node's: by its name, or at its address."""
+    named = next((each for each in peers if each.name == node), None)
+    return named if named is not None or record is None else peer_of(record, peers)
 
 
 async def patiently(act: Callable[[], Awaitable[None]], what: str, within_s: float = _CHANGE_S) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from piccolod import cluster_mode
-from piccolod.errors import Busy
+from piccolod.errors import Busy, NotFound, OutcomeUnknown
 from piccolod.leadership import keys
 from piccolod.leadership.keys import SessionRecord
 from piccolod.paths import Paths
@@ -22,6 +22,7 @@ from services.consensus import wire
 from services.consensus.cluster_records import prefix
 from services.consensus.etcd import members as etcd_members
 from services.consensus.etcd.client import Client
+from services.consensus.etcd.members import Member
 from services.consensus.etcd.transaction import Delete, Put, Transaction
 from services.consensus.joining import members
 from services.consensus.joining.folder import Folder
@@ -81,6 +82,30 @@ def test_what_a_join_left_that_went_no_further_is_taken_out_by_its_name_and_bloc
             admission = await membership.add(place(3), "c1")
             assert set(admission.members) == {"n3"}
             assert place(3).peer_url in await peer_urls(client)
+
+    asyncio.run(main())
+
+
+def test_one_that_etcd_alone_knows_is_taken_out_also_when_the_answer_is_lost_and_another_is_no_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            there = [*await etcd_members.members(client, 2), Member(2**60, "n9", ("http://127.0.0.9:2380",), (), False)]
+
+            async def look(*_: Any) -> list[Member]:
+                return there
+
+            async def remove(_: Any, id: int, __: float) -> None:
+                assert there.pop().id == id
+                raise OutcomeUnknown("cut off")
+
+            monkeypatch.setattr(etcd_members, "members", look)
+            monkeypatch.setattr(etcd_members, "remove", remove)
+            await membership.remove("n9")
+            assert len(there) == 1
+            with pytest.raises(NotFound, match="n9 is no member"):
+                await membership.remove("n9")
 
     asyncio.run(main())
 
