@@ -51,7 +51,7 @@ class LockCommands:
         self._after_unlock = after_unlock
         self._after_lock = after_lock
         self._leader = leader
-        self._mark = mark
+        self.mark = mark
         self._shared = shared
         self._deposit_left = module.deposited(DEPOSIT) is not None
 
@@ -103,7 +103,7 @@ class LockCommands:
     async def _unlock(self, request: Unlock, caller: Caller) -> CryptoStatus:
         await self._vault.keyset_made()
         key = await self._vault.passwords.by_password(request.password, request.source)
-        self._mark.clear()
+        self.mark.clear()
         await self.unlock_with(key)
         return self.status()
 
@@ -119,7 +119,7 @@ class LockCommands:
             await passwords.replace(key, request.new)
         else:
             key = await passwords.reset(request.words, request.new, request.source)
-        self._mark.clear()
+        self.mark.clear()
         self._module.log.info("reset the password by the recovery words")
         await self.unlock_with(key)
         return self.status()
@@ -133,7 +133,7 @@ class LockCommands:
         await self._vault.opened.wait()
         held = self._vault.key_if_held() is not None
         if self._shared and request.stays:
-            self._mark.set()  # first: a crash after it must not find a peer that unlocks
+            self.mark.set()  # first: a crash after it must not find a peer that unlocks
         await self._vault.lock()
         await self._after_lock()
         if self._deposit_left:

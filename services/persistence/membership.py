@@ -19,7 +19,6 @@ from services.persistence.etcd_snapshot import EtcdSnapshot
 from services.persistence.guesses import Guesses
 from services.persistence.ledger import Folded, Ledger
 from services.persistence.lock_commands import LockCommands
-from services.persistence.lock_mark import LockMark
 from services.persistence.member import Member
 from services.persistence.member_vault import MemberVault
 from services.persistence.shared_keyset import SharedKeyset
@@ -64,8 +63,7 @@ class Membership:
         return self._member.at_head
 
     def serve_unlocking(self, locks: LockCommands) -> None:
-        mark = LockMark(self._module.paths.lock_mark)
-        UnlockingCommands(self._module, self.vault, mark, locks.unlock_with, locks.status).serve(self._module)
+        UnlockingCommands(self._module, self.vault, locks.mark, locks.unlock_with, locks.status).serve(self._module)
 
     async def run(self) -> None:
         await self._member.run()
