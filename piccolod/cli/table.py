@@ -71,6 +71,15 @@ def render(rows: Iterable[Any], columns: Sequence[Column], *, wide: bool = False
     return "\n".join(lines)
 
 
+def table(columns: Sequence[Column], empty: str = "") -> Callable[[list[dict[str, Any]], bool, int], str]:
+    """How a list is shown: its rows, or `empty` where there is none and something is to be said of that."""
+
+    def shown(found: list[dict[str, Any]], wide: bool, width: int) -> str:
+        return render(found, columns, wide=wide, width=width) if found or not empty else empty
+
+    return shown
+
+
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -9,13 +9,14 @@ import click
 
 from piccolod import clock
 from piccolod.cli.client import Client, path_of
+from piccolod.cli.commands import tokens as access
 from piccolod.cli.commands.leaders import resource_of
 from piccolod.cli.commands.nodes import COLUMNS as NODES
 from piccolod.cli.complete import join_token_ids, resource_names
 from piccolod.cli.options import Duration, Group
 from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import Printed, Session
-from piccolod.cli.table import Column, printable, render
+from piccolod.cli.table import Column, printable, render, table
 from piccolod.cli.times import moment
 from piccolod.errors import DeadlineExceeded, NotFound, PiccoloError
 
@@ -23,6 +24,7 @@ cluster = Group("cluster", help="Several machines as one.")
 tokens = Group("tokens", help="What lets new nodes in: one token a node, for a short time.")
 cluster.add_command(tokens)
 
+_TOKENS_PATH: Final = "/cluster/tokens"
 _LOOK_S: Final = 0.2
 # The API gives a join so long: the member answers within 45 s, and etcd here may take 30 s to start.
 _JOIN_S: Final = 120.0
@@ -147,12 +149,11 @@ def history(session: Session, tail: int, resource: str | None) -> int:
     """Who led what, since when and why, newest first; of one resource, or of all."""
     path = path_of("leadership", "history", limit=tail, resource=resource_of(resource) if resource else None)
 
-    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
-        return render(found, _CHANGES, wide=wide, width=width) if found else "Nothing has been led yet."
-
     return session.show(
         lambda: Printed(
-            session.client().get(path), table, lambda found: [f"{each['resource']}@{each['epoch']}" for each in found]
+            session.client().get(path),
+            table(_CHANGES, "Nothing has been led yet."),
+            lambda found: [f"{each['resource']}@{each['epoch']}" for each in found],
         )
     )
 
@@ -220,13 +221,7 @@ def _table(found: dict[str, Any], wide: bool, width: int) -> str:
 @click.pass_obj
 def list_tokens(session: Session) -> int:
     """The open ones, and those that ended lately. Their secrets are not kept and cannot be shown."""
-
-    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
-        return render(found, _TOKENS, wide=wide, width=width) if found else "No tokens: `piccoloctl cluster tokens create`."
-
-    return session.show(
-        lambda: Printed(session.client().get("/cluster/tokens"), table, lambda found: [str(item["id"]) for item in found])
-    )
+    return access.show(session, _TOKENS_PATH, _TOKENS, "No tokens: `piccoloctl cluster tokens create`.")
 
 
 @tokens.command()
@@ -236,10 +231,8 @@ def list_tokens(session: Session) -> int:
 def create(session: Session, witness: bool, expires: float | None) -> int:
     """Make a token that lets one node in, and print it, this one time."""
     body = {**({"role": "witness"} if witness else {}), **({"expires_in_s": expires} if expires else {})}
-    found = session.client().send("POST", "/cluster/tokens", body, repeat=False)
-    session.write(Printed(found, lambda document, *_: str(document["token"]), lambda document: [str(document["id"])]))
-    session.say("hint: on the new node: `piccoloctl cluster join ADDRESS --token TOKEN`, with the address of a member")
-    return 0
+    hint = "on the new node: `piccoloctl cluster join ADDRESS --token TOKEN`, with the address of a member"
+    return access.make(session, _TOKENS_PATH, body, hint)
 
 
 @tokens.command()
@@ -247,7 +240,4 @@ def create(session: Session, witness: bool, expires: float | None) -> int:
 @click.pass_obj
 def revoke(session: Session, id: str) -> int:
     """Make a join token void, at once."""
-    session.confirm(f"Revoke the join token {id}?")
-    session.client().send("DELETE", path_of("cluster", "tokens", id))
-    session.say(f"the join token {id} is void")
-    return 0
+    return access.end(session, _TOKENS_PATH, id, "join token")

@@ -13,7 +13,7 @@ from piccolod.cli.client import path_of
 from piccolod.cli.complete import image_names
 from piccolod.cli.options import Group
 from piccolod.cli.session import Printed, Session
-from piccolod.cli.table import Column, render
+from piccolod.cli.table import Column, table
 from piccolod.cli.times import moment
 from piccolod.cli.upload import Upload, of_file, of_folder
 from piccolod.units import format_size
@@ -36,10 +36,6 @@ _COLUMNS: Final = (
 )
 
 
-def _table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
-    return render(found, _COLUMNS, wide=wide, width=width) if found else "No images: `piccoloctl images load FILE`."
-
-
 def _names(found: list[dict[str, Any]]) -> list[str]:
     return [str((item.get("names") or [item.get("id")])[0]) for item in found]
 
@@ -48,7 +44,8 @@ def _names(found: list[dict[str, Any]]) -> list[str]:
 @click.pass_obj
 def list_(session: Session) -> int:
     """The images of this node."""
-    return session.show(lambda: Printed(session.client().get("/images"), _table, _names))
+    shown = table(_COLUMNS, "No images: `piccoloctl images load FILE`.")
+    return session.show(lambda: Printed(session.client().get("/images"), shown, _names))
 
 
 @images.command()

@@ -11,7 +11,7 @@ from piccolod.cli.complete import resource_names
 from piccolod.cli.options import Command, Group
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.sheet import sheet
-from piccolod.cli.table import Column, printable, render
+from piccolod.cli.table import Column, printable, render, table
 from piccolod.cli.times import ago, moment
 from piccolod.units import format_duration
 
@@ -57,12 +57,10 @@ _CANDIDATES: Final = (
 @click.pass_obj
 def list_(session: Session) -> int:
     """Everything that is led, as this node sees it."""
-
-    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
-        return render(found, _COLUMNS, wide=wide, width=width)
-
     return session.show(
-        lambda: Printed(session.client().get("/leadership"), table, lambda found: [str(item["resource"]) for item in found])
+        lambda: Printed(
+            session.client().get("/leadership"), table(_COLUMNS), lambda found: [str(item["resource"]) for item in found]
+        )
     )
 
 

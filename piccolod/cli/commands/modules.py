@@ -14,7 +14,7 @@ from piccolod.cli.options import Group
 from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import Form, Printed, Session
 from piccolod.cli.sheet import sheet
-from piccolod.cli.table import Column, printable, render
+from piccolod.cli.table import Column, printable, table
 from piccolod.cli.times import moment
 from piccolod.errors import DeadlineExceeded, NotFound, Unavailable
 from piccolod.units import format_duration, format_size
@@ -42,12 +42,8 @@ _COLUMNS: Final = (
 @click.pass_obj
 def list_(session: Session) -> int:
     """All of them, in the order of their start."""
-
-    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
-        return render(found, _COLUMNS, wide=wide, width=width)
-
     return session.show(
-        lambda: Printed(session.client().get("/modules"), table, lambda found: [str(item["name"]) for item in found])
+        lambda: Printed(session.client().get("/modules"), table(_COLUMNS), lambda found: [str(item["name"]) for item in found])
     )
 
 

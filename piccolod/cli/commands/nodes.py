@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -11,7 +11,7 @@ from piccolod.cli.complete import node_names
 from piccolod.cli.options import Group
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.sheet import sheet
-from piccolod.cli.table import Column, render
+from piccolod.cli.table import Column, table
 
 nodes = Group("nodes", help="The nodes of the cluster.")
 
@@ -39,12 +39,8 @@ COLUMNS: Final = (
 @click.pass_obj
 def list_(session: Session) -> int:
     """All of them, as etcd knows them."""
-
-    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
-        return render(found, COLUMNS, wide=wide, width=width)
-
     return session.show(
-        lambda: Printed(session.client().get("/nodes"), table, lambda found: [str(item["name"]) for item in found])
+        lambda: Printed(session.client().get("/nodes"), table(COLUMNS), lambda found: [str(item["name"]) for item in found])
     )
 
 

@@ -10,7 +10,7 @@ from piccolod.cli.client import path_of
 from piccolod.cli.complete import listener_names
 from piccolod.cli.options import Group
 from piccolod.cli.session import Printed, Session
-from piccolod.cli.table import Column, render
+from piccolod.cli.table import Column, table
 from piccolod.errors import Invalid, NotFound
 from piccolod.units import format_size
 
@@ -37,13 +37,14 @@ _COLUMNS: Final = (
 def list_(session: Session) -> int:
     """Each listener of each app."""
 
-    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
-        return render(found, _COLUMNS, wide=wide, width=width) if found else "No routes: no app with a listener is installed."
-
     def names(found: list[dict[str, Any]]) -> list[str]:
         return [f"{item['app']}.{item['listener']}" for item in found]
 
-    return session.show(lambda: Printed(session.client().get("/routes"), table, names))
+    return session.show(
+        lambda: Printed(
+            session.client().get("/routes"), table(_COLUMNS, "No routes: no app with a listener is installed."), names
+        )
+    )
 
 
 @routes.command("test")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -13,7 +13,7 @@ from piccolod.cli.client import path_of
 from piccolod.cli.complete import secret_names
 from piccolod.cli.options import Group
 from piccolod.cli.session import Printed, Session
-from piccolod.cli.table import Column, render
+from piccolod.cli.table import Column, table
 from piccolod.cli.times import moment
 from piccolod.errors import Invalid
 from piccolod.units import format_size
@@ -36,13 +36,12 @@ def list_(session: Session) -> int:
         Column("CHANGED", lambda item: moment(int(item.get("updated_ms") or 0))),
     )
 
-    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
-        if not found:
-            return "No secrets yet: `piccoloctl secrets set NAME` makes one."
-        return render(found, columns, wide=wide, width=width)
-
     return session.show(
-        lambda: Printed(session.client().get("/secrets"), table, lambda found: [str(item["name"]) for item in found])
+        lambda: Printed(
+            session.client().get("/secrets"),
+            table(columns, "No secrets yet: `piccoloctl secrets set NAME` makes one."),
+            lambda found: [str(item["name"]) for item in found],
+        )
     )
 
 

@@ -10,7 +10,7 @@ from piccolod.cli.client import path_of
 from piccolod.cli.options import Group
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.sheet import sheet
-from piccolod.cli.table import Column, printable, render
+from piccolod.cli.table import Column, printable, table
 from piccolod.cli.times import moment
 from piccolod.units import format_size
 
@@ -51,10 +51,9 @@ def log(session: Session, tail: int, after: int | None) -> int:
     """The entries, oldest first."""
     found = session.client().get(path_of("store", "log", limit=tail, after=after))
 
-    def table(entries: list[dict[str, Any]], wide: bool, width: int) -> str:
-        return render(entries, _COLUMNS, wide=wide, width=width) if entries else "The log has no entries yet."
-
-    session.write(Printed(found, table, lambda entries: [str(item["rev"]) for item in entries]))
+    session.write(
+        Printed(found, table(_COLUMNS, "The log has no entries yet."), lambda entries: [str(item["rev"]) for item in entries])
+    )
     return 0
 
 

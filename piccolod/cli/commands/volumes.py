@@ -11,7 +11,7 @@ from piccolod.cli.complete import volume_names
 from piccolod.cli.options import Group
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.sheet import sheet
-from piccolod.cli.table import Column, render
+from piccolod.cli.table import Column, table
 from piccolod.units import format_size
 
 volumes = Group("volumes", help="The apps' data.")
@@ -38,13 +38,14 @@ _COLUMNS: Final = (
 def list_(session: Session) -> int:
     """All volumes, those of apps that are gone as well."""
 
-    def table(found: list[dict[str, Any]], wide: bool, width: int) -> str:
-        return render(found, _COLUMNS, wide=wide, width=width) if found else "No volumes: no app has `storage.persistent`."
-
     def names(found: list[dict[str, Any]]) -> list[str]:
         return [f"{item['app']}.{item['name']}" for item in found]
 
-    return session.show(lambda: Printed(session.client().get("/volumes"), table, names))
+    return session.show(
+        lambda: Printed(
+            session.client().get("/volumes"), table(_COLUMNS, "No volumes: no app has `storage.persistent`."), names
+        )
+    )
 
 
 @volumes.command(view=True)
