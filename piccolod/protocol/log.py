@@ -31,10 +31,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     rev: int
     digest: bytes
-    gen: int
     token: int
-    leader: str
-    revision: int
 
 
 class GetHead(Request[Head], frozen=True, kw_only=True):
@@ -44,12 +41,7 @@ class GetHead(Request[Head], frozen=True, kw_only=True):
     reply: ClassVar[type] = Head
 
 
-class Appended(msgspec.Struct, frozen=True, kw_only=True):
-    rev: int
-    revision: int
-
-
-class Append(Request[Appended], frozen=True, kw_only=True):
+class Append(Request[Nothing], frozen=True, kw_only=True):
     """All of `entries` behind the head that the caller saw, under the token of its term, or none of them.
 
     NotLeader, Conflict (the head is another one), StoreFull, StoreUnavailable: certainly not written. OutcomeUnknown: it
@@ -58,7 +50,7 @@ class Append(Request[Appended], frozen=True, kw_only=True):
     """
 
     command: ClassVar[str] = "consensus.append"
-    reply: ClassVar[type] = Appended
+    reply: ClassVar[type] = Nothing
     token: int
     head_rev: int
     head_digest: bytes
@@ -66,11 +58,10 @@ class Append(Request[Appended], frozen=True, kw_only=True):
 
 
 class Entries(msgspec.Struct, frozen=True, kw_only=True):
-    """`first_rev` is the oldest that etcd still has, 0 when it has none; `head_rev` the newest that was committed."""
+    """`first_rev` is the oldest that etcd still has, 0 when it has none."""
 
     entries: tuple[SealedEntry, ...]
     first_rev: int
-    head_rev: int
 
 
 class GetEntries(Request[Entries], frozen=True, kw_only=True):
@@ -135,11 +126,11 @@ class GetKeyset(Request[Keyset], frozen=True, kw_only=True):
     reply: ClassVar[type] = Keyset
 
 
-class PutKeyset(Request[Keyset], frozen=True, kw_only=True):
+class PutKeyset(Request[Nothing], frozen=True, kw_only=True):
     """In the place of the one with `seen_mod`. Conflict: another one is there. The other errors as of `Append`."""
 
     command: ClassVar[str] = "consensus.put_keyset"
-    reply: ClassVar[type] = Keyset
+    reply: ClassVar[type] = Nothing
     token: int
     seen_mod: int
     keyset: bytes

@@ -14,7 +14,7 @@ import msgspec
 from piccolod.errors import Conflict, Invalid, NotFound, StoreFull, StoreRestored, TooLarge
 from piccolod.leadership import keys
 from piccolod.leadership.actions import RESTORED_HINT
-from piccolod.leadership.keys import EpochRecord, GenRecord
+from piccolod.leadership.keys import EpochRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.transactions import Compare, Field, Put
 from piccolod.leadership.view import Record
@@ -45,7 +45,7 @@ class ControlLog:
 
     # --- entries
 
-    async def append(self, request: log.Append) -> log.Appended:
+    async def append(self, request: log.Append) -> None:
         entries = request.entries
         encoded = [_encoder.encode(entry) for entry in entries]
         _check_run(request.head_rev, entries, sum(len(each) for each in encoded))
@@ -59,7 +59,6 @@ class ControlLog:
         )
         self._head = Record(head, 0, revision)
         self._space.wrote(sum(len(each) for each in encoded))
-        return log.Appended(rev=head.rev, revision=revision)
 
     async def _head_at(self, rev: int, digest: bytes) -> int:
         """The mod revision of the head that the caller saw. Raises Conflict when etcd has another one."""
@@ -78,37 +77,30 @@ class ControlLog:
 
     async def head(self) -> log.Head:
         result = await self.look(
-            Range(self._key(keys.KERNEL_HEAD)), Range(self._key(keys.GEN)), Range(self._key(keys.EPOCH + RESOURCE_KERNEL)),
+            Range(self._key(keys.KERNEL_HEAD)), Range(self._key(keys.EPOCH + RESOURCE_KERNEL)),
             Range(self._key(keys.SESSION), prefix=True),
         )  # fmt: skip
         head = _value(result, 0, keys.KERNEL_HEAD, HeadRecord)
-        gen = _value(result, 1, keys.GEN, GenRecord)
-        epoch = _value(result, 2, keys.EPOCH, EpochRecord)
-        leader, token = "", 0
-        if epoch is not None and epoch.held and self._lives(result, epoch):
-            leader, token = epoch.node, _items(result, 2)[0].mod_revision
-        return log.Head(
-            rev=head.rev if head else 0, digest=head.digest if head else b"", gen=gen.gen if gen else 0, token=token,
-            leader=leader, revision=result.revision,
-        )  # fmt: skip
+        epoch = _value(result, 1, keys.EPOCH, EpochRecord)
+        lives = epoch is not None and epoch.held and self._lives(result, epoch)
+        token = _items(result, 1)[0].mod_revision if lives else 0
+        return log.Head(rev=head.rev if head else 0, digest=head.digest if head else b"", token=token)
 
     def _lives(self, result: Result, epoch: EpochRecord) -> bool:
         key = self._key(keys.SESSION + epoch.node)
-        return any(item.key == key and item.create_revision == epoch.sid for item in _items(result, 3))
+        return any(item.key == key and item.create_revision == epoch.sid for item in _items(result, 2))
 
     async def entries(self, request: log.GetEntries) -> log.Entries:
         limit, left_bytes = max(1, request.limit), max(1, request.limit_bytes)
         found: list[SealedEntry] = []
-        after, page, first_rev, head_rev = request.after, min(limit, _FIRST_PAGE), 0, 0
+        after, page, first_rev = request.after, min(limit, _FIRST_PAGE), 0
         while len(found) < limit and left_bytes > 0:
             result = await self.look(
-                Range(self._key(LOG), prefix=True, limit=1, keys_only=True), Range(self._key(keys.KERNEL_HEAD)),
+                Range(self._key(LOG), prefix=True, limit=1, keys_only=True),
                 Range(self._key(LOG), prefix=True, limit=page, after=self._key(log_key(after))),
             )  # fmt: skip
             first_rev = _rev(_items(result, 0))
-            head = _value(result, 1, keys.KERNEL_HEAD, HeadRecord)
-            head_rev = head.rev if head else 0
-            items = _items(result, 2)
+            items = _items(result, 1)
             for item in items:
                 left_bytes -= len(item.value)
                 if found and left_bytes < 0:
@@ -119,7 +111,7 @@ class ControlLog:
                 break
             mean_bytes = sum(len(item.value) for item in items) // len(items) + 1
             page = max(1, min(limit - len(found), _LARGEST_PAGE, left_bytes // mean_bytes))
-        return log.Entries(entries=tuple(found), first_rev=first_rev, head_rev=head_rev)
+        return log.Entries(entries=tuple(found), first_rev=first_rev)
 
     # --- snapshots
 
@@ -167,10 +159,9 @@ class ControlLog:
         items = _items(await self.look(Range(self._key(keys.KEYSET))), 0)
         return log.Keyset(keyset=items[0].value if items else b"", mod=items[0].mod_revision if items else 0)
 
-    async def put_keyset(self, request: log.PutKeyset) -> log.Keyset:
+    async def put_keyset(self, request: log.PutKeyset) -> None:
         compare = Compare(keys.KEYSET, Field.MOD, request.seen_mod)
-        mod = await self._leaser.propose(request.token, (compare,), (Put(keys.KEYSET, request.keyset),))
-        return log.Keyset(keyset=request.keyset, mod=mod)
+        await self._leaser.propose(request.token, (compare,), (Put(keys.KEYSET, request.keyset),))
 
     # --- inside
 

@@ -71,8 +71,9 @@ class LogService:
     async def _head(self, request: log.GetHead, caller: Caller) -> log.Head:
         return await self._log.head()
 
-    async def _append(self, request: log.Append, caller: Caller) -> log.Appended:
-        return await self._log.append(request)
+    async def _append(self, request: log.Append, caller: Caller) -> Nothing:
+        await self._log.append(request)
+        return Nothing()
 
     async def _entries(self, request: log.GetEntries, caller: Caller) -> log.Entries:
         return await self._log.entries(request)
@@ -91,5 +92,6 @@ class LogService:
     async def _keyset(self, request: log.GetKeyset, caller: Caller) -> log.Keyset:
         return await self._log.keyset()
 
-    async def _put_keyset(self, request: log.PutKeyset, caller: Caller) -> log.Keyset:
-        return await self._log.put_keyset(request)
+    async def _put_keyset(self, request: log.PutKeyset, caller: Caller) -> Nothing:
+        await self._log.put_keyset(request)
+        return Nothing()

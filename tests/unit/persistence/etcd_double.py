@@ -28,7 +28,6 @@ from piccolod.leadership.gate import Shut, Token
 from piccolod.protocol.base import Nothing
 from piccolod.protocol.log import (
     Append,
-    Appended,
     Chunk,
     Entries,
     GetEntries,
@@ -76,7 +75,7 @@ class Etcd:
         self.revision += 1
         self.token, self.leader = 0, ""
 
-    def append(self, request: Append) -> Appended:
+    def append(self, request: Append) -> Nothing:
         if self.full:
             raise StoreFull("etcd's space quota is half used up", hint="snapshots go on")
         self._check_token(request.token)
@@ -90,15 +89,15 @@ class Etcd:
         for entry in request.entries:
             self.log[entry.rev] = entry
         self.head_rev, self.head_digest = request.entries[-1].rev, request.entries[-1].digest
-        return Appended(rev=self.head_rev, revision=self.revision)
+        return Nothing()
 
-    def put_keyset(self, request: PutKeyset) -> Keyset:
+    def put_keyset(self, request: PutKeyset) -> Nothing:
         self._check_token(request.token)
         if request.seen_mod != self.keyset_mod:
             raise Conflict("another keyset is there")
         self.revision += 1
         self.keyset, self.keyset_mod = request.keyset, self.revision
-        return Keyset(keyset=self.keyset, mod=self.keyset_mod)
+        return Nothing()
 
     def put_snapshot(self, request: PutSnapshot) -> Nothing:
         self._check_token(request.token)
@@ -120,7 +119,7 @@ class Etcd:
                 break
             taken.append(self.log[rev])
             size += len(self.log[rev].sealed)
-        return Entries(entries=tuple(taken), first_rev=min(self.log, default=0), head_rev=self.head_rev)
+        return Entries(entries=tuple(taken), first_rev=min(self.log, default=0))
 
     def _check_token(self, token: int) -> None:
         if self.token != token or token in self.ended:
@@ -154,10 +153,7 @@ class Consensus:
         match request:
             case GetHead():
                 etcd = self.etcd
-                return Head(
-                    rev=etcd.head_rev, digest=etcd.head_digest, gen=GEN, token=etcd.held(), leader=etcd.leader,
-                    revision=etcd.revision,
-                )  # fmt: skip
+                return Head(rev=etcd.head_rev, digest=etcd.head_digest, token=etcd.held())
             case Append() | PutKeyset():
                 return await self._write(request)
             case GetEntries():

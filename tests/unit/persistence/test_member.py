@@ -188,7 +188,7 @@ async def test_who_is_behind_does_not_campaign(town: Town) -> None:
     n2 = await town.join("n2")
     await leads(n1)
     n2.hears_hints = False
-    n2.consensus.spoil = lambda page: type(page)(entries=(), first_rev=page.first_rev, head_rev=page.head_rev)
+    n2.consensus.spoil = lambda page: type(page)(entries=(), first_rev=page.first_rev)
     await n1.put("a", 1)
     await until(lambda: n2.module.healths[-1][0] is Level.WARN, "it does not follow")
     n1.campaigns = False

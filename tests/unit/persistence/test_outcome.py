@@ -27,12 +27,12 @@ SENT = Sent(token=7, head_rev=4, head_digest=BEFORE, last_rev=6, last_digest=OUR
     ],
 )
 def test_the_head_tells(rev: int, digest: bytes, token: int, verdict: Verdict) -> None:
-    assert judge(SENT, Head(rev=rev, digest=digest, gen=1, token=token, leader="", revision=1)) is verdict
+    assert judge(SENT, Head(rev=rev, digest=digest, token=token)) is verdict
 
 
 def test_an_empty_log_has_no_digest() -> None:
     first = Sent(token=7, head_rev=0, head_digest=bytes(32), last_rev=1, last_digest=OURS)
-    assert judge(first, Head(rev=0, digest=b"", gen=1, token=7, leader="", revision=1)) is Verdict.OPEN
+    assert judge(first, Head(rev=0, digest=b"", token=7)) is Verdict.OPEN
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from piccolod.protocol.consensus import Campaign, Closing, Term, Withdraw
 from piccolod.protocol.log import (
     CHUNK_BYTES,
     Append,
-    Appended,
     GetEntries,
     GetHead,
     GetKeyset,
@@ -55,10 +54,8 @@ def entry(rev: int, size_bytes: int = 200) -> SealedEntry:
     return SealedEntry(rev, b"header", b"nonce", body, hashlib.sha256(body).digest())
 
 
-async def append(live: Live, term: Term, *entries: SealedEntry, after: bytes = b"") -> Appended:
-    found = await live.ask(Append(token=term.token, head_rev=entries[0].rev - 1, head_digest=after, entries=entries))
-    assert isinstance(found, Appended)
-    return found
+async def append(live: Live, term: Term, *entries: SealedEntry, after: bytes = b"") -> None:
+    await live.ask(Append(token=term.token, head_rev=entries[0].rev - 1, head_digest=after, entries=entries))
 
 
 def test_entries_are_read_on_every_node_as_they_were_appended(home: House) -> None:
@@ -72,15 +69,9 @@ def test_entries_are_read_on_every_node_as_they_were_appended(home: House) -> No
             await append(one, term, *entries[1:60], after=entries[0].digest)
             await append(one, term, *entries[60:], after=entries[59].digest)
             head = await two.ask(GetHead())
-            assert (head.rev, head.digest, head.gen, head.token, head.leader) == (
-                100,
-                entries[-1].digest,
-                GEN,
-                term.token,
-                "n1",
-            )
+            assert (head.rev, head.digest, head.token) == (100, entries[-1].digest, term.token)
             found = await two.ask(GetEntries(after=10))
-            assert (list(found.entries), found.first_rev, found.head_rev) == (entries[10:], 1, 100)
+            assert (list(found.entries), found.first_rev) == (entries[10:], 1)
             assert [each.rev for each in (await two.ask(GetEntries(after=10, limit=3))).entries] == [11, 12, 13]
             assert [each.rev for each in (await two.ask(GetEntries(after=10, limit_bytes=1))).entries] == [11], "one at least"
             assert (await two.ask(GetEntries(after=100))).entries == ()
@@ -242,12 +233,14 @@ def test_the_keyset_is_replaced_only_in_the_place_of_the_one_that_was_seen(home:
             term = await live.lead()
             none = await live.ask(GetKeyset())
             assert (none.keyset, none.mod) == (b"", 0)
-            first = await live.ask(PutKeyset(token=term.token, seen_mod=0, keyset=b"one"))
-            assert await live.ask(GetKeyset()) == first
+            await live.ask(PutKeyset(token=term.token, seen_mod=0, keyset=b"one"))
+            first = await live.ask(GetKeyset())
+            assert first.keyset == b"one"
             with pytest.raises(Conflict):
                 await live.ask(PutKeyset(token=term.token, seen_mod=0, keyset=b"two"))
-            second = await live.ask(PutKeyset(token=term.token, seen_mod=first.mod, keyset=b"two"))
-            assert (await live.ask(GetKeyset())) == second and second.mod > first.mod
+            await live.ask(PutKeyset(token=term.token, seen_mod=first.mod, keyset=b"two"))
+            second = await live.ask(GetKeyset())
+            assert second.keyset == b"two" and second.mod > first.mod
             with pytest.raises(NotLeader):
                 await live.ask(PutKeyset(token=term.token - 1, seen_mod=second.mod, keyset=b"three"))
 
