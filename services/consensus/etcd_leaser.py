@@ -111,7 +111,13 @@ class EtcdLeaser:
     async def retire(self) -> bool:
         """Ends every term here once it is proven stopped, then the session, for good. Whether all that is done in time."""
         self.driver.feed(events.Leave())
-        return await self.driver.until(lambda: self.driver.state.life is Life.LEFT, _END_S)
+        return await self.driver.until(self._has_retired, _END_S)
+
+    def _has_retired(self) -> bool:
+        """Where etcd is not believed, or the name is another machine's, no session in it is ours to end."""
+        state = self.driver.state
+        stopped = state.session is None and not state.unproven
+        return state.life is Life.LEFT or (stopped and (state.restored or self.registration.is_replaced()))
 
     async def abandon(self) -> None:
         """Leads nothing from now on, whatever etcd says. Only once nothing that was led here lives."""

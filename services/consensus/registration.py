@@ -39,7 +39,7 @@ class Registration:
         self._store_lives = store_lives
         settings = etcd_conf.read(paths.etcd_conf)
         self._client_url = "" if settings is None else settings.client_url
-        driver.owns_name = lambda: not self._is_replaced()
+        driver.owns_name = lambda: not self.is_replaced()
         self._store_at = clock.now()  # when it was last seen alive
         self._wishes: dict[str, tuple[Reason, float]] = {}
         self._nodes: Mapping[str, NodeRecord] = {}
@@ -63,9 +63,10 @@ class Registration:
     def is_out(self) -> bool:
         """Whether the cluster has taken this node out: it is on no list any more, or another machine has its name."""
         facts = self._driver.facts
-        return self._is_replaced() or (facts.known and self._driver.state.config.node not in facts.nodes)
+        return self.is_replaced() or (facts.known and self._driver.state.config.node not in facts.nodes)
 
-    def _is_replaced(self) -> bool:
+    def is_replaced(self) -> bool:
+        """Another machine has its name."""
         own = self._driver.facts.nodes.get(self._driver.state.config.node)
         return own is not None and self._client_url not in ("", own.client_url)
 

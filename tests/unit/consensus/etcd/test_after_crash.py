@@ -15,9 +15,12 @@ from piccolod.errors import StoreRestored, StoreUnavailable
 from piccolod.leadership import keys, transactions
 from piccolod.leadership.after_crash import after_crash
 from piccolod.leadership.events import Memory
+from piccolod.leadership.keys import SessionRecord
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.transactions import Outcome
+from services.consensus import wire
 from services.consensus.after_crash import release
+from services.consensus.etcd.transaction import Delete, Put, Transaction
 from services.consensus.etcd_store import EtcdStore, Snapshot
 from services.consensus.memory import MemoryFile
 from tests.etcd import Cluster
@@ -105,8 +108,30 @@ def test_a_second_one_ends_what_the_first_one_left(home: House) -> None:
     node = a_dead_leader(home)
     release(node.paths, frozenset({"app:notes"}))
     assert release(node.paths, NOTHING) == "released nothing; ended the session"
-    assert release(node.paths, NOTHING) == "released nothing; ended the session"
+    assert release(node.paths, NOTHING) == "released nothing: no session of this boot is left in etcd"
     assert keys.SESSION + node.name not in in_etcd(home).records
+
+
+def test_a_machine_that_has_the_name_by_now_keeps_its_session_and_its_terms(home: House) -> None:
+    node = a_dead_leader(home)
+    session, epoch = f"{home.prefix}{keys.SESSION}{node.name}", f"{home.prefix}{keys.EPOCH}kernel"
+    term = in_etcd(home).records["epoch/kernel"].value
+
+    async def replaced() -> None:
+        async with opened(home.etcd) as client:
+            await client.transact(Transaction((), (Delete(session),)), 5)
+            begun = Put(session, wire.encode(SessionRecord(0, "the boot of another machine", 1, 3.0)))
+            sid = (await client.transact(Transaction((), (begun,)), 5)).revision
+            held = Put(epoch, wire.encode(msgspec.structs.replace(term, epoch=term.epoch + 1, sid=sid)))
+            await client.transact(Transaction((), (held,)), 5)
+
+    asyncio.run(replaced())
+    before = in_etcd(home).records
+    assert release(node.paths, NOTHING) == "released nothing: no session of this boot is left in etcd"
+    after = in_etcd(home).records
+    for key in ("epoch/kernel", keys.SESSION + node.name):
+        assert after[key] == before[key]
+    assert after["epoch/kernel"].value.held
 
 
 @pytest.mark.parametrize("changed", [{"cluster_id": 1}, {"rev": 1 << 40}, {"gen": 1}, {"restored": True}])

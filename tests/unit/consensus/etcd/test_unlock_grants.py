@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -115,6 +116,19 @@ def test_a_session_that_another_machine_takes_over_is_given_no_key_and_neither_i
     asyncio.run(main())
 
 
+def test_a_view_of_before_the_grant_says_nothing_of_the_session_that_asked() -> None:
+    """A giver whose consensus has just restarted, or whose watch is silent: then it waits the whole time."""
+    seen: dict[str, int] = {}
+    view = SimpleNamespace(rev=6, sid=lambda node: seen.get(node, 0))
+    grants = object.__new__(unlock_grants.UnlockGrants)
+    grants._driver = SimpleNamespace(state=SimpleNamespace(view=view))  # type: ignore[assignment]
+    assert not grants._is_replaced(request(5), 7)
+    view.rev = 7
+    assert grants._is_replaced(request(5), 7)
+    seen["n2"] = 5
+    assert not grants._is_replaced(request(5), 7)
+
+
 def test_a_second_grant_meanwhile_ends_the_first(home: House) -> None:
     async def main() -> None:
         first, second = await home.begin(2)
@@ -180,10 +194,11 @@ def test_without_a_quorum_nothing_is_granted(home: House) -> None:
 def test_seen_is_within_an_hour_either_way_of_the_clock(last_s: int, allowed: bool) -> None:
     within_s = HOUR_S if last_s > 990_000 else 200_000.0
     if allowed:
-        unlock_grants.check_seen("n2", last_s * 1000, within_s, 1_000_000_000)
+        unlock_grants.check_seen("n2", (0, last_s * 1000), within_s, 1_000_000_000)
+        unlock_grants.check_seen("n2", (last_s * 1000, 1 << 50), within_s, 1_000_000_000)  # let in by a clock far ahead
         return
     with pytest.raises(Forbidden, match="seen unlocked"):
-        unlock_grants.check_seen("n2", last_s * 1000, within_s, 1_000_000_000)
+        unlock_grants.check_seen("n2", (0, last_s * 1000), within_s, 1_000_000_000)
 
 
 def test_who_is_locked_is_not_seen_and_who_was_is_remembered_by_the_next_life(home: House) -> None:
