@@ -31,9 +31,7 @@ from piccolod.protocol.unlocking import GrantUnlock
 from services.persistence.service import Service
 
 from .etcd_double import GEN, Consensus, Etcd
-from .house import until
-
-PASSWORD = "correct horse battery"
+from .house import PASSWORD, until
 
 
 class Module:
