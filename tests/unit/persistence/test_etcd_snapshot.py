@@ -6,9 +6,7 @@ import asyncio
 
 import pytest
 
-from piccolod.errors import (
-    StoreFull,
-)
+from piccolod.errors import StoreFull
 from services.persistence import etcd_snapshot
 
 from .house import until

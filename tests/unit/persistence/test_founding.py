@@ -6,12 +6,7 @@ import asyncio
 
 import pytest
 
-from piccolod.errors import (
-    Conflict,
-    DeadlineExceeded,
-    NotLeader,
-    StoreUnavailable,
-)
+from piccolod.errors import Conflict, DeadlineExceeded, NotLeader, StoreUnavailable
 from piccolod.protocol.log import ExportLog
 from piccolod.protocol.persistence import GetCryptoStatus, GetLog
 

@@ -8,12 +8,7 @@ from typing import Any
 import pytest
 
 from piccolod import clock
-from piccolod.errors import (
-    Locked,
-    OutcomeUnknown,
-    PiccoloError,
-    StoreUnavailable,
-)
+from piccolod.errors import Locked, OutcomeUnknown, PiccoloError, StoreUnavailable
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import ControlRevChanged
 from piccolod.protocol.log import Append, Drain, Drained, GetHead

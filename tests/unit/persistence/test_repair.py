@@ -10,15 +10,7 @@ import pytest
 from piccolod import errors
 from piccolod.module import Module
 from piccolod.protocol.events import HealthChanged
-from piccolod.protocol.persistence import (
-    Check,
-    GetCryptoStatus,
-    GetRevision,
-    List,
-    Lock,
-    Read,
-    Repair,
-)
+from piccolod.protocol.persistence import Check, GetCryptoStatus, GetRevision, List, Lock, Read, Repair
 
 from .house import MADE, House, commit, in_loop, member, replaced, set_up, unlock, until, write
 
