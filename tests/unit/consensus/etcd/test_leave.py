@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,18 +16,11 @@ from services.consensus.cluster_records import NodeRecord
 from services.consensus.etcd.transaction import Delete, Transaction
 from services.consensus.joining.folder import Folder
 from services.consensus.static_leaser import StaticLeaser
-from tests.etcd import Cluster
 from tests.unit.consensus.etcd.conftest import eventually, opened
-from tests.unit.consensus.etcd.member import House, Live, Node, house, living
+from tests.unit.consensus.etcd.member import House, Live, Node, living
 from tests.unit.consensus.joining.supervisor import Supervisor
 
 ACT = ["persistence", "apps", "api"]
-
-
-@pytest.fixture
-def home(etcd: Cluster) -> Iterator[House]:
-    with house(etcd) as made:
-        yield made
 
 
 @pytest.fixture
