@@ -3,7 +3,8 @@
 A node alone leads for ever and nobody waits for its terms: its containers run on and the next start adopts them. Of a member
 of a cluster the others need not wait for the deadline: the page is shut for good, what the leash table lists is killed and
 proven dead, and only then the terms are released (leadership.md, rule 7). It is left as it is where nobody could take over:
-while no deadline runs, and in a cluster of two, whose etcd does not survive this node's.
+while no deadline runs, and in a cluster of two, whose etcd does not survive this node's; there the leashes kill at D_hard, and
+a start before that adopts.
 
 kill -9 in the middle is safe: a page that is shut resumes nothing, whatever is left alive is killed by the leashes too, and the
 next start, or this once more, ends the session.
@@ -75,7 +76,8 @@ def _of_a_member(paths: Paths, release: Release) -> str:
     if page.hard_at == clock.FOREVER:
         return f"left as it is: no other node may take over from this one; {_run_on(paths)}"
     if _members(paths) < _FEWEST_THAT_LEAD_ON:
-        return f"left as it is: without this node the cluster has no quorum; {_run_on(paths)}"
+        left_s = max(0.0, page.hard_at - clock.now())
+        return f"left as it is: without this node the cluster has no quorum; for {left_s:.1f} s {_run_on(paths)}"
     with _shut(paths, page) as is_shut:
         if not is_shut:
             return "released nothing: the former consensus lives still, and may write the deadline page"
@@ -88,7 +90,7 @@ def _of_a_member(paths: Paths, release: Release) -> str:
 
 def _run_on(paths: Paths) -> str:
     alive = leash_table.alive(leash_table.read(paths.leash).values())
-    return f"{len(alive)} led container(s) run on, the next start adopts them"
+    return f"{len(alive)} led container(s) run on, a start adopts them"
 
 
 def _members(paths: Paths) -> int:

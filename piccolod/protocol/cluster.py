@@ -29,7 +29,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
-    """`cluster`, its id, is empty where this node is alone. `warnings`: sentences for a person."""
+    """`cluster`, its id, is empty where this node is alone. `warnings`: sentences for a person.
+
+    `out`: the others have taken this node out; a member of its name is another machine.
+    """
 
     mode: Literal["alone", "etcd"]
     node: str
@@ -37,6 +40,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     profile: str = ""
     members: tuple[Member, ...] = ()
     warnings: tuple[str, ...] = ()
+    out: bool = False
 
 
 class GetCluster(Request[Cluster], frozen=True, kw_only=True):

@@ -1,8 +1,9 @@
 """The end of this node's session by somebody else than its consensus, which is dead: the last act of `piccolod --after-crash`.
 
-Whoever calls has shut the page and proven what it says to be stopped. So every token and every sid of this node is dead for
-ever, also those that etcd shows and the page never did, and an unknown outcome harms nobody: RELEASE and END compare exactly
-these, and may commit at any later time, in any order, also beside the next session, which has another sid and other tokens.
+Whoever calls has shut the page and proven what it says to be stopped. So every sid of this boot, and every token of such a
+session, is dead for ever, also those that etcd shows and the page never did, and an unknown outcome harms nobody: RELEASE and
+END compare exactly these, and may commit at any later time, in any order, also beside the next session, which has another sid
+and other tokens. A session of another boot is of another machine that has this name by now: nothing of it is touched.
 """
 
 from __future__ import annotations
@@ -52,10 +53,14 @@ async def _release(paths: Paths, unproven: frozenset[str]) -> str:
     try:
         seen = await store.read(budget_s(timing))
         _believe(seen, MemoryFile(paths.cluster / "seen.json").read())
-        terms = {resource: due for resource, due in _terms(seen, mode.node) if resource not in unproven}
+        session = _own_session(seen, mode.node, clock.boot_id())
+        if session is None:
+            return "released nothing: no session of this boot is left in etcd"
+        terms = {resource: due for resource, due in _terms(seen, mode.node, session) if resource not in unproven}
         known = await asyncio.gather(*(_commit(store, due, timing.rpc_s, give_up_at) for due in terms.values()))
         released = [resource for resource, is_known in zip(terms, known, strict=True) if is_known]
-        ended = not unproven and await _end(store, seen, mode.node, timing.rpc_s, give_up_at)
+        end = transactions.end(mode.node, session)
+        ended = not unproven and await _commit(store, end, timing.rpc_s, give_up_at)
     finally:
         await store.client.close()
     return _said(released, sorted({*terms} - {*released}), sorted(unproven), ended=ended)
@@ -75,18 +80,19 @@ def _believe(seen: Snapshot, memory: Memory | None) -> None:
         raise StoreRestored("etcd is not the one that this node knew", hint=RESTORED_HINT)
 
 
-def _terms(seen: Snapshot, node: str) -> Iterable[tuple[str, Transaction]]:
+def _own_session(seen: Snapshot, node: str, boot_id: str) -> int | None:
+    """The sid of the session that this machine began in this boot; None when it is over, or the name is another's."""
+    record = seen.records.get(keys.SESSION + node)
+    return record.create if record is not None and record.value.boot_id == boot_id else None
+
+
+def _terms(seen: Snapshot, node: str, sid: int) -> Iterable[tuple[str, Transaction]]:
     """The kernel first: others wait for it."""
     for key in sorted(seen.records, key=lambda key: (key != keys.EPOCH + RESOURCE_KERNEL, key)):
         record = seen.records[key]
-        if key.startswith(keys.EPOCH) and record.value.held and record.value.node == node:
+        if key.startswith(keys.EPOCH) and record.value.held and (record.value.node, record.value.sid) == (node, sid):
             resource = key.removeprefix(keys.EPOCH)
             yield resource, transactions.release(resource, record.mod, record.value, Reason.EXPIRED, {})
-
-
-async def _end(store: EtcdStore, seen: Snapshot, node: str, rpc_s: float, give_up_at: float) -> bool:
-    session = seen.records.get(keys.SESSION + node)
-    return session is None or await _commit(store, transactions.end(node, session.create), rpc_s, give_up_at)
 
 
 async def _commit(store: EtcdStore, transaction: Transaction, rpc_s: float, give_up_at: float) -> bool:

@@ -72,6 +72,8 @@ class EtcdLeaser:
         self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals)
         self._changed = changed
         self._shape: object = None
+        self._head: object = None
+        self.head_moved: Callable[[], None] = lambda: None  # of the log: with each commit, so nothing else hangs on it
         self._records: Mapping[str, TermRecord] = {}
         self._proposals: dict[int, asyncio.Future[tuple[actions.Proposed, Attempt | None]]] = {}
         self._numbers = itertools.count(1)
@@ -109,7 +111,13 @@ class EtcdLeaser:
     async def retire(self) -> bool:
         """Ends every term here once it is proven stopped, then the session, for good. Whether all that is done in time."""
         self.driver.feed(events.Leave())
-        return await self.driver.until(lambda: self.driver.state.life is Life.LEFT, _END_S)
+        return await self.driver.until(self._has_retired, _END_S)
+
+    def _has_retired(self) -> bool:
+        """Where etcd is not believed, or the name is another machine's, no session in it is ours to end."""
+        state = self.driver.state
+        stopped = state.session is None and not state.unproven
+        return state.life is Life.LEFT or (stopped and (state.restored or self.registration.is_replaced()))
 
     async def abandon(self) -> None:
         """Leads nothing from now on, whatever etcd says. Only once nothing that was led here lives."""
@@ -285,13 +293,16 @@ class EtcdLeaser:
             log.error("raised an alarm", reason=action.text)
 
     def _looked(self) -> None:
-        """After each event: tells what has changed, and nothing for a heartbeat."""
+        """After each event: tells what has changed. Nothing for a heartbeat, and of a commit the head alone."""
         driver = self.driver
         state, facts = driver.state, driver.facts
         shape = (
             state.view.shape, state.terms, state.session is None, state.restored, driver.blocked,
-            facts.nodes, facts.head, facts.paused, facts.changed_count,
+            facts.nodes, facts.paused, facts.changed_count,
         )  # fmt: skip
+        if facts.head != self._head:
+            self._head = facts.head
+            self.head_moved()
         if shape != self._shape:
             self._shape = shape
             self._records = standing.records(state, facts.changes)

@@ -41,18 +41,21 @@ class LogService:
         module.serve(log.GetKeyset, self._keyset)
         module.serve(log.PutKeyset, self._put_keyset)
         module.spawn(self.space.run(), name="space of etcd")
+        self._leaser.head_moved = self._tell_head
 
     def applied(self, rev: int) -> None:
         """The store of this node is verified up to there."""
         self._leaser.driver.feed(Applied(rev))
 
-    def changed(self) -> None:
-        """Something in etcd is another one: tells of a new head, and takes up what a former leader has left to trim."""
-        driver = self._leaser.driver
-        head = driver.facts.head
+    def _tell_head(self) -> None:
+        head = self._leaser.driver.facts.head
         if head is not None and head.value.rev != self._announced_rev:
             self._announced_rev = head.value.rev
             self._module.publish(ControlRevChanged(rev=head.value.rev))
+
+    def changed(self) -> None:
+        """Who leads may be another one: takes up what a former leader has left to trim."""
+        driver = self._leaser.driver
         term = driver.state.terms.get(RESOURCE_KERNEL)
         if term is not None and term.token != self._trimmed_in and standing.leads(driver.state, RESOURCE_KERNEL):
             self._begin_trim(term.token)

@@ -21,6 +21,7 @@ from piccolod.protocol.cluster import KnownMember
 from services.consensus import history, members_file, standing
 from services.consensus.cluster_records import CANDIDATE, MEMBER, CandidateRecord
 from services.consensus.driver import Driver
+from services.consensus.etcd.channel import Tls
 
 # Who wants to lead asks each second; one that has gone silent is locked, or dead.
 _WISH_S: Final = 3.0
@@ -39,10 +40,12 @@ class Registration:
         self._store_lives = store_lives
         settings = etcd_conf.read(paths.etcd_conf)
         self._client_url = "" if settings is None else settings.client_url
-        driver.owns_name = lambda: not self._is_replaced()
+        driver.owns_name = lambda: not self.is_replaced()
         self._store_at = clock.now()  # when it was last seen alive
         self._wishes: dict[str, tuple[Reason, float]] = {}
         self._nodes: Mapping[str, KnownMember] = {}
+        self._noted: Mapping[str, KnownMember] = {}  # those that the disk has
+        self._unnoted = ""  # why it has not
         self._paused = False
         self._put_at = float("-inf")
         self._task: asyncio.Task[Any] | None = None
@@ -61,9 +64,10 @@ class Registration:
     def is_out(self) -> bool:
         """Whether the cluster has taken this node out: it is on no list any more, or another machine has its name."""
         facts = self._driver.facts
-        return self._is_replaced() or (facts.known and self._driver.state.config.node not in facts.nodes)
+        return self.is_replaced() or (facts.known and self._driver.state.config.node not in facts.nodes)
 
-    def _is_replaced(self) -> bool:
+    def is_replaced(self) -> bool:
+        """Another machine has its name."""
         own = self._driver.facts.nodes.get(self._driver.state.config.node)
         return own is not None and self._client_url not in ("", own.client_url)
 
@@ -78,6 +82,7 @@ class Registration:
             self._expire_wishes()
             self._give_up_without_a_store()
             self._learn()
+            await self._note_members()
             await self._stand()
             await self._driver.until(self._has_news, _LOOK_S)
 
@@ -117,8 +122,8 @@ class Registration:
             self._driver.feed(events.Release(RESOURCE_KERNEL, state.terms[RESOURCE_KERNEL].token, Reason.UNHEALTHY))
 
     def _learn(self) -> None:
-        """The members, for those who may take over; the pause; where etcd is, for this life and the next."""
-        facts, store = self._driver.facts, self._driver.store
+        """The members, for those who may take over; the pause."""
+        facts = self._driver.facts
         if facts.paused != self._paused:
             self._paused = facts.paused
             self._driver.feed(events.Pause(self._paused))
@@ -127,13 +132,21 @@ class Registration:
         self._nodes = facts.nodes
         members = frozenset(name for name, node in facts.nodes.items() if node.role == MEMBER)
         self._driver.feed(events.Members(members))
+
+    async def _note_members(self) -> None:
+        """Where etcd is, for this life and the next. In a thread: a busy disk takes longer for a sync than a beat may."""
+        nodes = self._nodes
+        if nodes == self._noted:
+            return
         try:
-            if members_file.read(self._paths) != facts.nodes:
-                members_file.write(self._paths, facts.nodes)
-            found = members_file.urls(self._paths, facts.nodes)
-            store.client.renew(members_file.endpoints(found), members_file.certificates(self._paths, found))
+            found, tls = await asyncio.to_thread(_noted, self._paths, nodes)
         except (OSError, PiccoloError) as error:
-            self._log.warning("cannot note the members", reason=str(error))
+            if self._unnoted != str(error):
+                self._unnoted = str(error)
+                self._log.warning("cannot note the members; it is tried again", reason=str(error))
+            return
+        self._noted, self._unnoted = nodes, ""
+        self._driver.store.client.renew(members_file.endpoints(found), tls)
 
     async def _stand(self) -> None:
         """Keeps `cand/<me>` at what is so."""
@@ -148,3 +161,11 @@ class Registration:
         put = Put(CANDIDATE + me, wanted, state.lease_id)
         record = Transaction(Kind.RECORD, (transactions.same_session(me, session.sid),), (put,))
         await self._driver.put(record)
+
+
+def _noted(paths: Paths, known: Mapping[str, KnownMember]) -> tuple[list[str], Tls | None]:
+    """Where etcd is, once the disk has it. Raises OSError, PiccoloError."""
+    if members_file.read(paths) != known:
+        members_file.write(paths, known)
+    found = members_file.urls(paths, known)
+    return found, members_file.certificates(paths, found)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -70,6 +72,7 @@ class Service:
         self._log: LogService | None = None  # the sealed log of a cluster
         self._announced_rev = 0
         self._unkept = ""  # why this node's member of etcd is not looked after
+        self._damaged: Sequence[Path] = ()  # stores of terms that were set aside
         self._told: tuple[Level, str] | None = None
 
     async def start(self) -> None:
@@ -81,6 +84,7 @@ class Service:
         self._leaser = self._alone() if mode is None else self._member(mode)
         self._registry = Registry(module.config.node.name, self._leaser)
         await self._leaser.open()
+        self._damaged = set_aside(self._file)
         await self._membership.start()
         self._membership.serve()
         module.serve(Campaign, self._campaign)
@@ -139,8 +143,8 @@ class Service:
     def _judge_health(self) -> None:
         if trouble := self._leaser.trouble():
             self._tell_health(Level.ERROR, trouble)
-        elif damaged := set_aside(self._file):
-            reason = f"the store of terms was damaged and begun anew; the old one is {damaged[-1]}: remove it once seen"
+        elif self._damaged:
+            reason = f"the store of terms was damaged and begun anew; the old one is {self._damaged[-1]}: remove it once seen"
             self._tell_health(Level.WARN, reason)
         elif self._unkept:
             self._tell_health(Level.WARN, self._unkept)

@@ -6,6 +6,7 @@ other's session away again and again: the session that a grant names has to outl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from piccolod import clock
@@ -41,12 +42,11 @@ class UnlockGrants:
         self._module.spawn(self.sightings.run(), name="sightings")
 
     async def _grant(self, request: GrantUnlock, caller: Caller) -> Nothing:
-        check_seen(
-            request.node, max(self.sightings.last_ms(request.node), request.known_ms), request.within_s, clock.wall_ms()
-        )  # fmt: skip
+        seen_ms = (self.sightings.last_ms(request.node), request.known_ms)
+        check_seen(request.node, seen_ms, request.within_s, clock.wall_ms())
         mod = await self._commit(request)
         timing = self._driver.state.config.timing
-        await self._driver.until(lambda: self._is_replaced(request), 2 * timing.beat_s + _TAKES_BACK_S)
+        await self._driver.until(lambda: self._is_replaced(request, mod), 2 * timing.beat_s + _TAKES_BACK_S)
         seen, mods = await self._look(request.node)
         check_session(request, seen.records.get(keys.SESSION + request.node))
         if mods.get(UNLOCK + request.node) != mod:
@@ -54,8 +54,10 @@ class UnlockGrants:
         self._module.log.info("granted an unlock", node=request.node, sid=request.sid, boot_id=request.boot_id)
         return Nothing()
 
-    def _is_replaced(self, request: GrantUnlock) -> bool:
-        return self._driver.state.view.sid(request.node) != request.sid
+    def _is_replaced(self, request: GrantUnlock, mod: int) -> bool:
+        """A view of before the grant may not have seen the session yet, and says nothing."""
+        view = self._driver.state.view
+        return view.rev >= mod and view.sid(request.node) != request.sid
 
     async def _commit(self, request: GrantUnlock) -> int:
         """The revision of the grant."""
@@ -86,7 +88,7 @@ class UnlockGrants:
         """As of now, by etcd's quorum. Raises StoreUnavailable, StoreRestored."""
         driver, least = self._driver, self._driver.state.highest
         within_s = driver.state.config.timing.rpc_s
-        # Believed by the transaction alone, which compares them.
+        # Not judged: what comes of it before the grant its transaction compares.
         mods = await driver.store.revisions((UNLOCK + node,), within_s)
         seen = await driver.store.read(within_s)
         if not driver.believes(seen.header, least):
@@ -94,11 +96,15 @@ class UnlockGrants:
         return seen, mods
 
 
-def check_seen(node: str, last_ms: int, within_s: float, now_ms: int) -> None:
-    """Raises Forbidden when it was not seen unlocked, nor let in, within that time. A clock set back proves nothing. Pure."""
-    if not last_ms:
+def check_seen(node: str, at_ms: Sequence[int], within_s: float, now_ms: int) -> None:
+    """Raises Forbidden when it was not seen unlocked, nor let in, within that time. A clock set back proves nothing. Pure.
+
+    `at_ms`: when it was; 0: never. One of them in the future, by a clock that stood wrong, does not outdo the others.
+    """
+    ages_s = [(now_ms - each) / 1000 for each in at_ms if each]
+    if not ages_s:
         raise Forbidden(f"{node} was never seen unlocked by this node", hint=_PERSON)
-    ago_s = (now_ms - last_ms) / 1000
+    ago_s = min(ages_s, key=abs)
     if abs(ago_s) >= within_s:
         raise Forbidden(
             f"{node} was last seen unlocked {ago_s / 60:.0f} min ago, and auto_unlock_within_s is {within_s:g}", hint=_PERSON

@@ -193,6 +193,8 @@ class Committer:
         """Whether the writes have to wait: then a moment of that has passed."""
         if clock.now() >= self._held_until:
             return False
+        if self._point.in_doubt and not self._point.proves_term:
+            await self._settle_first()  # who holds waits for that
         await asyncio.sleep(PARKED_LOOK_S)
         if self._closed is not None or self._leader() is not None:
             self._held_until = 0.0

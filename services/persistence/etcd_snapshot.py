@@ -61,8 +61,9 @@ class EtcdSnapshot:
         if self._term != token:
             self._rev = self._counted = (await self._ask(GetSnapshot(), timeout_s=ASK_S)).rev
             self._bytes, self._term = 0, token
-        added, self._counted = await self._catch_up.copy.size_after(self._counted)
-        self._bytes += added
+        if self._counted < self._catch_up.copy.chain.rev:
+            added, self._counted = await self._catch_up.copy.size_after(self._counted)
+            self._bytes += added
 
     async def _put(self, token: Token) -> None:
         ledger = self._catch_up.ledger

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -96,6 +97,7 @@ class LockCommands:
     async def _setup(self, request: Setup, caller: Caller) -> CryptoStatus:
         await self._vault.opened.wait()
         await self._vault.set_up(request.password)
+        self.mark.clear()
         await self._after_unlock()
         self._module.log.info("set up the control store", cluster=self._vault.cluster)
         return self.status()
@@ -135,13 +137,27 @@ class LockCommands:
         if self._shared and request.stays:
             self.mark.set()  # first: a crash after it must not find a peer that unlocks
         await self._vault.lock()
+        held = held or self._deposit_left  # an unlock that was under way
         await self._after_lock()
-        if self._deposit_left:
-            await self._module.drop_deposits()
-            self._deposit_left = False
+        await self._drop_deposit()
         if held:
             asyncio.get_running_loop().call_later(RESTART_AFTER_LOCK_S, self._restart_if_locked)
         return self.status()
+
+    async def _drop_deposit(self) -> None:
+        if self._deposit_left:
+            await self._module.drop_deposits()
+            self._deposit_left = False
+
+    async def recover(self) -> None:
+        """A lock whose key the supervisor could not be told to forget: the next life must not open with it."""
+        if self._vault.condition is Condition.LOCKED and self._deposit_left:
+            with contextlib.suppress(PiccoloError):  # tried again each second
+                await self._drop_deposit()
+
+    def opened_by_deposit(self) -> None:
+        """A lock that did not get so far that the key was forgotten did not happen."""
+        self.mark.clear()
 
     def _restart_if_locked(self) -> None:
         """Not while somebody is being answered, and not at all when the answer was an unlock."""

@@ -119,6 +119,7 @@ class Service:
     async def _open(self) -> None:
         await self._vault.open(self._module.deposited(DEPOSIT))
         if self._vault.condition is Condition.UNLOCKED:
+            self._locks.opened_by_deposit()
             self._announce_rev()
 
     async def _after_unlock(self) -> None:
@@ -160,6 +161,7 @@ class Service:
                 await self._open()
             if self._membership is not None:
                 await self._membership.recover()
+            await self._locks.recover()
             self._nudge.clear()
             try:
                 async with asyncio.timeout(UPKEEP_S):

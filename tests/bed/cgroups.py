@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.node import until
 
 PREFIX = "piccolo-bed-"
+_TRAPS = ("do_freezer_trap", "get_signal")  # kernel/signal.c: the second where the compiler put the first into it
 _JOIN = 'for procs in $JOIN; do echo $$ >"$procs"; done; unset JOIN; exec "$@"'
 
 
@@ -37,14 +38,16 @@ class Cgroups:
         return [pid for file in self._unified.rglob("cgroup.procs") for pid in _numbers(file)]
 
     def freeze(self) -> None:
-        """All of them stand still when this returns (but those that wait for a frozen disk, which stand still anyway)."""
+        """All of them stop at their next instruction; `is_frozen` tells when they have."""
         (self._unified / "cgroup.freeze").write_text("1")
 
     def thaw(self) -> None:
         (self._unified / "cgroup.freeze").write_text("0")
 
     def is_frozen(self) -> bool:
-        return "frozen 1" in (self._unified / "cgroup.events").read_text()
+        """Whether nothing moves. Those that wait for a frozen disk stand still in the kernel, which does not call them frozen."""
+        events = (self._unified / "cgroup.events").read_text()
+        return "frozen 1" in events or all(_stands_still(pid) for pid in self.members())
 
     def remove(self) -> None:
         """Only once every process has ended."""
@@ -66,6 +69,23 @@ def remove_tree(folder: Path) -> bool:
         with suppress(OSError):
             os.rmdir(path)
     return not folder.exists()
+
+
+def _stands_still(pid: int) -> bool:
+    """Every thread of it, in the freezer's trap or in a wait that no signal ends."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return all(state(thread) in "DX" or (thread / "wchan").read_text() in _TRAPS for thread in threads)
+    except OSError:  # it ended meanwhile
+        return True
+
+
+def state(thread: Path) -> str:
+    """The letter of proc(5) for a folder of /proc: `D` is a wait that no signal ends, `X` is one that has ended."""
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def _numbers(file: Path) -> list[int]:

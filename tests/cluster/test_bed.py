@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.bed import audit, etcd, faults, remains
+from tests.bed.cgroups import state
 from tests.bed.cluster import Cluster
 from tests.bed.etcd import Etcd
 from tests.bed.machine import Machine
@@ -74,6 +75,8 @@ def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
         bed: Cluster = request.getfixturevalue(name)
         faults.heal(bed)
         for machine in bed.machines:
+            faults.thaw(machine)
+            faults.thaw_disk(machine)
             until(partial(client_reaches, bed, machine), f"{machine.name} serves", 30)
             if name == "three":
                 until(machine.all_ready, f"every module of {machine.name} ready after the fault", 60)
@@ -209,6 +212,7 @@ def test_a_machine_can_lose_power_while_it_and_its_disk_stand_still(bare: Cluste
     n1 = bare["n1"]
     faults.freeze_disk(n1)
     n1.spawn("sh", "-c", f"echo x >{n1.state_dir}/waits")
+    until(lambda: "D" in [state(Path(f"/proc/{pid}")) for pid in n1.cgroups.members()], "the write waits for the disk")
     faults.freeze(n1)
     faults.power_off(n1)
     boot_bare(n1)

@@ -114,7 +114,7 @@ def leave(session: Session, force: bool) -> int:
     client = session.client()
     if not force:
         found = client.get("/cluster")
-        if found["node"] in {each["node"] for each in found.get("members") or ()}:
+        if not found["out"] and found["node"] in {each["node"] for each in found["members"]}:
             session.say("the others take this node out")
             _take_out(client, str(found["node"]))
     session.say("its apps stop, its store is locked and set aside")

@@ -160,7 +160,7 @@ async def _is_member(core: Core, force: bool) -> bool:
         if not force:
             raise
         return True
-    if found.node in {each.node for each in found.members}:
+    if not found.out and found.node in {each.node for each in found.members}:
         hint = f"`piccoloctl nodes remove {found.node}` on the kernel's leader comes first"
         raise Conflict(f"{found.node} is still a member of the cluster", hint=hint)
     return found.mode != "alone"

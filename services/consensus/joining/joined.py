@@ -71,9 +71,10 @@ class Joined:
         told = list(found.warnings)
         if self._leaser.driver.facts.paused:
             told.append("the cluster is paused, nothing moves between nodes: `piccoloctl cluster resume` ends that")
-        if self._mode.node not in {each.node for each in found.members}:
+        out = self._leaser.registration.is_out() or self._mode.node not in {each.node for each in found.members}
+        if out:
             told.append(f"{self._mode.node} was taken out of the cluster: `piccoloctl cluster leave` makes it a node alone")
-        return msgspec.structs.replace(found, warnings=tuple(told))
+        return msgspec.structs.replace(found, warnings=tuple(told), out=out)
 
     async def _member_already(self, request: InitCluster | JoinCluster, caller: Caller) -> NoReturn:
         checks.may_found_or_join(self._module.config)
@@ -109,7 +110,7 @@ class Joined:
     async def _check_out(self, force: bool) -> None:
         """Raises Conflict for a member; StoreUnavailable when that is not known, and must be."""
         try:
-            member = self._mode.node in await self._members.records()
+            member = self._mode.node in await self._members.records() and not self._leaser.registration.is_replaced()
         except StoreUnavailable:
             if not force:
                 raise
@@ -127,6 +128,7 @@ class Joined:
         paths = self._module.paths
         self._folder.owe_restarts()
         set_store_aside(paths)
+        paths.lock_mark.unlink(missing_ok=True)  # it was the cluster's store that was locked on purpose
         term_store.forget(paths.consensus / "terms.db")
         cluster_mode.leave(paths.cluster)
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,9 @@ def page_writer(paths: Paths) -> Iterator[PageWriter]:
     writer = PageWriter(paths.page)
     yield writer
     writer.close()
+
+
+OPEN = {"app:notes": Term(7, 1)}
 
 
 def a_page(terms: dict[str, Term], hard_at: float = clock.FOREVER, sid: int = 1) -> Page:
@@ -101,6 +105,19 @@ def leashes(paths: Paths) -> Iterator[Leashes]:
     made = Leashes(paths)
     yield made
     made.close()
+
+
+def ask(paths: Paths, index: int, message: str) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
+        link.settimeout(2)
+        link.connect(str(paths.leash_socket(index)))
+        link.send(message.encode())
+        return link.recv(512).decode()
+
+
+def arm(paths: Paths, entry: Entry) -> None:
+    """At leash 0."""
+    assert ask(paths, 0, f"ARM {entry.file}") == "ACK"
 
 
 class Containers:

@@ -19,17 +19,16 @@ from piccolod.leadership import leash_table
 from piccolod.leadership.guard import GUARD_TICK_S
 from piccolod.leadership.leash_client import LeashClient
 from piccolod.leadership.oci_hook import term_annotations, write_hook
-from piccolod.leadership.page import PageWriter, Term, create
+from piccolod.leadership.page import PageWriter, create
 from piccolod.paths import Paths
 
-from .conftest import Leashes, a_page, assert_alive, cmdline, gone, wait_for
+from .conftest import OPEN, Leashes, a_page, assert_alive, cmdline, gone, wait_for
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.podman,
     pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("podman"), reason="needs root and podman"),
 ]
-OPEN = {"app:notes": Term(7, 1)}
 
 
 class Podman:

@@ -1,4 +1,4 @@
-"""What the tests of persistence share: a store on a real disk, and cheap parameters of Argon2id."""
+"""What the tests of persistence share: a store on a real disk, a house of real processes, and cheap parameters of Argon2id."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from services.persistence.ledger import Batch, Write
 from services.persistence.secret import SecretKey
 from services.persistence.state import put
 from services.persistence.store import Store
+
+from .house import House, begun
 
 CLUSTER = "cluster-under-test"
 CHEAP = Kdf(memory_kib=16, iterations=1, lanes=1)
@@ -95,3 +97,15 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     from services.persistence import tuning
 
     monkeypatch.setattr(tuning, "tune", lambda *_: CHEAP)
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    with begun() as house:
+        yield house
+
+
+@pytest.fixture
+def hasty() -> Iterator[House]:
+    with begun("tests.unit.persistence.hasty:main") as house:
+        yield house

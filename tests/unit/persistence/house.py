@@ -6,19 +6,26 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from piccolod.leadership import page
 from piccolod.link import Link, LinkClosed, Message
 from piccolod.module import Module, await_start
+from piccolod.protocol.persistence import Commit, Committed, CryptoStatus, Expect, Setup, Unlock, Write
 from piccolod.pulse import FD, PulseReader
 from tests.unit.bus.nursery import Nursery
 
 PERSISTENCE = "services.persistence.__main__:main"
+
+PASSWORD = "correct horse battery"
+
+MADE = 1  # the rev of the cluster's certificate authority, which the setup makes
 
 
 class House(Nursery):
@@ -134,3 +141,49 @@ async def until(condition: Callable[[], Any], what: str, within_s: float = 10.0)
     while not condition():
         assert time.monotonic() < give_up_at, f"not within {within_s} s: {what}"
         await asyncio.sleep(0.005)
+
+
+@contextmanager
+def begun(entry: str = PERSISTENCE) -> Iterator[House]:
+    with tempfile.TemporaryDirectory(prefix="pers") as folder:
+        house = House(Path(folder), entry)
+        try:
+            house.begin()
+            yield house
+        finally:
+            house.close()
+
+
+def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    @wraps(test)
+    def run(**houses: House) -> None:
+        asyncio.run(test(**houses))  # type: ignore[arg-type]
+
+    return run
+
+
+# --- what tests ask of it
+
+
+def write(id: str, body: dict[str, Any] | None, generation: int | None = None) -> Commit:
+    expect = () if generation is None else (Expect(collection="settings", id=id, generation=generation),)
+    return Commit(writes=(Write(collection="settings", id=id, body=body),), expect=expect, author="admin")
+
+
+async def set_up(api: Module) -> CryptoStatus:
+    return await api.call(Setup(password=PASSWORD), timeout_s=20)
+
+
+async def unlock(api: Module, password: str = PASSWORD, source: str = "test") -> CryptoStatus:
+    return await api.call(Unlock(password=password, source=source), timeout_s=20)
+
+
+async def replaced(house: House, api: Module, *, kill: bool = True) -> None:
+    """The next persistence, known to `api`."""
+    await asyncio.to_thread(house.replace_persistence, kill=kill)
+    await until(lambda: api.peers.instance("persistence") == house.peers["persistence"][1], "the new one is known")
+
+
+async def commit(api: Module, request: Commit, idem: str = "") -> int:
+    reply: Committed = await api.call(request, idem=idem)
+    return reply.rev

@@ -22,6 +22,7 @@ from services.persistence.verify import end_of, load
 
 from .conftest import CLUSTER
 from .etcd_double import Consensus, Etcd, NodeGate
+from .house import until
 
 
 class Node:
@@ -65,6 +66,20 @@ class Node:
 
     async def put(self, id: str, value: Any, *, idem: str = "", expect: dict[tuple[str, str], int] | None = None) -> int:
         return (await self.commits.commit(Write([put("apps", id, {"v": value})], expect or {}, "admin", idem, 1))).rev
+
+    async def doubtful(self, id: str, value: Any, *, idem: str = "") -> asyncio.Future[int]:
+        """A write that is sent, whose answer is lost, and whose place in the log cannot be read until the test allows it."""
+        self.consensus.unknown.append("late, cut off")
+        writing = asyncio.ensure_future(self.put(id, value, idem=idem))
+        await until(lambda: self.commits._point.in_doubt, "it is in doubt")  # type: ignore[attr-defined]
+        return writing
+
+    async def parked(self, id: str, value: Any) -> asyncio.Future[int]:
+        """A write that is neither made nor refused for now."""
+        writing = asyncio.ensure_future(self.put(id, value))
+        await asyncio.wait([writing], timeout=0.1)
+        assert not writing.done(), "parked, not refused"
+        return writing
 
     def documents(self) -> dict[tuple[str, str], tuple[int, bytes]]:
         assert self.catch_up.ledger is not None

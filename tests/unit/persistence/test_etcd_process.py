@@ -29,8 +29,7 @@ from tests.unit.consensus.etcd.conftest import etcd as etcd
 from tests.unit.consensus.etcd.conftest import opened, put_keyset
 from tests.unit.consensus.etcd.conftest import three_members as three_members
 
-from .house import House, member, until
-from .test_service import commit, set_up, unlock, write
+from .house import House, commit, member, set_up, unlock, until, write
 
 pytestmark = pytest.mark.skipif(not shutil.which("etcd"), reason="needs etcd")
 

@@ -7,7 +7,7 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,11 +24,11 @@ from piccolod.protocol.persistence import Commit, Lock, Read, Setup, Unlock, Wri
 from services.consensus import seed
 from services.consensus.cluster_records import prefix
 from services.persistence.service import Service
-from tests.etcd import Cluster
 from tests.unit.consensus.etcd.conftest import etcd as etcd
 from tests.unit.consensus.etcd.conftest import eventually, opened, put_keyset
+from tests.unit.consensus.etcd.conftest import home as home
 from tests.unit.consensus.etcd.conftest import three_members as three_members
-from tests.unit.consensus.etcd.member import House, Live, Node, house, living
+from tests.unit.consensus.etcd.member import House, Live, Node, is_able, living
 
 from .town import PASSWORD, Module, Town
 
@@ -144,12 +144,6 @@ async def members(home: House, folder: Path) -> AsyncIterator[list[Member]]:
     assert not [failure for member in made for failure in member.failures]
 
 
-@pytest.fixture
-def home(etcd: Cluster) -> Iterator[House]:
-    with house(etcd) as made:
-        yield made
-
-
 async def patiently(made: list[Member], id: str, value: Any, at: Member) -> tuple[Member, int]:
     """As a client does: with a key of its own, after every hint. Where it was written, and its rev."""
     give_up_at = time.monotonic() + 10
@@ -251,10 +245,7 @@ def test_a_switchover_under_writes_costs_latency_and_no_errors(home: House, tmp_
 
             writers = [asyncio.create_task(writer(name)) for name in range(3)]
             await eventually(lambda: len(written) > 30, "writes go on")
-            await eventually(
-                lambda: any(each.node == "n2" and each.eligible for each in made[0].live.leaser.candidates("kernel")),
-                "n2 is a candidate",
-            )
+            await is_able("n2", made[0].live)
             await made[0].live.ask(Switchover(resource="kernel", to="n2"), "api")
             had = len(written)
             await eventually(lambda: len(written) > had + 30, "writes go on at the other one")

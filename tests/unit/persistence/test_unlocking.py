@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from piccolod import clock
-from piccolod.errors import Conflict, Forbidden, Invalid, Locked, PiccoloError, StoreUnavailable
+from piccolod.errors import Conflict, Forbidden, Invalid, Locked, PiccoloError, StoreUnavailable, Unavailable
 from piccolod.pki import authority as pki
 from piccolod.pki import proof
 from piccolod.pki.identity import Role
@@ -222,6 +222,37 @@ async def test_a_lock_on_purpose_holds_over_restarts_until_a_person_unlocks(pair
     await pair.n2.ask(Unlock(password=PASSWORD, source="test"))
     await pair.n2.ask(Lock(stays=False))
     assert (await pair.n2.ask(AskUnlock())).ask
+
+
+@with_pair
+async def test_a_lock_that_died_before_the_key_was_forgotten_did_not_happen(pair: Pair) -> None:
+    await pair.n2.unlock()
+    kept = dict(pair.n2.deposits)
+    await pair.n2.ask(Lock())
+    pair.n2.deposits.update(kept)  # as it was between the mark and the supervisor's answer
+    await pair.n2.again()
+    assert await pair.unlocked()
+    await pair.n2.ask(Lock(stays=False))
+    assert (await pair.n2.ask(AskUnlock())).ask, "nothing says any more that it was locked on purpose"
+
+
+@with_pair
+async def test_a_key_that_the_supervisor_could_not_be_told_to_forget_is_forgotten_later(pair: Pair) -> None:
+    await pair.n2.unlock()
+    module = pair.n2.module
+    real = module.drop_deposits
+
+    async def away() -> None:
+        raise Unavailable("the supervisor does not answer")
+
+    module.drop_deposits = away  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await pair.n2.ask(Lock())
+    assert pair.n2.deposits
+    module.drop_deposits = real  # type: ignore[method-assign]
+    await until(lambda: not pair.n2.deposits, "it is forgotten")
+    await pair.n2.again()
+    assert not await pair.unlocked()
 
 
 @with_pair

@@ -31,9 +31,7 @@ from piccolod.protocol.unlocking import GrantUnlock
 from services.persistence.service import Service
 
 from .etcd_double import GEN, Consensus, Etcd
-from .house import until
-
-PASSWORD = "correct horse battery"
+from .house import PASSWORD, until
 
 
 class Module:
@@ -172,6 +170,12 @@ class Node:
     def leads(self) -> bool:
         return self.service._gate.holds("kernel")
 
+    async def until_leads(self) -> None:
+        await until(lambda: self.leads, f"{self.name} leads")
+
+    async def catches_up(self, rev: int, within_s: float = 10.0) -> None:
+        await until(lambda: self.rev == rev, f"{self.name} has rev {rev}", within_s)
+
     def events(self, kind: type) -> list[Any]:
         return [event for event in self.module.published if isinstance(event, kind)]
 
@@ -281,7 +285,7 @@ class Town:
         self.enter(node)
         self.founded = True
         await node.begin()
-        await until(lambda: node.leads, f"{name} leads")
+        await node.until_leads()
         return node
 
     async def move(self, node: Node) -> None:
@@ -308,6 +312,12 @@ class Town:
         await node.begin()
         if unlocked:
             await node.unlock()
+        return node
+
+    async def locked_follower(self, name: str = "n2") -> Node:
+        """One that was never unlocked, and has filed all that there is."""
+        node = await self.join(name, unlocked=False)
+        await node.catches_up(self.etcd.head_rev)
         return node
 
     async def grant(self, request: GrantUnlock) -> None:

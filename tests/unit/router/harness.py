@@ -65,6 +65,15 @@ class Bench:
     async def connect(self, **more: Any) -> Client:
         return Client(*await asyncio.open_connection("127.0.0.1", self.number, **more))
 
+    def shut(self) -> None:
+        """The next verdict cuts what flows."""
+
+        def judge(_port: Port) -> Mode:
+            self.relay.cut(self.port)
+            return Mode.HOLD
+
+        self.judge = judge
+
     async def refuses(self) -> bool:
         """Whether a new connection is reset, at once or a moment later."""
         try:
@@ -81,6 +90,11 @@ class Bench:
 class Client:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+
+    async def hears(self, data: bytes) -> None:
+        """Sends, and reads the same from an echo; its side stays open."""
+        self.writer.write(data)
+        assert await asyncio.wait_for(self.reader.readexactly(len(data)), 5) == data
 
     async def ask(self, data: bytes) -> bytes:
         """Sends, ends its side, reads to the end."""
@@ -169,6 +183,13 @@ async def backend(serve: Serve) -> AsyncIterator[tuple[str, int]]:
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(65536):
         writer.write(data)
+        await writer.drain()
+
+
+async def flood(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Writes as fast as it is read, without an end."""
+    while True:
+        writer.write(b"x" * 65536)
         await writer.drain()
 
 

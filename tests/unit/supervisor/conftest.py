@@ -52,6 +52,9 @@ def row(name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "target": SAMPLE, "listens": ["tcp"], **more}
 
 
+THREE = [row("broker"), row("store", needs=["broker"]), row("edge", needs=["store"])]
+
+
 class TestNode:
     """A supervisor in a process of its own, reached as people reach it: by signals and its control socket."""
 
@@ -178,6 +181,19 @@ class TestNode:
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(timeout_s)
+
+    def die(self) -> None:
+        """kill -9 of the supervisor alone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def events(self) -> list[dict[str, Any]]:
+        """What the sample that stands for the broker was told to publish."""
+        try:
+            return [json.loads(line) for line in self.read("events").splitlines()]
+        except FileNotFoundError:
+            return []
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

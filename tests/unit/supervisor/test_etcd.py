@@ -134,9 +134,7 @@ def test_one_that_accepts_and_never_answers_is_replaced(node):
 def test_it_dies_with_the_supervisor(node):
     node.start()
     pid = node.pid("etcd")
-    assert node.process is not None
-    node.process.kill()
-    node.process.wait()
+    node.die()
     wait_for(lambda: gone(pid), "etcd has ended", 1)
     node.start()
     assert node.pid("etcd") != pid

@@ -29,9 +29,7 @@ NAMES = ("podman", "leash.0", "leash.1")
 def node(make_node):
     made = make_node([row("broker"), row("m")], externals=True)
     yield made
-    assert made.process is not None
-    made.process.kill()
-    made.process.wait()
+    made.die()
     end_externals(made)
 
 
@@ -82,9 +80,7 @@ def test_they_run_as_children_of_init_in_sessions_of_their_own(node):
 def test_they_survive_kill_9_of_the_supervisor_and_are_adopted(node):
     node.start()
     before = pids(node)
-    assert node.process is not None
-    node.process.kill()
-    node.process.wait()
+    node.die()
     time.sleep(0.6)
     assert not [name for name, pid in before.items() if gone(pid)]
     assert ping(node)

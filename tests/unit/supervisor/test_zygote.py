@@ -133,8 +133,7 @@ def test_a_spare_ends_with_its_zygote_and_with_the_supervisor(make_node):
     wait_for(lambda: gone(first), "the first has ended")
     wait_for(lambda: (found := node.tree()["zygote"])["warm"] and found["pid"] != zygote, "a new zygote is warm")
     second = spare_of(node)
-    node.process.kill()
-    node.process.wait()
+    node.die()
     wait_for(lambda: gone(second), "the second has ended", timeout_s=0.5)
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,9 @@ from services.consensus.etcd.client import Client
 from services.consensus.etcd.transaction import KeyValue, Put, Transaction, absent
 from services.consensus.etcd.watch import Relist, Revision, Watch
 from tests.etcd import Cluster
+
+if TYPE_CHECKING:
+    from tests.unit.consensus.etcd.member import House
 
 RPC_S = 0.3
 SILENCE_S = 2 * 0.5 + RPC_S
@@ -39,6 +42,14 @@ def three_members() -> Iterator[Cluster]:
 def etcd(three_members: Cluster) -> Iterator[Cluster]:
     yield three_members
     three_members.revive()
+
+
+@pytest.fixture
+def home(etcd: Cluster) -> Iterator[House]:
+    from tests.unit.consensus.etcd.member import house  # which needs this file
+
+    with house(etcd) as made:
+        yield made
 
 
 def run(test: Callable[[Client], Awaitable[Any]], cluster: Cluster, first: int = 0, **options: Any) -> None:

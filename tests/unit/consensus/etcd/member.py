@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+import pytest
 
-from piccolod import cluster_mode, config, etcd_conf
+from piccolod import clock, cluster_mode, config, etcd_conf
 from piccolod.cluster_mode import Mode
 from piccolod.errors import Busy, NoLeader, NotLeader, StoreUnavailable
 from piccolod.leadership.gate import Gate
@@ -33,9 +34,12 @@ from services.consensus.cluster_records import prefix
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.service import Service
 from tests.etcd import Cluster
+from tests.node import until
 from tests.unit.consensus.etcd.conftest import eventually, opened
 
 TICK_S = 0.05
+# Of the profile fast: L 3.0 s and a bit; a claim comes within a few commits after that.
+SPAN_S = 3.0
 GEN = 7
 ROOT = Path(__file__).parents[4]
 
@@ -138,6 +142,10 @@ class Node:
         """Of the open term; 0 behind a shut gate."""
         return self.gate.check(resource).token if self.gate.holds(resource) else 0
 
+    def has_takers(self) -> bool:
+        """Only those that a leader has acknowledged may take over: then its deadline runs."""
+        return bool(self.page().hard_at < clock.FOREVER)
+
 
 class Live:
     """A node while its consensus runs in this process."""
@@ -170,6 +178,19 @@ class Live:
 
         return await eventually(campaign, f"{self.node.name} leads {resource}", within_s)
 
+    async def stands_by(self, leader: Live) -> None:
+        """Asks for the kernel and is refused, and `leader` knows that this node could lead it."""
+        with pytest.raises(NotLeader):
+            await self.ask(Campaign(resource="kernel"))
+        await is_able(self.node.name, leader)
+
+    async def has_takers(self) -> None:
+        await eventually(self.node.has_takers, "its taker is acknowledged")
+
+    async def in_session(self) -> int:
+        """Its sid."""
+        return await eventually(lambda: self.node.page().sid, f"{self.node.name} is in session")
+
     def roles(self, resource: str = "kernel") -> list[tuple[str, str, int]]:
         events = [event for event in self.module.published if isinstance(event, LeadershipRoleChanged)]
         return [(event.role, event.node, event.epoch) for event in events if event.resource == resource]
@@ -180,6 +201,24 @@ class Live:
 
     def revs(self) -> list[int]:
         return [event.rev for event in self.module.published if isinstance(event, ControlRevChanged)]
+
+
+class Elected(NamedTuple):
+    holder: Node
+    others: list[Node]
+    process: subprocess.Popen[bytes]
+    """Of the holder."""
+
+
+def holders(nodes: list[Node]) -> list[Node]:
+    return [node for node in nodes if node.token()]
+
+
+async def is_able(node: str, leader: Live) -> None:
+    def able() -> bool:
+        return any(each.node == node and each.eligible for each in leader.leaser.candidates("kernel"))
+
+    await eventually(able, f"the leader knows that {node} could lead")
 
 
 class House:
@@ -199,6 +238,21 @@ class House:
             for node in nodes:
                 await seed.put_node(client, self.prefix, node.name, node.make(self.cluster, self.etcd))
         return nodes
+
+    @asynccontextmanager
+    async def two(self) -> AsyncIterator[tuple[Live, Live]]:
+        """Both members of a cluster of two, alive; nobody leads yet."""
+        first, second = await self.begin(2)
+        async with living(first) as one, living(second) as two:
+            yield one, two
+
+    def elected(self, count: int) -> Elected:
+        """Members in processes of their own, one of which leads the kernel and could be followed by another."""
+        nodes = asyncio.run(self.begin(count))
+        processes = {node.name: self.start(node) for node in nodes}
+        (holder,) = until(lambda: holders(nodes), "one leads", 15)
+        until(holder.has_takers, "its takers are acknowledged", 5)
+        return Elected(holder, [node for node in nodes if node is not holder], processes[holder.name])
 
     def start(self, node: Node) -> subprocess.Popen[bytes]:
         """Its consensus in a process of its own, which asks to lead the kernel."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,25 +14,21 @@ from piccolod.errors import StoreRestored, StoreUnavailable
 from piccolod.leadership import keys, transactions
 from piccolod.leadership.after_crash import after_crash
 from piccolod.leadership.events import Memory
+from piccolod.leadership.keys import SessionRecord
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.transactions import Outcome
+from services.consensus import wire
 from services.consensus.after_crash import release
+from services.consensus.etcd.transaction import Delete, Put, Transaction
 from services.consensus.etcd_store import EtcdStore, Snapshot
 from services.consensus.memory import MemoryFile
-from tests.etcd import Cluster
 from tests.node import until
 from tests.unit.consensus.etcd.conftest import opened
-from tests.unit.consensus.etcd.member import House, Node, house, living
+from tests.unit.consensus.etcd.member import House, Node, holders, living
 
 # A commit for the release and one for the claim, and a busy machine.
 AT_ONCE_S = 1.0
 NOTHING = frozenset[str]()
-
-
-@pytest.fixture
-def home(etcd: Cluster) -> Iterator[House]:
-    with house(etcd) as made:
-        yield made
 
 
 def in_etcd(home: House) -> Snapshot:
@@ -49,26 +44,22 @@ def a_dead_leader(home: House) -> Node:
     node, *_ = asyncio.run(home.begin(3))
     process = home.start(node)
     until(node.token, "it leads", 15)
-    until(lambda: node.page().hard_at < clock.FOREVER, "its takers are acknowledged", 5)
+    until(node.has_takers, "its takers are acknowledged", 5)
     process.send_signal(signal.SIGKILL)
     process.wait()
     return node
 
 
 def test_after_it_another_node_leads_at_once_and_the_dead_one_resumes_nothing(home: House) -> None:
-    nodes = asyncio.run(home.begin(3))
-    processes = {node.name: home.start(node) for node in nodes}
-    (holder,) = until(lambda: [node for node in nodes if node.token()], "one leads", 15)
-    others = [node for node in nodes if node is not holder]
-    until(lambda: holder.page().hard_at < clock.FOREVER, "its takers are acknowledged", 5)
+    holder, others, process = home.elected(3)
     before = holder.page()
-    processes[holder.name].send_signal(signal.SIGKILL)
-    processes[holder.name].wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     began_at = clock.now()
     said = after_crash(holder.paths, release)
     print(f"hook took {(clock.now() - began_at) * 1000:.0f} ms")
     assert said == "released kernel; ended the session"
-    (next_one,) = until(lambda: [node for node in others if node.token()], "another one leads", 10, 0.005)
+    (next_one,) = until(lambda: holders(others), "another one leads", 10, 0.005)
     took_s = clock.now() - began_at
     print(f"another node leads {took_s * 1000:.0f} ms after the hook began")
     assert took_s < AT_ONCE_S and clock.now() < before.hard_at
@@ -105,8 +96,30 @@ def test_a_second_one_ends_what_the_first_one_left(home: House) -> None:
     node = a_dead_leader(home)
     release(node.paths, frozenset({"app:notes"}))
     assert release(node.paths, NOTHING) == "released nothing; ended the session"
-    assert release(node.paths, NOTHING) == "released nothing; ended the session"
+    assert release(node.paths, NOTHING) == "released nothing: no session of this boot is left in etcd"
     assert keys.SESSION + node.name not in in_etcd(home).records
+
+
+def test_a_machine_that_has_the_name_by_now_keeps_its_session_and_its_terms(home: House) -> None:
+    node = a_dead_leader(home)
+    session, epoch = f"{home.prefix}{keys.SESSION}{node.name}", f"{home.prefix}{keys.EPOCH}kernel"
+    term = in_etcd(home).records["epoch/kernel"].value
+
+    async def replaced() -> None:
+        async with opened(home.etcd) as client:
+            await client.transact(Transaction((), (Delete(session),)), 5)
+            begun = Put(session, wire.encode(SessionRecord(0, "the boot of another machine", 1, 3.0)))
+            sid = (await client.transact(Transaction((), (begun,)), 5)).revision
+            held = Put(epoch, wire.encode(msgspec.structs.replace(term, epoch=term.epoch + 1, sid=sid)))
+            await client.transact(Transaction((), (held,)), 5)
+
+    asyncio.run(replaced())
+    before = in_etcd(home).records
+    assert release(node.paths, NOTHING) == "released nothing: no session of this boot is left in etcd"
+    after = in_etcd(home).records
+    for key in ("epoch/kernel", keys.SESSION + node.name):
+        assert after[key] == before[key]
+    assert after["epoch/kernel"].value.held
 
 
 @pytest.mark.parametrize("changed", [{"cluster_id": 1}, {"rev": 1 << 40}, {"gen": 1}, {"restored": True}])

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -43,12 +42,6 @@ from tests.unit.consensus.etcd.test_status import restore
 ENTRY_BYTES = 300 * 1024
 
 
-@pytest.fixture
-def home(etcd: Cluster) -> Iterator[House]:
-    with house(etcd) as made:
-        yield made
-
-
 def entry(rev: int, size_bytes: int = 200) -> SealedEntry:
     body = os.urandom(size_bytes)
     return SealedEntry(rev, b"header", b"nonce", body, hashlib.sha256(body).digest())
@@ -60,8 +53,7 @@ async def append(live: Live, term: Term, *entries: SealedEntry, after: bytes = b
 
 def test_entries_are_read_on_every_node_as_they_were_appended(home: House) -> None:
     async def main() -> None:
-        first, second = await home.begin(2)
-        async with living(first) as one, living(second) as two:
+        async with home.two() as (one, two):
             term = await one.lead()
             assert (await two.ask(GetHead())).rev == 0
             entries = [entry(rev) for rev in range(1, 101)]
@@ -82,8 +74,7 @@ def test_entries_are_read_on_every_node_as_they_were_appended(home: House) -> No
 
 def test_a_hint_that_the_watch_lost_is_given_by_the_poll(home: House) -> None:
     async def main() -> None:
-        first, second = await home.begin(2)
-        async with living(first) as one, living(second) as two:
+        async with home.two() as (one, two):
             term = await one.lead()
             await eventually(lambda: two.leaser.driver.state.viewed, "the follower reads")
             two.leaser.driver.facts.watched = lambda _changes: None  # type: ignore[method-assign]
@@ -115,8 +106,7 @@ def test_what_does_not_follow_the_head_is_a_conflict_and_changes_nothing(home: H
 
 def test_an_append_of_a_lost_token_is_refused_by_etcd_itself_and_names_who_leads(home: House) -> None:
     async def main() -> None:
-        first, second = await home.begin(2)
-        async with living(first) as one, living(second) as two:
+        async with home.two() as (one, two):
             old = await one.lead()
             await append(one, old, genesis := entry(1))
             await one.ask(Closing(resource="kernel", token=old.token))
@@ -301,8 +291,7 @@ def test_a_snapshot_counts_once_it_is_whole_and_the_log_is_trimmed_behind_it(hom
 
 def test_a_trim_that_was_cut_short_is_finished_by_the_next_leader(home: House) -> None:
     async def main() -> None:
-        first, second = await home.begin(2)
-        async with living(first) as one, living(second) as two:
+        async with home.two() as (one, two):
             term = await one.lead()
             entries = [entry(rev) for rev in range(1, 61)]
             await append(one, term, *entries)

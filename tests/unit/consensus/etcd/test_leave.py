@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from piccolod import cluster_mode
 from piccolod.errors import Conflict, StoreUnavailable
-from piccolod.leadership import leash_table
-from piccolod.protocol.cluster import GetCluster, Leave
+from piccolod.leadership import events, leash_table
+from piccolod.protocol.cluster import GetCluster, KnownMember, Leave
+from services.consensus import seed, wire
 from services.consensus.etcd.transaction import Delete, Transaction
 from services.consensus.joining.folder import Folder
 from services.consensus.static_leaser import StaticLeaser
-from tests.etcd import Cluster
 from tests.unit.consensus.etcd.conftest import eventually, opened
-from tests.unit.consensus.etcd.member import House, Live, Node, house, living
+from tests.unit.consensus.etcd.member import House, Live, Node, living
 from tests.unit.consensus.joining.supervisor import Supervisor
 
 ACT = ["persistence", "apps", "api"]
-
-
-@pytest.fixture
-def home(etcd: Cluster) -> Iterator[House]:
-    with house(etcd) as made:
-        yield made
 
 
 @pytest.fixture
@@ -70,8 +63,11 @@ def test_who_was_taken_out_leaves_and_nothing_of_the_cluster_is_led_on(home: Hou
             with pytest.raises(Conflict, match="still a member"):
                 await live.ask(Leave(), "api")
             await take_out(home, node)
+            node.paths.lock_mark.parent.mkdir()
+            node.paths.lock_mark.write_text("this boot")  # `lock` on purpose, of the store that goes
             await live.ask(Leave(), "api")
             assert cluster_mode.load(node.paths.cluster) is None
+            assert not node.paths.lock_mark.exists()
             assert not list(node.paths.store.iterdir()), "its store is set aside"
             await eventually(lambda: supervisor.restarted, "it restarts")
         await is_alone(node, supervisor)
@@ -108,6 +104,43 @@ def test_without_quorum_only_force_makes_a_node_alone_of_it(home: House, supervi
                 await live.ask(Leave(), "api")
             await live.ask(Leave(force=True), "api")
             assert cluster_mode.load(node.paths.cluster) is None
+            await eventually(lambda: supervisor.restarted, "it restarts")
+        await is_alone(node, supervisor)
+
+    asyncio.run(main())
+
+
+def test_a_node_whose_place_another_machine_has_taken_leaves_and_takes_nothing_from_it(
+    home: House, supervisor: Supervisor
+) -> None:
+    async def main() -> None:
+        _, node = await home.begin(2)
+        async with living(node) as live:
+            await live.lead()
+            other = KnownMember(address="10.77.0.99", client_url="https://10.77.0.99:2379", rpc="")
+            async with opened(home.etcd) as client:
+                await seed.put_node(client, home.prefix, node.name, other)
+                await eventually(lambda: live.leaser.registration.is_replaced(), "it sees that")
+                assert (await live.ask(GetCluster(), "api")).out
+                await live.ask(Leave(), "api")
+                (found,), _ = await client.list(f"{home.prefix}node/{node.name}", 5)
+                assert wire.decode(f"node/{node.name}", found.value) == other
+            await eventually(lambda: supervisor.restarted, "it restarts")
+        await is_alone(node, supervisor)
+
+    asyncio.run(main())
+
+
+def test_who_does_not_believe_its_etcd_any_more_leaves_once_it_was_taken_out(home: House, supervisor: Supervisor) -> None:
+    async def main() -> None:
+        _, node = await home.begin(2)
+        async with living(node) as live:
+            await live.lead()
+            driver = live.leaser.driver
+            driver.feed(events.Overheard(events.Header(1, driver.state.highest), 0))
+            await eventually(lambda: driver.state.restored, "it does not believe it")
+            await take_out(home, node)
+            await live.ask(Leave(), "api")
             await eventually(lambda: supervisor.restarted, "it restarts")
         await is_alone(node, supervisor)
 
