@@ -58,20 +58,24 @@ class Append(Request[Nothing], frozen=True, kw_only=True):
 
 
 class Entries(msgspec.Struct, frozen=True, kw_only=True):
-    """`first_rev` is the oldest that etcd still has, 0 when it has none."""
+    """`first_rev`: etcd has it and what follows; 0 when it has none. Where it is after what was asked for, it is the oldest."""
 
     entries: tuple[SealedEntry, ...]
     first_rev: int
 
 
 class GetEntries(Request[Entries], frozen=True, kw_only=True):
-    """Those after `after`, in order, as many as `limit` and `limit_bytes` allow, one at least."""
+    """Those after `after`, in order, as many as `limit` and `limit_bytes` allow, one at least.
+
+    Those that the watch has brought are answered as they came; `anew`: as etcd has them now, for who found one of them broken.
+    """
 
     command: ClassVar[str] = "consensus.entries"
     reply: ClassVar[type] = Entries
     after: int
     limit: int = 256
     limit_bytes: int = 4 * 1024 * 1024
+    anew: bool = False
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,7 +75,11 @@ class EtcdStore:
         found: list[Change] = []
         for event in news.events:
             key = event.item.key.removeprefix(self.prefix)
-            if event.deleted:
+            if key.startswith(cluster_records.LOG):
+                if not event.deleted:
+                    entry = wire.entry(key, event.item.value)
+                    found.append(Change(key, news.revision, Record(entry, event.item.create_revision, event.item.mod_revision)))
+            elif event.deleted:
                 found.append(Change(key, news.revision, None))
             elif (record := _record(key, event.item)) is not None:
                 found.append(Change(key, news.revision, record))

@@ -9,18 +9,22 @@ from piccolod.leadership import keys
 from piccolod.leadership.records import ChangeRecord
 from piccolod.leadership.view import Change, Record
 from piccolod.protocol.cluster import KnownMember
-from services.consensus.cluster_records import CANDIDATE, NODE, PAUSE, CandidateRecord, HeadRecord
+from services.consensus.cluster_records import CANDIDATE, LOG, NODE, PAUSE, CandidateRecord, HeadRecord
+from services.consensus.recent_entries import RecentEntries
 
 _KINDS = (NODE, CANDIDATE, keys.KERNEL_HEAD, PAUSE)
 
 
 class Facts:
-    """`nodes` and `candidates` by node. `head` with its mod revision; None: the log is empty. `changes`: the last of each."""
+    """`nodes` and `candidates` by node. `head` with its mod revision; None: the log is empty. `changes`: the last of each.
+    `entries`: of the log, as far as the watch brought them.
+    """
 
     def __init__(self) -> None:
         self.known = False  # whether anything was read yet
         self.nodes: Mapping[str, KnownMember] = {}
         self.candidates: Mapping[str, CandidateRecord] = {}
+        self.entries = RecentEntries()
         self.head: Record[HeadRecord] | None = None
         self.paused = False
         self.changes: dict[str, ChangeRecord] = {}
@@ -36,7 +40,9 @@ class Facts:
         """What a revision did, after the last one that was told here."""
         records = dict(self._records)
         for change in changes:
-            if change.key.startswith(keys.HISTORY) and change.record is not None:
+            if change.key.startswith(LOG) and change.record is not None:
+                self.entries.put(change.record.value)
+            elif change.key.startswith(keys.HISTORY) and change.record is not None:
                 self.changed(change.record.value)
             elif change.key.startswith(_KINDS):
                 records.pop(change.key, None)

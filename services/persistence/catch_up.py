@@ -99,12 +99,14 @@ class CatchUp:
             # A cluster whose log is empty has lost it: a copy is then worth more than that.
             self.forked, self.beyond = head.rev > 0, self.end.rev - head.rev
             raise Broken(head.rev, f"its log ends at rev {head.rev}, and this node has rev {self.end.rev}")
-        fetches = 0
+        fetches, anew = 0, False
         while self.end.rev < head.rev:
             before = self.end.rev
             try:
-                await self._take_page()
+                await self._take_page(anew=anew)
+                anew = False
             except Broken:
+                anew = True
                 fetches = fetches + 1 if self.end.rev == before else 0
                 if fetches >= FETCHES:
                     raise
@@ -112,9 +114,10 @@ class CatchUp:
             self.forked = True
             raise Broken(head.rev, f"its rev {head.rev} is another one than this node's")
 
-    async def _take_page(self) -> None:
+    async def _take_page(self, *, anew: bool = False) -> None:
         after = self.end.rev
-        page = await self._ask(GetEntries(after=after, limit=PAGE_ENTRIES, limit_bytes=PAGE_BYTES), timeout_s=ASK_S)
+        wanted = GetEntries(after=after, limit=PAGE_ENTRIES, limit_bytes=PAGE_BYTES, anew=anew)
+        page = await self._ask(wanted, timeout_s=ASK_S)
         if page.first_rev == 0 or page.first_rev > after + 1:
             await self._take_snapshot()
             return

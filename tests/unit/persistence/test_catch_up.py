@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from piccolod.errors import StoreCorrupt, StoreUnavailable
-from piccolod.protocol.log import CHUNK_BYTES, Entries, SealedEntry
+from piccolod.protocol.log import CHUNK_BYTES, Entries, GetEntries, SealedEntry
 from services.persistence.catch_up import as_sealed, on_the_wire
 from services.persistence.entry import EntryHeader, entry_header, seal_entry
 from services.persistence.log import Gap
@@ -122,17 +123,12 @@ def test_a_spoiled_entry_is_not_applied_is_named_and_is_fetched_again(
 def test_one_spoiled_answer_is_fetched_again_at_once(tmp_path: Path) -> None:
     async def work(members: Members) -> None:
         _, n2 = await ten_and_a_follower(members)
-        answers = 0
-
-        def once(page: Entries) -> Entries:
-            nonlocal answers
-            answers += 1
-            return spoiled(page, 7, flipped) if answers == 1 else page
-
-        n2.consensus.spoil = once
+        answers = itertools.count()
+        n2.consensus.spoil = lambda page: page if next(answers) else spoiled(page, 7, flipped)
         await n2.catch_up.to_head()
         assert n2.rev == 10
-        assert answers == 2
+        fetched = [each.anew for each in n2.consensus.asked if isinstance(each, GetEntries)]
+        assert fetched[-2:] == [False, True], "from etcd itself, not from what consensus remembers"
 
     with_members(tmp_path, work)
 

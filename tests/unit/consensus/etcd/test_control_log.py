@@ -62,12 +62,33 @@ def test_entries_are_read_on_every_node_as_they_were_appended(home: House) -> No
             await append(one, term, *entries[60:], after=entries[59].digest)
             head = await two.ask(GetHead())
             assert (head.rev, head.digest, head.token) == (100, entries[-1].digest, term.token)
-            found = await two.ask(GetEntries(after=10))
+            found = await two.ask(GetEntries(after=10, anew=True))
             assert (list(found.entries), found.first_rev) == (entries[10:], 1)
             assert [each.rev for each in (await two.ask(GetEntries(after=10, limit=3))).entries] == [11, 12, 13]
             assert [each.rev for each in (await two.ask(GetEntries(after=10, limit_bytes=1))).entries] == [11], "one at least"
             assert (await two.ask(GetEntries(after=100))).entries == ()
             await eventually(lambda: two.revs()[-1:] == [100], "the hint reaches the follower")
+
+    asyncio.run(main())
+
+
+def test_a_follower_has_what_the_watch_brought_without_asking_etcd_again(home: House) -> None:
+    async def main() -> None:
+        async with home.two() as (one, two):
+            term = await one.lead()
+            entries = [entry(rev) for rev in range(1, 4)]
+            await append(one, term, *entries)
+            await eventually(lambda: two.revs() == [3], "the hint reaches the follower")
+            for member in home.etcd.members:
+                member.freeze()
+            try:
+                found = await two.ask(GetEntries(after=1))
+                assert (list(found.entries), found.first_rev) == (entries[1:], 2)
+                with pytest.raises(StoreUnavailable):
+                    await two.ask(GetEntries(after=1, anew=True))
+            finally:
+                for member in home.etcd.members:
+                    member.thaw()
 
     asyncio.run(main())
 
@@ -267,10 +288,10 @@ def test_a_snapshot_counts_once_it_is_whole_and_the_log_is_trimmed_behind_it(hom
             assert [(await live.ask(GetSnapshotChunk(rev=230, index=index))).data for index in range(3)] == chunks
 
             async def first_rev() -> bool:
-                return (await live.ask(GetEntries(after=0, limit=1))).first_rev == 230 - KEPT_REVS + 1
+                return (await live.ask(GetEntries(after=0, limit=1, anew=True))).first_rev == 230 - KEPT_REVS + 1
 
             await eventually(first_rev, "what lies behind the snapshot is gone")
-            found = await live.ask(GetEntries(after=230 - KEPT_REVS))
+            found = await live.ask(GetEntries(after=230 - KEPT_REVS, anew=True))
             assert [each.rev for each in found.entries] == list(range(230 - KEPT_REVS + 1, 241))
             with pytest.raises(Conflict):
                 await put_snapshot(live, term, 230, [b"another one"])
@@ -299,13 +320,13 @@ def test_a_trim_that_was_cut_short_is_finished_by_the_next_leader(home: House) -
             assert log_service is not None
             log_service._begin_trim = lambda _token: None  # type: ignore[method-assign]
             await put_snapshot(one, term, 60, [b"all of it"])
-            assert (await one.ask(GetEntries(after=0, limit=1))).first_rev == 1
+            assert (await one.ask(GetEntries(after=0, limit=1, anew=True))).first_rev == 1
             await one.ask(Closing(resource="kernel", token=term.token))
             await one.ask(Withdraw(resource="kernel", token=term.token))
             await two.lead()
 
             async def trimmed() -> bool:
-                return (await two.ask(GetEntries(after=0, limit=1))).first_rev == 60 - KEPT_REVS + 1
+                return (await two.ask(GetEntries(after=0, limit=1, anew=True))).first_rev == 60 - KEPT_REVS + 1
 
             await eventually(trimmed, "the next leader has trimmed it")
 
