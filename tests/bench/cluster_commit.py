@@ -2,9 +2,12 @@
 
 Usage: cluster_commit.py measure STATE_DIR RUN_DIR | cluster_commit.py fill STATE_DIR RUN_DIR COUNT
 
-A commit is `PUT /settings` on a connection of the API's socket that is kept, to its answer: HTTP, the bus twice, sealing and
-the transaction. A bare transaction compares a guard three times and puts what a commit puts, an entry and a head of the same
+A commit is `PUT /settings` on a connection of the API's socket that is kept, to its answer: HTTP, the bus three times (whether
+the socket is an admin's, the write, the append), sealing and the transaction. A bare transaction compares a guard three times and puts what a commit puts, an entry and a head of the same
 sizes, by the product's own client from this process. `read` is a request of the API that commits nothing.
+
+`alone`: one of each in turn, each once all is quiet again, as it is on three machines that share no processor. `in a row`: one
+writer without a pause, which pays for what the commit before still has to do on all three machines.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from services.consensus.members_file import open_client
 
 _PREFIX = "/bench/"
 _HEAD_BYTES = 64
-_BLOCKS, _ALONE, _AT_ONCE, _WRITERS = 6, 60, 400, 16
+_BLOCKS, _ALONE, _IN_A_ROW, _AT_ONCE, _WRITERS = 6, 40, 60, 400, 16
+_QUIET_S = 0.06
 
 
 class Api:
@@ -65,6 +69,17 @@ async def _each(work: Callable[[int], Awaitable[Any]], count: int) -> list[float
     return seconds
 
 
+async def _in_turn(works: dict[str, Callable[[int], Awaitable[Any]]], count: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(count):
+        for name, work in works.items():
+            await asyncio.sleep(_QUIET_S)
+            began = time.perf_counter()
+            await work(number)
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
 async def _at_once(works: list[Callable[[int], Awaitable[Any]]], count: int) -> tuple[list[float], float]:
     """Seconds of each, and how many there were in a second."""
     left = iter(range(count))
@@ -100,25 +115,31 @@ async def _measure(paths: Paths) -> dict[str, Any]:
         await writes[0](0)
         entry_bytes = int((await apis[0].ask("GET", "/store/log?limit=1"))[-1]["size_bytes"])
         bare = _bare(client, guard, entry_bytes)
-        alone: dict[str, list[float]] = {"ours": [], "bare": [], "read": []}
+        works = {"ours": writes[0], "bare": bare, "read": lambda _: apis[0].ask("GET", "/settings")}
+        alone: dict[str, list[float]] = {name: [] for name in works}
+        row: dict[str, list[float]] = {name: [] for name in works}
         many: dict[str, list[float]] = {"ours": [], "bare": []}
         per_s: dict[str, list[float]] = {"ours": [], "bare": []}
         for _ in range(_BLOCKS):
-            alone["ours"] += await _each(writes[0], _ALONE)
-            alone["bare"] += await _each(bare, _ALONE)
-            alone["read"] += await _each(lambda _: apis[0].ask("GET", "/settings"), _ALONE)
+            for name, values in (await _in_turn(works, _ALONE)).items():
+                alone[name] += values
+            for name, work in works.items():
+                row[name] += await _each(work, _IN_A_ROW)
             for name, works in (("ours", writes), ("bare", [bare] * _WRITERS)):
                 seconds, rate = await _at_once(works, _AT_ONCE)
                 many[name] += seconds
                 per_s[name].append(rate)
         p50 = {name: statistics.median(values) * 1e3 for name, values in alone.items()}
+        p50_row = {name: statistics.median(values) * 1e3 for name, values in row.items()}
         return {
             "entry_bytes": entry_bytes,
             "p50_ms": p50,
+            "p50_in_a_row_ms": p50_row,
             "p50_16_ms": {name: statistics.median(values) * 1e3 for name, values in many.items()},
             "per_s_16": {name: statistics.median(values) for name, values in per_s.items()},
             "ratio_p50": p50["ours"] / p50["bare"],
             "ratio_p50_without_the_api": (p50["ours"] - p50["read"]) / p50["bare"],
+            "ratio_p50_in_a_row": p50_row["ours"] / p50_row["bare"],
             "ratio_p50_16": statistics.median(many["ours"]) / statistics.median(many["bare"]),
             "ratio_throughput_16": statistics.median(per_s["ours"]) / statistics.median(per_s["bare"]),
         }
