@@ -7,7 +7,7 @@ witness), which is then a learner itself until it is in sync. So there are two v
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -54,7 +54,8 @@ class Membership:
         sessions: dict[str, SessionRecord] = await self._below(keys.SESSION)
         kernel: EpochRecord | None = (await self._below(keys.EPOCH)).get(RESOURCE_KERNEL)
         shown = tuple(
-            _member(name, record, peer_of(record, peers), sessions.get(name), kernel) for name, record in records.items()
+            _member(name, record, peer_with(name, record, peers, records), sessions.get(name), kernel)
+            for name, record in records.items()
         )
         return Cluster(
             mode="etcd", node=self._node, cluster=cluster, profile=self._folder.timing().profile, members=shown,
@@ -77,7 +78,12 @@ class Membership:
             check_free(request.node, record, others)
             # The record first: whatever is left of a join that goes no further, `remove` finds it by that.
             await seed.put_node(self._client, self._prefix, request.node, record)
-            await self._learner(request.node, request.peer_url)
+            try:
+                await self._learner(request.node, request.peer_url)
+            except Busy as error:
+                if request.node not in others and isinstance(error.__cause__, Busy):
+                    await self._take_back(request.node)
+                raise
             peers = await etcd_members.members(self._client, _RPC_S)
         self._log.info("let a node in", node=request.node, role=request.role, address=request.address)
         return Admission(
@@ -94,18 +100,32 @@ class Membership:
             raise Busy(f"the session of the {node} that was a member before has not ended", hint="try again in a moment")
 
     async def _learner(self, node: str, peer_url: str) -> None:
-        """Makes it one, unless it is one already. Raises Busy."""
+        """Makes it one, unless it is one already. Raises Busy: because of Busy when etcd has surely not taken it."""
+        in_doubt: OutcomeUnknown | None = None
 
         async def act() -> None:
+            nonlocal in_doubt
             peers = await etcd_members.members(self._client, _RPC_S)
             if any(peer_url in each.peer_urls for each in peers):
                 return
             for each in peers:
                 if each.learner:  # 3.4 takes one at a time
                     await self._promote(each)
-            await etcd_members.add_learner(self._client, (peer_url,), _RPC_S)
+            try:
+                await etcd_members.add_learner(self._client, (peer_url,), _RPC_S)
+            except OutcomeUnknown as error:
+                in_doubt = error
+                raise
 
-        await patiently(act, f"etcd does not take {node} yet")
+        try:
+            await patiently(act, f"etcd does not take {node} yet", _CHANGE_S)
+        except Busy as error:
+            raise error from in_doubt or error.__cause__
+
+    async def _take_back(self, node: str) -> None:
+        """The record of a node that was not let in. Best effort: one that stays is found by `remove`, and by the next try."""
+        with suppress(PiccoloError):
+            await self._forget(node)
 
     async def _promote(self, peer: Peer) -> None:
         await etcd_members.promote(self._client, peer.id, _RPC_S)
@@ -123,17 +143,17 @@ class Membership:
         if node == self._node:
             raise Conflict(f"{node} leads the kernel", hint="`piccoloctl leaders switchover kernel` first, if there are others")
         async with self._turn:
-            record = (await self.records()).get(node)
-            if record is None and peer_with(node, None, await etcd_members.members(self._client, _RPC_S)) is None:
+            records = await self.records()
+            if node not in records and peer_with(node, None, await etcd_members.members(self._client, _RPC_S), records) is None:
                 raise NotFound(f"{node} is no member", hint="`piccoloctl nodes list` shows all")
-            await patiently(lambda: self._expel(node, record), f"etcd does not let {node} go yet")
+            await patiently(lambda: self._expel(node, records), f"etcd does not let {node} go yet")
             await patiently(lambda: self._forget(node), f"etcd does not forget {node} yet")
         self._log.info("took a node out", node=node)
 
-    async def _expel(self, node: str, record: KnownMember | None) -> None:
+    async def _expel(self, node: str, records: Mapping[str, KnownMember]) -> None:
         """One that etcd does not know is out already, as when the answer to the last try was lost."""
         peers = await etcd_members.members(self._client, _RPC_S)
-        peer = peer_with(node, record, peers)
+        peer = peer_with(node, records.get(node), peers, records)
         if peer is not None:
             await self._unlead(peer, peers)
             await etcd_members.remove(self._client, peer.id, _RPC_S)
@@ -212,15 +232,19 @@ def check_free(node: str, record: KnownMember, others: dict[str, KnownMember]) -
             raise Exists(f"{name} has the address {record.address} already", hint=f"`piccoloctl nodes remove {name}` frees it")
 
 
-def peer_of(record: KnownMember, peers: Sequence[Peer]) -> Peer | None:
-    """The member of etcd at a node's address. One that was never started has no name and no client URL."""
-    return next((each for each in peers if any(urlsplit(url).hostname == record.address for url in each.peer_urls)), None)
+def peer_with(node: str, record: KnownMember | None, peers: Sequence[Peer], known: Container[str]) -> Peer | None:
+    """The member of etcd that is a node's: by its name, or at its address unless it has the name of another `known` node.
 
-
-def peer_with(node: str, record: KnownMember | None, peers: Sequence[Peer]) -> Peer | None:
-    """The member of etcd that is a node's: by its name, or at its address."""
+    One that was never started has no name and no client URL. Several nodes may share an address.
+    """
     named = next((each for each in peers if each.name == node), None)
-    return named if named is not None or record is None else peer_of(record, peers)
+    if named is not None or record is None:
+        return named
+    return next((each for each in peers if each.name not in known and _is_at(each, record.address)), None)
+
+
+def _is_at(peer: Peer, address: str) -> bool:
+    return any(urlsplit(url).hostname == address for url in peer.peer_urls)
 
 
 async def patiently(act: Callable[[], Awaitable[None]], what: str, within_s: float = _CHANGE_S) -> None:
