@@ -101,13 +101,17 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
-    """What a joiner needs. `initial_cluster`: the members of etcd, NAME -> peer URL, the joiner among them."""
+    """What a joiner needs. `initial_cluster`: the members of etcd, NAME -> peer URL, the joiner among them.
+
+    `member`: the id of the joiner's own.
+    """
 
     cluster: str
     initial_cluster: dict[str, str]
     etcd_token: str
     members: dict[str, KnownMember]
     timing: Timing
+    member: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +125,9 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
 class AddMember(Request[Admission], frozen=True, kw_only=True):
     """Lets a node in: it is known from now on, and a learner of etcd. On the kernel's leader (NotLeader elsewhere).
 
-    The same again gets the same answer. Exists: another node has this name or this address. Busy: another one is joining.
+    The same again gets the same answer. `spent`: the id of a member of etcd that the node had before and whose data is gone: it
+    gets another, for one that forgot what it has acknowledged must not go on under its id.
+    Exists: another node has this name or this address. Busy: another one is joining.
     """
 
     command: ClassVar[str] = "consensus.add_member"
@@ -133,6 +139,7 @@ class AddMember(Request[Admission], frozen=True, kw_only=True):
     peer_url: str
     rpc: str
     api_url: str
+    spent: int = 0
 
 
 class RemoveMember(Request[Nothing], frozen=True, kw_only=True):

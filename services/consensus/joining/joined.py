@@ -27,6 +27,7 @@ from piccolod.protocol.joining import KeepCertificate
 from services.consensus import members_file, prover, standing, term_store
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.joining import checks, renewal
+from services.consensus.joining.attempt import AttemptFile
 from services.consensus.joining.folder import Folder, set_store_aside
 from services.consensus.joining.members import Membership
 from services.consensus.joining.supervised import ANSWERED_S, Supervised, restart_owed
@@ -49,6 +50,7 @@ class Joined:
 
         Raises PiccoloError, OSError: a process that takes itself for alone must not write, so this module starts again.
         """
+        await asyncio.to_thread(AttemptFile(self._module.paths).forget)
         if await asyncio.to_thread(self._folder.settle_store):
             self._module.log.info("set the store aside that this node had alone")
         await restart_owed(self._folder, self._supervised)

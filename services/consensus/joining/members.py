@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from piccolod import clock, etcd_conf
-from piccolod.errors import Busy, Conflict, Exists, NotFound, OutcomeUnknown, PiccoloError, StoreUnavailable
+from piccolod.errors import Busy, Conflict, Exists, Invalid, NotFound, OutcomeUnknown, PiccoloError, StoreUnavailable
 from piccolod.leadership import keys
 from piccolod.leadership.keys import EpochRecord, SessionRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -30,6 +30,8 @@ _LOOK_S: Final = 1.0
 _RPC_S: Final = 2.0
 _CHANGE_S: Final = 30.0  # etcd refuses a change within 5 s of the last one, and a learner has to catch up
 _AGAIN_S: Final = 0.2
+T = TypeVar("T")
+
 _ENDED_S: Final = 8.0  # a session of the faster profiles ends within that; who asks gives up after 45 s
 
 
@@ -79,7 +81,7 @@ class Membership:
             # The record first: whatever is left of a join that goes no further, `remove` finds it by that.
             await seed.put_node(self._client, self._prefix, request.node, record)
             try:
-                await self._learner(request.node, request.peer_url)
+                member = await self._learner(request)
             except Busy as error:
                 if request.node not in others and isinstance(error.__cause__, Busy):
                     await self._take_back(request.node)
@@ -92,6 +94,7 @@ class Membership:
             etcd_token=self._token(),
             members={**others, request.node: record},
             timing=self._folder.timing(),
+            member=member,
         )
 
     async def _check_ended(self, node: str) -> None:
@@ -99,26 +102,33 @@ class Membership:
         if node in await self._below(keys.SESSION):
             raise Busy(f"the session of the {node} that was a member before has not ended", hint="try again in a moment")
 
-    async def _learner(self, node: str, peer_url: str) -> None:
-        """Makes it one, unless it is one already. Raises Busy: because of Busy when etcd has surely not taken it."""
+    async def _learner(self, request: AddMember) -> int:
+        """Makes it one, unless it is one already; its id. Raises Busy: because of Busy when etcd has surely not taken it."""
         in_doubt: OutcomeUnknown | None = None
 
-        async def act() -> None:
+        async def act() -> int:
             nonlocal in_doubt
             peers = await etcd_members.members(self._client, _RPC_S)
-            if any(peer_url in each.peer_urls for each in peers):
-                return
+            there = next((each for each in peers if request.peer_url in each.peer_urls), None)
+            if there is not None:
+                check_peer(request.node, there)
+                if there.id != request.spent:
+                    return there.id
+                await self._unlead(there, peers)
+                with suppress(Invalid):  # it is gone already: this list may be of a moment ago
+                    await etcd_members.remove(self._client, there.id, _RPC_S)
+                self._log.info("took out a member of etcd that has lost its data", node=request.node, member=f"{there.id:x}")
             for each in peers:
-                if each.learner:  # 3.4 takes one at a time
+                if each.learner and each is not there:  # 3.4 takes one at a time
                     await self._promote(each)
             try:
-                await etcd_members.add_learner(self._client, (peer_url,), _RPC_S)
+                return (await etcd_members.add_learner(self._client, (request.peer_url,), _RPC_S)).id
             except OutcomeUnknown as error:
                 in_doubt = error
                 raise
 
         try:
-            await patiently(act, f"etcd does not take {node} yet", _CHANGE_S)
+            return await patiently(act, f"etcd does not take {request.node} yet", _CHANGE_S)
         except Busy as error:
             raise error from in_doubt or error.__cause__
 
@@ -232,6 +242,15 @@ def check_free(node: str, record: KnownMember, others: dict[str, KnownMember]) -
             raise Exists(f"{name} has the address {record.address} already", hint=f"`piccoloctl nodes remove {name}` frees it")
 
 
+def check_peer(node: str, peer: Peer) -> None:
+    """Raises Exists when the member of etcd that has this node's peer URL has the name of another node."""
+    if peer.name not in ("", node):
+        raise Exists(
+            f"{peer.name} has the peer address {peer.peer_urls[0]} already",
+            hint=f"`piccoloctl nodes remove {peer.name}` frees it",
+        )
+
+
 def peer_with(node: str, record: KnownMember | None, peers: Sequence[Peer], known: Container[str]) -> Peer | None:
     """The member of etcd that is a node's: by its name, or at its address unless it has the name of another `known` node.
 
@@ -247,7 +266,7 @@ def _is_at(peer: Peer, address: str) -> bool:
     return any(urlsplit(url).hostname == address for url in peer.peer_urls)
 
 
-async def patiently(act: Callable[[], Awaitable[None]], what: str, within_s: float = _CHANGE_S) -> None:
+async def patiently(act: Callable[[], Awaitable[T]], what: str, within_s: float = _CHANGE_S) -> T:
     """Again while etcd asks for patience, or does not tell what became of it: `act` looks first. Raises Busy in the end."""
     give_up_at = clock.now() + within_s
     while True:

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 
 from piccolod import cluster_mode
-from piccolod.errors import Busy, NotFound, OutcomeUnknown, PiccoloError
+from piccolod.errors import Busy, Exists, NotFound, OutcomeUnknown, PiccoloError
 from piccolod.leadership import keys
 from piccolod.leadership.keys import SessionRecord
 from piccolod.paths import Paths
@@ -150,6 +151,33 @@ def test_a_join_that_etcd_refuses_for_good_leaves_no_record_of_the_node(
             with pytest.raises(Busy, match="does not take n2 yet"):
                 await membership.add(place(2), "c1")
             assert set(await membership.records()) == {"n2"}, "it was known before"
+
+    asyncio.run(main())
+
+
+def test_a_node_that_joins_again_with_new_data_is_another_member_of_etcd_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            first = (await membership.add(place(2), "c1")).member
+            assert (await membership.add(place(2), "c1")).member == first, "its answer was lost: nothing has run there yet"
+            again = msgspec.structs.replace(place(2), spent=first)
+            second = (await membership.add(again, "c1")).member
+            assert second != first
+            assert (await membership.add(again, "c1")).member == second, "its answer was lost once more"
+            assert (await membership.add(place(2), "c1")).member == second, "an order of the first attempt that comes late"
+            there = [each.id for each in await etcd_members.members(client, 2) if place(2).peer_url in each.peer_urls]
+            assert there == [second]
+
+    asyncio.run(main())
+
+
+def test_nobody_takes_the_member_of_another_node_out_by_a_join(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            (own,) = await etcd_members.members(client, 2)
+            with pytest.raises(Exists, match="has the peer address"):
+                await membership.add(msgspec.structs.replace(place(2), peer_url=own.peer_urls[0], spent=own.id), "c1")
+            assert [each.id for each in await etcd_members.members(client, 2)] == [own.id]
 
     asyncio.run(main())
 
