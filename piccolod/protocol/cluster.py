@@ -29,7 +29,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
-    """`cluster`, its id, is empty where this node is alone. `warnings`: sentences for a person.
+    """`cluster`, its id, is empty where this node is alone. `warnings`: sentences for a person; `notes`: on what was just done.
 
     `out`: the others have taken this node out; a member of its name is another machine.
     """
@@ -40,6 +40,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     profile: str = ""
     members: tuple[Member, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     out: bool = False
 
 
@@ -127,7 +128,8 @@ class AddMember(Request[Admission], frozen=True, kw_only=True):
 
     The same again gets the same answer. `spent`: the id of a member of etcd that the node had before and whose data is gone: it
     gets another, for one that forgot what it has acknowledged must not go on under its id.
-    Exists: another node has this name or this address. Busy: another one is joining.
+    `stop_s`: how fast it ends a container; 0: it does not say.
+    Exists: another node has this name or this address. Busy: another one is joining. Invalid: it ends containers too slowly.
     """
 
     command: ClassVar[str] = "consensus.add_member"
@@ -140,6 +142,7 @@ class AddMember(Request[Admission], frozen=True, kw_only=True):
     rpc: str
     api_url: str
     spent: int = 0
+    stop_s: float = 0.0
 
 
 class RemoveMember(Request[Nothing], frozen=True, kw_only=True):

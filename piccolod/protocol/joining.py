@@ -155,6 +155,7 @@ class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
     """What a node that is nobody yet brings to JOIN_PATH of a member, as JSON. Fields of a newer joiner are passed over.
 
     `spent`: the id of the member of etcd that ran on it under this token before, and whose data is gone; 0: none.
+    `stop_s`: how fast it ends a container, as it measured.
     """
 
     id: str
@@ -168,6 +169,7 @@ class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
     peer_url: str
     api_url: str = ""
     spent: int = 0
+    stop_s: float = 0.0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, node={self.node!r})"

@@ -78,6 +78,7 @@ def init(session: Session, profile: str | None, auto_unlock: str) -> int:
     session.say("founding a cluster: etcd starts here, and the store's log moves into it")
     body = {"auto_unlock": auto_unlock} | ({"profile": profile} if profile else {})
     found = session.client().send("POST", "/cluster/init", body, repeat=False)
+    _say_notes(session, found)
     session.write(_printed(_until_led(session, found)))
     session.say("hint: `piccoloctl cluster tokens create` makes what the next node needs to join")
     return 0
@@ -98,6 +99,7 @@ def join(session: Session, address: str, join_token: str, witness: bool, discard
     session.say(f"joining by {address}: it lets this node in, then etcd starts here")
     body = {"address": address, "token": join_token, "role": role, "discard_local": discard_local}
     found = session.client().send("POST", "/cluster/join", body, repeat=False)
+    _say_notes(session, found)
     session.write(_printed(_until_led(session, found)))
     if not witness:
         session.say("hint: the members open the store here within seconds (auto_unlock), or `piccoloctl unlock` does")
@@ -156,6 +158,11 @@ def history(session: Session, tail: int, resource: str | None) -> int:
             lambda found: [f"{each['resource']}@{each['epoch']}" for each in found],
         )
     )
+
+
+def _say_notes(session: Session, found: dict[str, Any]) -> None:
+    for note in found.get("notes") or ():
+        session.say(printable(str(note)))
 
 
 def _take_out(client: Client, node: str) -> None:

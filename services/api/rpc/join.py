@@ -117,6 +117,7 @@ class Door:
             rpc=body.rpc,
             api_url=body.api_url,
             spent=body.spent,
+            stop_s=body.stop_s,
         )
         return await patiently(
             lambda left_s: self._core.order(asked, timeout_s=max(1.0, left_s)), _PASSING, _ADMIT_S, _PAUSE_S

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,9 +21,10 @@ from piccolod.pki.identity import Role
 from piccolod.pki.token import JoinToken
 from piccolod.protocol.cluster import JoinCluster, Welcome
 from piccolod.protocol.joining import JoinBody
-from services.consensus.joining import door
+from services.consensus.joining import door, measure
 from services.consensus.joining.attempt import Attempt, AttemptFile
 from services.consensus.joining.folder import Folder
+from services.consensus.joining.measure import Stop
 from services.consensus.joining.place import etcd_settings, own_record, peer_url
 from services.consensus.joining.supervised import Supervised, undo
 
@@ -41,19 +43,22 @@ class Join:
         self._supervised = supervised
         self._node = module.config.node.name
         self._attempts = AttemptFile(module.paths)
+        self.notes: tuple[str, ...] = ()  # for who asked
 
     async def run(self, request: JoinCluster) -> None:
         log = self._module.log
         pinned = token.parse(request.token)
         host, port = door.place(request.address, self._module.config.rpc_port)
         attempt = await asyncio.to_thread(self._attempts.begin, pinned, self._node)
-        body = self._introduction(pinned, Role(request.role), attempt)
+        stop = await measure.hard_stop(self._module)
+        body = self._introduction(pinned, Role(request.role), attempt, stop.stop_s)
         log.info("joining a cluster", address=host, port=port, role=request.role)
         answer = await self._answer(host, port, pinned.fingerprint, body)
         welcome = _welcome(answer, pinned.fingerprint)
         cluster = welcome.admission.cluster
         await asyncio.to_thread(self._folder.make)
         try:
+            self.notes = await asyncio.to_thread(self._shortfalls, welcome, stop)
             await asyncio.to_thread(self._write_folder, welcome, attempt)
             await self._supervised.etcd_as_written()
             await self._supervised.etcd_ready()
@@ -84,13 +89,28 @@ class Join:
                 self._module.log.info("asks again to be let in", reason=error.detail)
             await asyncio.sleep(PAUSE_S)
 
-    def _introduction(self, pinned: JoinToken, role: Role, attempt: Attempt) -> JoinBody:
+    def _introduction(self, pinned: JoinToken, role: Role, attempt: Attempt, stop_s: float) -> JoinBody:
         own, request = own_record(self._module), authority.make_request(attempt.key.encode())
         return JoinBody(
             id=pinned.id, secret=pinned.secret, node=self._node, role=role, address=own.address, csr=request, rpc=own.rpc,
             client_url=own.client_url, peer_url=peer_url(self._module.config), api_url=own.api_url,
-            spent=attempt.spent,
+            spent=attempt.spent, stop_s=stop_s,
         )  # fmt: skip
+
+    def _shortfalls(self, welcome: Welcome, stop: Stop) -> tuple[str, ...]:
+        """Where the timing of the cluster does not hold here: it moves leadership without need, and never too late."""
+        told = welcome.admission.timing
+        timing = founded(told.profile, stop.stop_s)
+        places = [urlsplit(each.client_url) for each in welcome.admission.members.values() if each.client_url]
+        others = [(each.hostname, each.port) for each in places if each.hostname and each.port]
+        found = measure.shortfalls(timing, stop, self._module.paths.state, others)
+        if not found:
+            return ()
+        self._module.log.warning("the timing of the cluster does not hold here", profile=told.profile, reason="; ".join(found))
+        return (
+            f"the timing {told.profile!r} of this cluster does not hold on this node, measured and doubled, so leadership may move "
+            f"without a fault: {'; '.join(found)}",
+        )
 
     def _write_folder(self, welcome: Welcome, attempt: Attempt) -> None:
         """Every file is synced, and a busy disk takes longer for that than a beat may."""

@@ -17,7 +17,8 @@ from piccolod.errors import Busy, Conflict, Exists, Invalid, NotFound, OutcomeUn
 from piccolod.leadership import keys
 from piccolod.leadership.keys import EpochRecord, SessionRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
-from piccolod.protocol.cluster import AddMember, Admission, Cluster, KnownMember, Member
+from piccolod.leadership.timing import founded
+from piccolod.protocol.cluster import AddMember, Admission, Cluster, KnownMember, Member, Timing
 from services.consensus import cluster_records, seed, wire
 from services.consensus.etcd import members as etcd_members
 from services.consensus.etcd import status as etcd_status
@@ -74,6 +75,8 @@ class Membership:
         record = KnownMember(
             address=request.address, client_url=request.client_url, rpc=request.rpc, role=request.role, api_url=request.api_url
         )
+        if request.role == cluster_records.MEMBER:
+            check_stop(request.node, self._folder.timing(), request.stop_s)
         await patiently(lambda: self._check_ended(request.node), f"{request.node} cannot be let in yet", _ENDED_S)
         async with self._turn:
             others = await self.records()
@@ -240,6 +243,17 @@ def check_free(node: str, record: KnownMember, others: dict[str, KnownMember]) -
     for name, other in others.items():
         if name != node and other.client_url == record.client_url:
             raise Exists(f"{name} has the address {record.address} already", hint=f"`piccoloctl nodes remove {name}` frees it")
+
+
+def check_stop(node: str, timing: Timing, stop_s: float) -> None:
+    """Raises Invalid for a node whose containers may still run when others begin theirs: the margin covers no such F."""
+    try:
+        founded(timing.profile, stop_s)
+    except Invalid as error:
+        raise Invalid(
+            f"{node} ends a container in {stop_s:.2f} s, too slow for this cluster: {error.detail}",
+            hint="find out why containers die slowly there",
+        ) from None
 
 
 def check_peer(node: str, peer: Peer) -> None:

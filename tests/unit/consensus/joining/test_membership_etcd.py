@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from piccolod import cluster_mode
-from piccolod.errors import Busy, Exists, NotFound, OutcomeUnknown, PiccoloError
+from piccolod.errors import Busy, Exists, Invalid, NotFound, OutcomeUnknown, PiccoloError
 from piccolod.leadership import keys
 from piccolod.leadership.keys import SessionRecord
 from piccolod.paths import Paths
@@ -108,6 +108,17 @@ def test_one_that_etcd_alone_knows_is_taken_out_also_when_the_answer_is_lost_and
             assert len(there) == 1
             with pytest.raises(NotFound, match="n9 is no member"):
                 await membership.remove("n9")
+
+    asyncio.run(main())
+
+
+def test_a_node_that_ends_containers_too_slowly_for_the_timing_is_not_let_in(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            slow = msgspec.structs.replace(place(2), stop_s=0.6)
+            with pytest.raises(Invalid, match=r"n2 ends a container in 0.60 s, too slow .* M >= F"):
+                await membership.add(slow, "c1")
+            assert place(2).peer_url not in await peer_urls(client) and not await membership.records()
 
     asyncio.run(main())
 
