@@ -108,8 +108,8 @@ class Join:
             return ()
         self._module.log.warning("the timing of the cluster does not hold here", profile=told.profile, reason="; ".join(found))
         return (
-            f"the timing {told.profile!r} of this cluster does not hold on this node, measured and doubled, so leadership may move "
-            f"without a fault: {'; '.join(found)}",
+            f"the timing {told.profile!r} of this cluster does not hold on this node, measured and doubled, "
+            f"so leadership may move without a fault: {'; '.join(found)}",
         )
 
     def _write_folder(self, welcome: Welcome, attempt: Attempt) -> None:
