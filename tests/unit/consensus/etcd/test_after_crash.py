@@ -15,9 +15,10 @@ from piccolod.leadership import keys, transactions
 from piccolod.leadership.after_crash import after_crash
 from piccolod.leadership.events import Memory
 from piccolod.leadership.keys import SessionRecord
+from piccolod.leadership.records import ChangeRecord
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.transactions import Outcome
-from services.consensus import wire
+from services.consensus import history, wire
 from services.consensus.after_crash import leads_on, release
 from services.consensus.etcd.transaction import Delete, Put, Transaction
 from services.consensus.etcd_store import EtcdStore, Snapshot
@@ -66,6 +67,14 @@ def test_after_it_another_node_leads_at_once_and_the_dead_one_resumes_nothing(ho
     assert next_one.page().terms["kernel"].epoch == before.terms["kernel"].epoch + 1
 
     assert holder.page().sid == 0
+
+    async def told() -> ChangeRecord:
+        async with opened(home.etcd) as client:
+            return (await history.read(EtcdStore(client, home.prefix), "kernel", 1))[0]
+
+    change = asyncio.run(told())
+    assert (change.to_node, list(change.phases)) == (next_one.name, ["claimed"]), "it was released: nothing had to be detected"
+    assert change.phases["claimed"] < took_s * 1000 + 50
     home.start(holder)
     until(lambda: holder.page().sid, "it is back", 10)
     assert holder.page().sid > before.sid
