@@ -14,7 +14,10 @@ Profile = Literal["auto", "fast", "balanced", "patient"]
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One node. `rpc` ADDRESS:PORT of its peer channel; `epoch` of the kernel, where it leads it; `rev` as it said last."""
+    """One node. `rpc` ADDRESS:PORT of its peer channel; `epoch` of the kernel, where it leads it; `rev` as it said last.
+
+    `deadline_s`: seconds left to D_hard of its session, of another node at most; 0 without a session; null: it never runs out.
+    """
 
     node: str
     role: str
@@ -26,6 +29,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     leads_kernel: bool
     epoch: int
     rev: int
+    deadline_s: float | None = None
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):

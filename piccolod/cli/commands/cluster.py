@@ -219,7 +219,10 @@ def _table(found: dict[str, Any], wide: bool, width: int) -> str:
     if found.get("mode") == "alone":
         return f"{found.get('node')} is a node alone: `piccoloctl cluster init` founds a cluster, `cluster join` joins one."
     lines = [f"cluster {found.get('cluster')}, timing {found.get('profile')}"] if wide else []
-    lines.append(render(found.get("members") or [], NODES, wide=wide, width=width))
+    members = found.get("members") or []
+    revs = [int(each.get("rev") or 0) for each in members]
+    rows = [{**each, "lag": max(revs) - rev} for each, rev in zip(members, revs, strict=True)]
+    lines.append(render(rows, NODES, wide=wide, width=width))
     lines += [f"warning: {printable(str(each))}" for each in found.get("warnings") or ()]
     return "\n".join(lines)
 
