@@ -168,6 +168,9 @@ class Membership:
         peers = await etcd_members.members(self._client, _RPC_S)
         peer = peer_with(node, records.get(node), peers, records)
         if peer is not None:
+            if (heir := heir_of(peer, peers)) is not None:
+                await self._promote(heir)
+                peers = await etcd_members.members(self._client, _RPC_S)
             await self._unlead(peer, peers)
             await etcd_members.remove(self._client, peer.id, _RPC_S)
 
@@ -214,6 +217,13 @@ def due(peers: Sequence[Peer]) -> Peer | None:
     """Whom to make a voter now: a learner that has started, beside two voters at least. Pure."""
     voters = [each for each in peers if not each.learner]
     return next((each for each in peers if each.learner and each.name), None) if len(voters) > 1 else None
+
+
+def heir_of(peer: Peer, peers: Sequence[Peer]) -> Peer | None:
+    """Whom to make a voter before `peer` goes, which is the last one: without a vote nothing could be committed. Pure."""
+    if peer.learner or any(not each.learner for each in peers if each.id != peer.id):
+        return None
+    return next((each for each in peers if each.learner and each.name), None)
 
 
 def warnings(peers: Sequence[Peer]) -> list[str]:

@@ -8,7 +8,7 @@ from piccolod.errors import Busy, Exists, Invalid, OutcomeUnknown
 from piccolod.protocol.cluster import KnownMember
 from services.consensus.etcd.members import Member
 from services.consensus.joining import door
-from services.consensus.joining.members import check_free, due, patiently, peer_with, warnings
+from services.consensus.joining.members import check_free, due, heir_of, patiently, peer_with, warnings
 
 
 def peer(name: str, learner: bool = False, number: int = 0) -> Member:
@@ -29,6 +29,15 @@ def test_the_second_node_waits_for_the_third_and_every_later_one_gets_its_vote()
     assert due([one, two, three, four]) == four
     assert due([one, two, peer("", learner=True, number=3)]) is None, "it has not started"
     assert due([one, two, three]) is None
+
+
+def test_before_the_last_voter_goes_a_learner_that_has_started_becomes_one() -> None:
+    last, two = peer("n1"), peer("n2", learner=True)
+    unstarted = peer("", learner=True, number=3)
+    assert heir_of(last, [last, unstarted, two]) == two
+    assert heir_of(last, [last, unstarted]) is None
+    assert heir_of(two, [last, two]) is None
+    assert heir_of(last, [last, peer("n3"), two]) is None
 
 
 def test_each_number_of_votes_that_bears_less_than_it_looks_is_told() -> None:
