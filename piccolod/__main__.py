@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from piccolod.errors import Invalid, PiccoloError
 from piccolod.supervisor import rights
 
 _RELEASE: Final = "services.consensus.after_crash:release"
+_LEADS_ON: Final = "services.consensus.after_crash:leads_on"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,11 +44,17 @@ def _run(config: Config) -> int:
 
 
 def _after_crash(config: Config) -> int:
-    from piccolod.leadership.after_crash import after_crash
+    from piccolod.leadership.after_crash import after_crash, is_planned
     from piccolod.supervisor.entry import resolve
 
-    # By its name, as modules are: it brings grpc along, for which a container should not have to wait to be killed.
-    print(f"piccolod: {after_crash(config.paths, lambda *proven: str(resolve(_RELEASE)(*proven)))}")
+    # By their names, as modules are: they bring grpc along, for which a container should not have to wait to be killed.
+    done = after_crash(
+        config.paths,
+        lambda *proven: str(resolve(_RELEASE)(*proven)),
+        lambda paths: bool(resolve(_LEADS_ON)(paths)),
+        planned=is_planned(os.environ),
+    )
+    print(f"piccolod: {done}")
     return 0
 
 

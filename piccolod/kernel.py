@@ -73,7 +73,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         publishes=("LeadershipRoleChanged", "ControlRevChanged", "NodeStateChanged", "HealthChanged"),
         may_call=(
             "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.issue_certificate",
-            "persistence.crypto_status",
+            "persistence.crypto_status", "apps.measure_hard_stop",
         ),
         # `state_dir/cluster` with the group of those who read it, and a store that is set aside with its owner
         capabilities=("CAP_CHOWN", "CAP_DAC_READ_SEARCH"),
@@ -155,6 +155,7 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "persistence.forget_volume_key": frozenset({"volumes"}),
     "apps.quiesce": frozenset({"api"}),
     "apps.resume": frozenset({"api"}),
+    "apps.measure_hard_stop": frozenset({"consensus"}),
     "consensus.campaign": frozenset({"persistence", "apps"}),
     "consensus.closing": frozenset({"persistence", "apps"}),
     "consensus.withdraw": frozenset({"persistence", "apps"}),

@@ -84,6 +84,7 @@ class Opened(msgspec.Struct, frozen=True):
     """The term is on the page: act. Also when an aborted handover opens it again, and after a restart within the term.
 
     After a restart `reason` is always `bootstrap`: why the term began is in `lead/<resource>`.
+    `took_s`: since this node saw that nobody holds it, or that it is offered this node; 0: it did not see that.
     """
 
     resource: str
@@ -91,6 +92,7 @@ class Opened(msgspec.Struct, frozen=True):
     epoch: int
     token: int
     reason: Reason
+    took_s: float = 0.0
 
 
 class Closing(msgspec.Struct, frozen=True):

@@ -94,11 +94,22 @@ class Want(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """When this node saw the session change last, on its own clock; once it is gone, for how long it had been silent."""
+    """When this node saw the session change last, on its own clock; once it is gone, for how long it had been silent.
+
+    `asked_s`: how long it had been silent when this node first sent EXPIRE; 0: it did not.
+    """
 
     mod: int
     at: float
     silent_s: float = 0.0
+    asked_s: float = 0.0
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """A term that its holder means to hand over to this node: its epoch, and since when that was seen."""
+
+    epoch: int
+    since: float
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -155,6 +166,7 @@ class Leadership(msgspec.Struct, frozen=True):
     unproven: Mapping[int, str] = _EMPTY  # by the id of their `Prove`
     wants: Mapping[str, Want] = _EMPTY
     vacant: Mapping[str, float] = _EMPTY  # since when seen
+    offered: Mapping[str, Offer] = _EMPTY
     pending: Mapping[int, Pending] = _EMPTY
     next_id: int = 1
     supervisor_at: float = float("-inf")

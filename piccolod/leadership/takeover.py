@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from piccolod.leadership import session, terms, transactions
 from piccolod.leadership.events import Answered
 from piccolod.leadership.roles import Reason
-from piccolod.leadership.state import Pending, Seen, Step, acts
+from piccolod.leadership.state import Offer, Pending, Seen, Step, acts
 from piccolod.leadership.timing import wait_s
 from piccolod.leadership.transactions import CLAIMS_AT_ONCE, Claimed, Kind, Outcome
 from piccolod.leadership.view import View
@@ -21,9 +23,21 @@ def look(step: Step, view: View) -> None:
                 seen[node] = Seen(record.mod, step.now)
         for node, known in seen.items():
             if known.mod and node not in view.sessions:
-                seen[node] = Seen(0, step.now, step.now - known.at)
+                seen[node] = Seen(0, step.now, step.now - known.at, known.asked_s)
         step.set(seen=seen)
+    _look_at_offers(step, view)
     step.set(view=view)
+
+
+def _look_at_offers(step: Step, view: View) -> None:
+    """One is forgotten with the next one alone: its intent goes in the very transaction that hands the term over."""
+    if view.intents is not step.state.view.intents:
+        offered = dict(step.state.offered)
+        for resource, intent in view.intents.items():
+            known, epoch = offered.get(resource), intent.value.epoch
+            if intent.value.to == step.state.config.node and (known is None or known.epoch != epoch):
+                offered[resource] = Offer(epoch, step.now)
+        step.set(offered=offered)
 
 
 def expires_at(step: Step, node: str) -> float:
@@ -45,10 +59,18 @@ def expire(step: Step) -> float:
             continue
         due_at = max(expires_at(step, node), state.retry_at)
         if due_at <= step.now:
+            _note_asked(step, node)
             step.send(transactions.expire(node, state.view), resource=node)
         else:
             next_at = min(next_at, due_at)
     return next_at
+
+
+def _note_asked(step: Step, node: str) -> None:
+    """Once: tries after the first are of how long EXPIRE takes."""
+    known = step.state.seen[node]
+    if not known.asked_s:
+        step.set(seen={**step.state.seen, node: msgspec.structs.replace(known, asked_s=step.now - known.at)})
 
 
 def claim(step: Step) -> float:
@@ -108,15 +130,24 @@ def _vacancies(step: Step) -> dict[str, float]:
 def _claimed(step: Step, resource: str, since: float) -> Claimed:
     state = step.state
     last = state.view.epochs.get(resource)
-    phases = {"vacant": round((step.now - since) * 1000, 3)}
+    # Until CLAIM is sent: how long its commit takes only its answer tells.
+    claimed = {"claimed": round((step.now - since) * 1000, 3)}
     if last is None:
-        return Claimed(resource, 1, state.wants[resource].reason, phases)
+        return Claimed(resource, 1, state.wants[resource].reason, claimed)
     if not last.value.held:
-        return Claimed(resource, last.value.epoch + 1, Reason.RELEASED, phases)
-    owner = state.seen.get(last.value.node)
-    if owner is not None and owner.silent_s:
-        phases["detected"] = round(owner.silent_s * 1000, 3)
-    return Claimed(resource, last.value.epoch + 1, Reason.EXPIRED, phases)
+        return Claimed(resource, last.value.epoch + 1, Reason.RELEASED, claimed)
+    return Claimed(resource, last.value.epoch + 1, Reason.EXPIRED, {**_silence(state.seen.get(last.value.node)), **claimed})
+
+
+def _silence(owner: Seen | None) -> dict[str, float]:
+    """Until its session was gone: the wait, and EXPIRE, where this node sent it; all as one where another node did."""
+    if owner is None or not owner.silent_s:
+        return {}
+    if not owner.asked_s:
+        return {"detected": round(owner.silent_s * 1000, 3)}
+    return {
+        "detected": round(owner.asked_s * 1000, 3), "expired": round((owner.silent_s - owner.asked_s) * 1000, 3),
+    }  # fmt: skip
 
 
 def on_claim(step: Step, pending: Pending, event: Answered) -> None:

@@ -26,7 +26,14 @@ def open_term(step: Step, resource: str, token: int, epoch: int, reason: Reason)
     step.set_term(Term(resource, token, epoch, reason))
     step.remember()
     step.show()
-    step.act(Opened(resource, current.gen.gen, epoch, token, reason))
+    step.act(Opened(resource, current.gen.gen, epoch, token, reason, _took_s(step, resource, epoch)))
+
+
+def _took_s(step: Step, resource: str, epoch: int) -> float:
+    offer, vacant = step.state.offered.get(resource), step.state.vacant.get(resource)
+    if offer is not None and offer.epoch + 1 == epoch:
+        return step.now - offer.since
+    return 0.0 if vacant is None else step.now - vacant
 
 
 def was_over(state: Leadership, resource: str, token: int) -> bool:

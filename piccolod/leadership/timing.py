@@ -181,14 +181,16 @@ def founded(profile: str, stop_s: float) -> Timing:
     return checked(msgspec.structs.replace(PROFILES[profile], stop_s=stop_s))
 
 
+def doubled(measured: Measured) -> Measured:
+    """What a profile has to hold with."""
+    return Measured(stop_s=measured.stop_s * _HEADROOM, fsync_s=measured.fsync_s * _HEADROOM, rtt_s=measured.rtt_s * _HEADROOM)
+
+
 def choose(measured: Measured) -> Choice:
     """The fastest profile that holds with all three measurements doubled, for `auto`. Raises Invalid if none does."""
-    doubled = Measured(
-        stop_s=measured.stop_s * _HEADROOM, fsync_s=measured.fsync_s * _HEADROOM, rtt_s=measured.rtt_s * _HEADROOM
-    )
     refused: list[str] = []
     for timing in PROFILES.values():
-        if not (found := unfit(timing, doubled)):
+        if not (found := unfit(timing, doubled(measured))):
             fitting = msgspec.structs.replace(timing, stop_s=measured.stop_s)
             return Choice(fitting, f"{timing.profile}: {_figures(measured)}, holds doubled" + "".join(refused))
         refused.append(f"; not {timing.profile}: {found[0]}")

@@ -270,3 +270,16 @@ class ManifestSchema(msgspec.Struct, frozen=True, kw_only=True):
 class GetManifestSchema(Request[ManifestSchema], frozen=True, kw_only=True):
     command: ClassVar[str] = "apps.schema"
     reply: ClassVar[type] = ManifestSchema
+
+
+class HardStop(msgspec.Struct, frozen=True, kw_only=True):
+    """F: from SIGKILL until the kernel has proven that nothing of a container lives; the slowest of a few."""
+
+    stop_s: float
+
+
+class MeasureHardStop(Request[HardStop], frozen=True, kw_only=True):
+    """Kills containers that were made for that. Unavailable: podman, or what it would run, is not there. Failed."""
+
+    command: ClassVar[str] = "apps.measure_hard_stop"
+    reply: ClassVar[type] = HardStop

@@ -14,7 +14,10 @@ Profile = Literal["auto", "fast", "balanced", "patient"]
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One node. `rpc` ADDRESS:PORT of its peer channel; `epoch` of the kernel, where it leads it; `rev` as it said last."""
+    """One node. `rpc` ADDRESS:PORT of its peer channel; `epoch` of the kernel, where it leads it; `rev` as it said last.
+
+    `deadline_s`: seconds left to D_hard of its session, of another node at most; 0 without a session; null: it never runs out.
+    """
 
     node: str
     role: str
@@ -26,10 +29,11 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     leads_kernel: bool
     epoch: int
     rev: int
+    deadline_s: float | None = None
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
-    """`cluster`, its id, is empty where this node is alone. `warnings`: sentences for a person.
+    """`cluster`, its id, is empty where this node is alone. `warnings`: sentences for a person; `notes`: on what was just done.
 
     `out`: the others have taken this node out; a member of its name is another machine.
     """
@@ -40,6 +44,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     profile: str = ""
     members: tuple[Member, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     out: bool = False
 
 
@@ -101,13 +106,17 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
-    """What a joiner needs. `initial_cluster`: the members of etcd, NAME -> peer URL, the joiner among them."""
+    """What a joiner needs. `initial_cluster`: the members of etcd, NAME -> peer URL, the joiner among them.
+
+    `member`: the id of the joiner's own.
+    """
 
     cluster: str
     initial_cluster: dict[str, str]
     etcd_token: str
     members: dict[str, KnownMember]
     timing: Timing
+    member: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +130,10 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
 class AddMember(Request[Admission], frozen=True, kw_only=True):
     """Lets a node in: it is known from now on, and a learner of etcd. On the kernel's leader (NotLeader elsewhere).
 
-    The same again gets the same answer. Exists: another node has this name or this address. Busy: another one is joining.
+    The same again gets the same answer. `spent`: the id of a member of etcd that the node had before and whose data is gone: it
+    gets another, for one that forgot what it has acknowledged must not go on under its id.
+    `stop_s`: how fast it ends a container; 0: it does not say.
+    Exists: another node has this name or this address. Busy: another one is joining. Invalid: it ends containers too slowly.
     """
 
     command: ClassVar[str] = "consensus.add_member"
@@ -133,6 +145,8 @@ class AddMember(Request[Admission], frozen=True, kw_only=True):
     peer_url: str
     rpc: str
     api_url: str
+    spent: int = 0
+    stop_s: float = 0.0
 
 
 class RemoveMember(Request[Nothing], frozen=True, kw_only=True):

@@ -120,12 +120,16 @@ class RevokeJoinToken(Request[Revoked], frozen=True, kw_only=True):
 
 
 class ForgetNode(Request[Revoked], frozen=True, kw_only=True):
-    """Takes a node off the list: its certificate counts no more, its name is free. One that is not on it is no error."""
+    """Takes a node off the list: its certificate counts no more, its name is free. One that is not on it is no error.
+
+    `token`: the id of the one that it came with, for a node that was not let in after all: that token is open again.
+    """
 
     command: ClassVar[str] = "persistence.forget_node"
     reply: ClassVar[type] = Revoked
     node: str
     author: str
+    token: str = ""
 
 
 class CheckNode(Request[Nothing], frozen=True, kw_only=True):
@@ -148,7 +152,11 @@ class Redeemed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node that is nobody yet brings to JOIN_PATH of a member, as JSON. Fields of a newer joiner are passed over."""
+    """What a node that is nobody yet brings to JOIN_PATH of a member, as JSON. Fields of a newer joiner are passed over.
+
+    `spent`: the id of the member of etcd that ran on it under this token before, and whose data is gone; 0: none.
+    `stop_s`: how fast it ends a container, as it measured.
+    """
 
     id: str
     secret: str
@@ -160,6 +168,8 @@ class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
     client_url: str
     peer_url: str
     api_url: str = ""
+    spent: int = 0
+    stop_s: float = 0.0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, node={self.node!r})"

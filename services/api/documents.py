@@ -109,7 +109,10 @@ class NewToken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """`lag`: revs behind the node that has most. `voter`: whether it has a vote in etcd."""
+    """`lag`: revs behind the node that has most. `voter`: whether it has a vote in etcd.
+
+    `deadline_s`: seconds left to D_hard of its session; null: it never runs out.
+    """
 
     name: str
     id: str
@@ -123,6 +126,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     rev: int
     lag: int
+    deadline_s: float | None
 
 
 class SecretView(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ from services.apps.app import App
 from services.apps.commands import Commands
 from services.apps.documents import APPS, Documents, Stored
 from services.apps.files import AppFiles
+from services.apps.hard_stop import HardStops
 from services.apps.images import Images
 from services.apps.node import Node
 from services.apps.plan import State
@@ -74,6 +75,7 @@ class Service:
         module = self._module
         self._node.look_at_host()
         self._commands.serve()
+        HardStops(self._node, module.paths.run / "measure").serve()
         module.on(LockStateChanged, self._on_lock)
         module.on(ControlStoreCommit, self._on_commit)
         module.on(LeadershipRoleChanged, self._on_role)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from piccolod import clock, cluster_mode
-from piccolod.errors import Invalid, StoreRestored
+from piccolod.errors import Invalid, PiccoloError, StoreRestored
 from piccolod.leadership import keys, transactions
 from piccolod.leadership.actions import RESTORED_HINT
 from piccolod.leadership.events import Memory
@@ -24,6 +24,7 @@ from piccolod.leadership.timing import Timing
 from piccolod.leadership.transactions import Outcome, Transaction
 from piccolod.paths import Paths
 from services.consensus import cluster_records, members_file
+from services.consensus.etcd.transaction import Range
 from services.consensus.etcd_store import EtcdStore, Snapshot
 from services.consensus.memory import MemoryFile
 
@@ -36,6 +37,26 @@ def release(paths: Paths, unproven: frozenset[str]) -> str:
     Raises PiccoloError: then nothing was released.
     """
     return asyncio.run(_release(paths, unproven))
+
+
+def leads_on(paths: Paths) -> bool:
+    """Whether the members of etcd on other nodes answer with a quorum. They may have to elect first."""
+    return asyncio.run(_leads_on(paths))
+
+
+async def _leads_on(paths: Paths) -> bool:
+    try:
+        timing = members_file.timing_of(paths)
+        client = members_file.open_client(paths, timing.rpc_s, local=False)
+    except PiccoloError:
+        return False
+    try:
+        await client.find(Range(keys.GEN), budget_s(timing))
+    except PiccoloError:
+        return False
+    finally:
+        await client.close()
+    return True
 
 
 def budget_s(timing: Timing) -> float:

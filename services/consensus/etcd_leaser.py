@@ -31,7 +31,7 @@ from piccolod.leadership.transactions import Compare, Outcome, Put
 from piccolod.module import Module
 from piccolod.protocol.consensus import Candidate
 from piccolod.supervisor.rundir import last_tick
-from services.consensus import cluster_records, history, members_file, prover, standing
+from services.consensus import cluster_records, history, members_file, phases, prover, standing
 from services.consensus.driver import Driver
 from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
@@ -285,6 +285,8 @@ class EtcdLeaser:
             self._moves.ended(action.resource, "it was not done in time, or the node is gone")
         elif isinstance(action, actions.Opened):
             log.info("opened a term", resource=action.resource, epoch=action.epoch, token=action.token, reason=action.reason)
+            if action.resource == RESOURCE_KERNEL and action.took_s:
+                self._module.spawn(phases.tell(action, self.driver.store, self.propose, log), name="phases")
         elif isinstance(action, actions.SessionOpened):
             log.info("opened a session", sid=action.sid)
         elif isinstance(action, actions.SessionOver):

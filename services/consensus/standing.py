@@ -45,6 +45,16 @@ def hard_at(state: Leadership, record: TermRecord) -> float:
     return 0.0 if seen is None or not seen.mod else timing.hard_at(seen.at)
 
 
+def deadline_s(state: Leadership, node: str, now: float) -> float | None:
+    """Seconds left to D_hard of a node's session, as `hard_at` has it for a term; None: it never runs out."""
+    if node != state.config.node:
+        seen = state.seen.get(node)
+        return 0.0 if seen is None or not seen.mod else max(0.0, state.config.timing.hard_at(seen.at) - now)
+    if state.session is None:
+        return 0.0
+    return None if state.alone else max(0.0, state.session.hard_at - now)
+
+
 def silent(state: Leadership, node: str, now: float) -> str:
     """Why nothing is heard of the node; empty when it beats. The reason stays the same while it is silent: it is announced."""
     if node == state.config.node:

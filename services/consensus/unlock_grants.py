@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from piccolod import clock
-from piccolod.errors import Conflict, Forbidden, NoLeader, OutcomeUnknown, StoreRestored
+from piccolod.errors import Conflict, Forbidden, NoLeader, OutcomeUnknown, PiccoloError, StoreRestored
 from piccolod.leadership import keys, transactions
 from piccolod.leadership.actions import RESTORED_HINT
 from piccolod.leadership.keys import SessionRecord
+from piccolod.leadership.state import Session
 from piccolod.leadership.transactions import Compare, Field, Kind, Outcome, Put, Transaction
 from piccolod.leadership.view import Record
 from piccolod.module import Caller, Module
@@ -77,12 +78,26 @@ class UnlockGrants:
         grant = GrantRecord(node, request.sid, request.boot_id, self._node, clock.wall_ms())
         done = await self._driver.put(Transaction(Kind.RECORD, compares, (Put(key, grant),)))
         if done.outcome is Outcome.REFUSED:
-            raise _another(node)
+            raise await self._refusal(request, own)
         if done.error is not None:
             raise done.error
         if done.header is None or self._driver.state.restored:
             raise OutcomeUnknown("etcd is not the one that was written to", hint=RESTORED_HINT)
         return done.header.rev
+
+    async def _refusal(self, request: GrantUnlock, own: Session) -> PiccoloError:
+        """Why the grant was refused: what it compares, looked at again. Raises StoreUnavailable, StoreRestored."""
+        seen, _ = await self._look(request.node)
+        gen, session = seen.records.get(keys.GEN), seen.records.get(keys.SESSION + self._node)
+        if gen is None or gen.value != own.gen:
+            return StoreRestored("etcd was restored, or is another one", hint=RESTORED_HINT)
+        if session is None or session.create != own.sid:
+            return NoLeader("this node's own session in etcd has just ended", hint="try again in a moment")
+        try:
+            check_member(request.node, seen.records.get(NODE + request.node))
+        except Forbidden as error:
+            return error
+        return _another(request.node)
 
     async def _look(self, node: str) -> tuple[Snapshot, dict[str, int]]:
         """As of now, by etcd's quorum. Raises StoreUnavailable, StoreRestored."""

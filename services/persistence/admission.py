@@ -126,6 +126,13 @@ def redeem(
     return False
 
 
+def reopened(token: TokenRecord | None, name: str, listed: NodeRecord | None) -> TokenRecord | None:
+    """The token as it was before it let this very node in; None when it did not. It expires when it would have."""
+    if token is None or listed is None or (token.node, token.key) != (name, listed.key):
+        return None
+    return msgspec.structs.replace(token, node="", key="", ended_ms=0)
+
+
 def check_renewal(name: str, role: Role, key: str, listed: NodeRecord | None) -> NodeRecord:
     """As it is listed. Raises NotFound, Forbidden."""
     if listed is None:

@@ -181,7 +181,20 @@ class JoiningCommands:
             raise Conflict(
                 f"{request.node} is this very node", hint="another node has to lead: `piccoloctl leaders switchover kernel`"
             )
-        return Revoked(rev=await self._commit([delete(NODES, request.node)], {}, request.author))
+        for _ in range(_TRIES):
+            state = self._vault.unlocked()[0].state
+            token = _token(state, request.token) if request.token else None
+            reopened = admission.reopened(token, request.node, _node(state, request.node))
+            ops = [delete(NODES, request.node)]
+            if reopened is None:
+                return Revoked(rev=await self._commit(ops, {}, request.author))
+            ops.append(put(TOKENS, request.token, _document(reopened)))
+            try:
+                seen = _seen(state, (TOKENS, request.token), (NODES, request.node))
+                return Revoked(rev=await self._commit(ops, seen, request.author))
+            except Conflict:
+                continue
+        raise _busy()
 
     # --- what they stand on
 

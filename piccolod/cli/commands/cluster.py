@@ -18,7 +18,7 @@ from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.table import Column, printable, render, table
 from piccolod.cli.times import moment
-from piccolod.errors import DeadlineExceeded, NotFound, PiccoloError
+from piccolod.errors import Conflict, DeadlineExceeded, NoLeader, NotFound, NotLeader, PiccoloError, StoreUnavailable
 
 cluster = Group("cluster", help="Several machines as one.")
 tokens = Group("tokens", help="What lets new nodes in: one token a node, for a short time.")
@@ -29,6 +29,7 @@ _LOOK_S: Final = 0.2
 # The API gives a join so long: the member answers within 45 s, and etcd here may take 30 s to start.
 _JOIN_S: Final = 120.0
 _LEAVE_S: Final = 90.0
+_NEW_LEADER_S: Final = 10.0
 
 
 def _phases(change: dict[str, Any]) -> str:
@@ -78,6 +79,7 @@ def init(session: Session, profile: str | None, auto_unlock: str) -> int:
     session.say("founding a cluster: etcd starts here, and the store's log moves into it")
     body = {"auto_unlock": auto_unlock} | ({"profile": profile} if profile else {})
     found = session.client().send("POST", "/cluster/init", body, repeat=False)
+    _say_notes(session, found)
     session.write(_printed(_until_led(session, found)))
     session.say("hint: `piccoloctl cluster tokens create` makes what the next node needs to join")
     return 0
@@ -98,6 +100,7 @@ def join(session: Session, address: str, join_token: str, witness: bool, discard
     session.say(f"joining by {address}: it lets this node in, then etcd starts here")
     body = {"address": address, "token": join_token, "role": role, "discard_local": discard_local}
     found = session.client().send("POST", "/cluster/join", body, repeat=False)
+    _say_notes(session, found)
     session.write(_printed(_until_led(session, found)))
     if not witness:
         session.say("hint: the members open the store here within seconds (auto_unlock), or `piccoloctl unlock` does")
@@ -114,9 +117,13 @@ def leave(session: Session, force: bool) -> int:
     client = session.client()
     if not force:
         found = client.get("/cluster")
-        if not found["out"] and found["node"] in {each["node"] for each in found["members"]}:
+        members = {str(each["node"]): each for each in found["members"]}
+        own = members.get(str(found["node"]))
+        if own is not None and not found["out"]:
+            if own["leads_kernel"]:
+                _hand_kernel_over(session, client, str(own["node"]))
             session.say("the others take this node out")
-            _take_out(client, str(found["node"]))
+            _take_out(client, str(own["node"]))
     session.say("its apps stop, its store is locked and set aside")
     client.send("POST", "/cluster/leave", {"force": force}, repeat=False)
     session.say("this node is alone: `piccoloctl setup` sets a password, `piccoloctl cluster join` makes it a member again")
@@ -158,13 +165,43 @@ def history(session: Session, tail: int, resource: str | None) -> int:
     )
 
 
-def _take_out(client: Client, node: str) -> None:
-    """One that is out already, as when the answer of a first attempt was lost, has what it wants."""
+def _say_notes(session: Session, found: dict[str, Any]) -> None:
+    for note in found.get("notes") or ():
+        session.say(printable(str(note)))
+
+
+def _hand_kernel_over(session: Session, client: Client, node: str) -> None:
+    """Who leads takes nobody out but others. Raises Conflict when nobody can follow it: then it stays, as it is."""
+    session.say("another node takes the kernel over")
     try:
-        client.send("POST", path_of("nodes", node, "remove"))
+        client.send("POST", "/leadership/kernel/release")
     except Refusal as refusal:
-        if not isinstance(refusal.error, NotFound):
+        if isinstance(refusal.error, NotLeader):
+            return  # it has moved meanwhile
+        if not isinstance(refusal.error, Conflict):
             raise
+        raise Conflict(
+            f"{node} leads the cluster and cannot leave, for nobody can follow it: {refusal.error.detail}",
+            hint=refusal.error.hint,
+        ) from refusal
+
+
+def _take_out(client: Client, node: str) -> None:
+    """One that is out already, as when the answer of a first attempt was lost, has what it wants.
+
+    Asked again while a new leader is just beginning.
+    """
+    give_up_at = clock.now() + _NEW_LEADER_S
+    while True:
+        try:
+            client.send("POST", path_of("nodes", node, "remove"))
+            return
+        except Refusal as refusal:
+            if isinstance(refusal.error, NotFound):
+                return
+            if not isinstance(refusal.error, NoLeader | NotLeader | StoreUnavailable) or clock.now() > give_up_at:
+                raise
+        time.sleep(_LOOK_S)
 
 
 def _until_led(session: Session, found: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +249,10 @@ def _table(found: dict[str, Any], wide: bool, width: int) -> str:
     if found.get("mode") == "alone":
         return f"{found.get('node')} is a node alone: `piccoloctl cluster init` founds a cluster, `cluster join` joins one."
     lines = [f"cluster {found.get('cluster')}, timing {found.get('profile')}"] if wide else []
-    lines.append(render(found.get("members") or [], NODES, wide=wide, width=width))
+    members = found.get("members") or []
+    revs = [int(each.get("rev") or 0) for each in members]
+    rows = [{**each, "lag": max(revs) - rev} for each, rev in zip(members, revs, strict=True)]
+    lines.append(render(rows, NODES, wide=wide, width=width))
     lines += [f"warning: {printable(str(each))}" for each in found.get("warnings") or ()]
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -20,15 +20,22 @@ _REMOVE_S: Final = 60.0
 
 _name = click.argument("name", metavar="NODE", shell_complete=node_names)
 
+
+def _deadline(item: dict[str, Any]) -> str:
+    left = item.get("deadline_s")
+    return "never" if left is None else f"{float(left):.1f} s"
+
+
 COLUMNS: Final = (
     Column("NODE", lambda item: item.get("name") or item.get("node")),
     Column("STATE", lambda item: item.get("state"), state=True),
     Column("ROLE", lambda item: item.get("role")),
     Column("KERNEL", lambda item: "leader" if item.get("leads_kernel") else "follower"),
     Column("VOTE", lambda item: bool(item.get("voter"))),
-    Column("EPOCH", lambda item: item.get("epoch") or "", wide=True),
+    Column("EPOCH", lambda item: item.get("epoch") or ""),
     Column("REV", lambda item: item.get("rev")),
-    Column("LAG", lambda item: item.get("lag"), wide=True),
+    Column("LAG", lambda item: item.get("lag")),
+    Column("DEADLINE", _deadline),
     Column("RPC", lambda item: item.get("rpc"), wide=True),
     Column("API", lambda item: item.get("api_url"), wide=True),
     Column("ADDRESS", lambda item: item.get("address")),

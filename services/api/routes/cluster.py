@@ -265,6 +265,7 @@ async def _nodes(core: Core) -> tuple[NodeView, ...]:
             NodeView(
                 name=found.node, id=found.node, address=config.node.address, state="alive", role="member", rpc="",
                 api_url=config.api_url, voter=True, leads_kernel=leads, epoch=role.epoch if leads else 0, rev=rev, lag=0,
+                deadline_s=None,
             ),
         )  # fmt: skip
     head = max((each.rev for each in found.members), default=0)

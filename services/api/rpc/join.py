@@ -103,7 +103,7 @@ class Door:
             admission = await self._admitted(body)
         except PiccoloError as error:
             if not redeemed.again:
-                await self._forget(body.node, error)
+                await self._forget(body, error)
             raise
         return Welcome(certificate=redeemed.certificate, ca=redeemed.ca, admission=admission)
 
@@ -116,16 +116,19 @@ class Door:
             peer_url=body.peer_url,
             rpc=body.rpc,
             api_url=body.api_url,
+            spent=body.spent,
+            stop_s=body.stop_s,
         )
         return await patiently(
             lambda left_s: self._core.order(asked, timeout_s=max(1.0, left_s)), _PASSING, _ADMIT_S, _PAUSE_S
         )  # fmt: skip
 
-    async def _forget(self, node: str, why: PiccoloError) -> None:
-        """The token is used up, but the name is free: the next attempt needs no `nodes remove`."""
+    async def _forget(self, body: JoinBody, why: PiccoloError) -> None:
+        """The name is free and the token open again: the next attempt needs neither `nodes remove` nor another one."""
+        node = body.node
         self._core.log.warning("could not admit a node to etcd", node=node, reason=why.detail)
         try:
-            await self._core.order(ForgetNode(node=node, author=f"node:{node}"))
+            await self._core.order(ForgetNode(node=node, author=f"node:{node}", token=body.id))
         except PiccoloError as error:
             self._core.log.warning("could not take the node off the list again", node=node, reason=error.detail)
 

@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from piccolod.errors import Busy, Invalid
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.stubs import MEMBER_ADD, MEMBER_LIST, MEMBER_PROMOTE, MEMBER_REMOVE, newer_fields, rpc
 
 # Fields of etcd 3.4, which these messages do not name: Member.isLearner, and MemberAddRequest.isLearner set to true.
 _IS_LEARNER: Final = 5
 _ADD_AS_LEARNER: Final = b"\x10\x01"
+_ID_REMOVED: Final = "member not found"
 
 
 class Member(Struct, frozen=True):
@@ -38,10 +40,19 @@ async def members(client: Client, within_s: float) -> tuple[Member, ...]:
 
 
 async def add_learner(client: Client, peer_urls: tuple[str, ...], within_s: float) -> Member:
-    """Raises Busy while one more cannot be taken: 3.4 allows one learner, and none right after a start."""
+    """Raises Busy while one more cannot be taken: 3.4 allows one learner, and none right after a start.
+
+    Its id is a hash of its URLs and the second (membership.NewMember): within that in which such a one was removed it would get
+    the id of the removed one, which etcd refuses for ever.
+    """
     request = rpc.MemberAddRequest(peerURLs=peer_urls)
     request.MergeFromString(_ADD_AS_LEARNER)
-    answered = await client.write(MEMBER_ADD, request, within_s)
+    try:
+        answered = await client.write(MEMBER_ADD, request, within_s)
+    except Invalid as error:
+        if _ID_REMOVED in error.detail:
+            raise Busy(error.detail, hint="try again in a moment") from error
+        raise
     return Member.of(answered.message.member)
 
 

@@ -78,17 +78,18 @@ class Alone:
             init = (await _late("init")).Init(self._module, self._leaser, self._folder, self._supervised, request)
             self._is_ending = True
             await self._become(init.run(status))
-            return self._begun(status.cluster_id, {config.node.name: own_record(self._module)})
+            return self._begun(status.cluster_id, {config.node.name: own_record(self._module)}, init.notes)
 
     async def _join(self, request: JoinCluster, caller: Caller) -> Cluster:
         async with self._one_at_a_time():
             config = self._module.config
             checks.may_found_or_join(config)
             checks.may_give_up_data(config, await self._status(), request.discard_local)
-            await self._become((await _late("join")).Join(self._module, self._folder, self._supervised).run(request))
+            join = (await _late("join")).Join(self._module, self._folder, self._supervised)
+            await self._become(join.run(request))
             mode = cluster_mode.load(self._folder.path)
             assert mode is not None
-            return self._begun(mode.cluster, self._folder.members())
+            return self._begun(mode.cluster, self._folder.members(), join.notes)
 
     async def _become(self, attempt: Awaitable[None]) -> None:
         """Raises what kept this node from becoming a member. After the commit point nothing does: there is no way back."""
@@ -108,7 +109,7 @@ class Alone:
         self._folder.restarts_done()
         return False
 
-    def _begun(self, cluster: str, members: dict[str, KnownMember]) -> Cluster:
+    def _begun(self, cluster: str, members: dict[str, KnownMember], notes: tuple[str, ...]) -> Cluster:
         self._module.spawn(self._restart(), name="restart as a member")
         shown = tuple(
             Member(
@@ -119,7 +120,7 @@ class Alone:
         )  # fmt: skip
         return Cluster(
             mode="etcd", node=self._module.config.node.name, cluster=cluster, profile=self._folder.timing().profile,
-            members=shown,
+            members=shown, notes=notes,
         )  # fmt: skip
 
     async def _restart(self) -> None:

@@ -16,6 +16,7 @@ from piccolod.protocol.joining import JOIN_PATH, JoinBody
 
 _CONNECT_S: Final = 5.0
 _ANSWER_BYTES: Final = 1 << 20
+_AGAIN: Final = "it may have let this node in: join again with the same token, which goes on where this ended"
 
 
 def place(address: str, default_port: int) -> tuple[str, int]:
@@ -62,19 +63,13 @@ def knock(host: str, port: int, fingerprint: str, body: JoinBody, within_s: floa
                 f"{where} cannot be reached: {text}", hint="see that its piccolod runs and that no firewall is between you"
             ) from error
         if isinstance(error, TimeoutError):
-            raise DeadlineExceeded(f"{where} did not answer within {within_s:g} s", hint=_let_in_perhaps(body)) from None
-        raise OutcomeUnknown(f"{where} was asked and its answer did not come: {text}", hint=_let_in_perhaps(body)) from error
+            raise DeadlineExceeded(f"{where} did not answer within {within_s:g} s", hint=_AGAIN) from None
+        raise OutcomeUnknown(f"{where} was asked and its answer did not come: {text}", hint=_AGAIN) from error
     finally:
         connection.close()
     if response.status != 200:
         raise from_problem(response.status, answer, where)
     return answer
-
-
-def _let_in_perhaps(body: JoinBody) -> str:
-    """Each attempt of a person has a key of its own, so that the name has to be free again."""
-    name = body.node
-    return f"it may have let {name} in: `piccoloctl nodes remove {name}` there if it is listed, then join with another token"
 
 
 class _Pinned(http.client.HTTPConnection):

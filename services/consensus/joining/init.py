@@ -59,10 +59,13 @@ class Init:
         self._supervised = supervised
         self._request = request
         self._node = module.config.node.name
+        self.notes: tuple[str, ...] = ()  # for who asked
 
     async def run(self, status: CryptoStatus) -> None:
         log = self._module.log
-        chosen = await asyncio.to_thread(measure.choice, self._request.profile, self._module.paths.state)
+        stop = await measure.hard_stop(self._module)
+        chosen = await asyncio.to_thread(measure.choice, self._request.profile, self._module.paths.state, stop)
+        self.notes = (f"timing {chosen.why}",)
         log.info("founding a cluster", cluster=status.cluster_id, profile=chosen.why)
         await asyncio.to_thread(self._folder.make)
         try:

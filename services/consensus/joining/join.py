@@ -1,13 +1,14 @@
 """`cluster join`: a node without data of its own becomes one more member.
 
-The rename of `mode` is the commit point here, the redeemed token on the other side: a crash between them leaves a name in the
-cluster that nobody has, which `nodes remove` frees, and here a node alone.
+The rename of `mode` is the commit point here, the redeemed token on the other side: a crash between them leaves a node alone
+that is known to the cluster already. The same join again, with the same token, goes on by the key that was kept (attempt.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,8 +21,10 @@ from piccolod.pki.identity import Role
 from piccolod.pki.token import JoinToken
 from piccolod.protocol.cluster import JoinCluster, Welcome
 from piccolod.protocol.joining import JoinBody
-from services.consensus.joining import door
+from services.consensus.joining import door, measure
+from services.consensus.joining.attempt import Attempt, AttemptFile
 from services.consensus.joining.folder import Folder
+from services.consensus.joining.measure import Stop
 from services.consensus.joining.place import etcd_settings, own_record, peer_url
 from services.consensus.joining.supervised import Supervised, undo
 
@@ -39,20 +42,24 @@ class Join:
         self._folder = folder
         self._supervised = supervised
         self._node = module.config.node.name
+        self._attempts = AttemptFile(module.paths)
+        self.notes: tuple[str, ...] = ()  # for who asked
 
     async def run(self, request: JoinCluster) -> None:
         log = self._module.log
         pinned = token.parse(request.token)
         host, port = door.place(request.address, self._module.config.rpc_port)
-        key = authority.make_key()
-        body = self._introduction(pinned, Role(request.role), authority.make_request(key))
+        attempt = await asyncio.to_thread(self._attempts.begin, pinned, self._node)
+        stop = await measure.hard_stop(self._module)
+        body = self._introduction(pinned, Role(request.role), attempt, stop.stop_s)
         log.info("joining a cluster", address=host, port=port, role=request.role)
         answer = await self._answer(host, port, pinned.fingerprint, body)
         welcome = _welcome(answer, pinned.fingerprint)
         cluster = welcome.admission.cluster
         await asyncio.to_thread(self._folder.make)
         try:
-            await asyncio.to_thread(self._write_folder, welcome, key)
+            self.notes = await asyncio.to_thread(self._shortfalls, welcome, stop)
+            await asyncio.to_thread(self._write_folder, welcome, attempt)
             await self._supervised.etcd_as_written()
             await self._supervised.etcd_ready()
             await asyncio.to_thread(self._folder.give_store_up)
@@ -64,6 +71,7 @@ class Join:
                 log.warning("could not join the cluster", reason=str(error) or type(error).__name__)
                 await undo(self._folder, self._supervised)
             raise
+        await asyncio.to_thread(self._attempts.forget)
         await asyncio.to_thread(self._folder.settle_store)
         log.info("joined the cluster", cluster=cluster, members=sorted(welcome.admission.members))
 
@@ -81,20 +89,37 @@ class Join:
                 self._module.log.info("asks again to be let in", reason=error.detail)
             await asyncio.sleep(PAUSE_S)
 
-    def _introduction(self, pinned: JoinToken, role: Role, request: str) -> JoinBody:
-        own = own_record(self._module)
+    def _introduction(self, pinned: JoinToken, role: Role, attempt: Attempt, stop_s: float) -> JoinBody:
+        own, request = own_record(self._module), authority.make_request(attempt.key.encode())
         return JoinBody(
             id=pinned.id, secret=pinned.secret, node=self._node, role=role, address=own.address, csr=request, rpc=own.rpc,
             client_url=own.client_url, peer_url=peer_url(self._module.config), api_url=own.api_url,
+            spent=attempt.spent, stop_s=stop_s,
         )  # fmt: skip
 
-    def _write_folder(self, welcome: Welcome, key: bytes) -> None:
+    def _shortfalls(self, welcome: Welcome, stop: Stop) -> tuple[str, ...]:
+        """Where the timing of the cluster does not hold here: it moves leadership without need, and never too late."""
+        told = welcome.admission.timing
+        timing = founded(told.profile, stop.stop_s)
+        places = [urlsplit(each.client_url) for each in welcome.admission.members.values() if each.client_url]
+        others = [(each.hostname, each.port) for each in places if each.hostname and each.port]
+        found = measure.shortfalls(timing, stop, self._module.paths.state, others)
+        if not found:
+            return ()
+        self._module.log.warning("the timing of the cluster does not hold here", profile=told.profile, reason="; ".join(found))
+        return (
+            f"the timing {told.profile!r} of this cluster does not hold on this node, measured and doubled, "
+            f"so leadership may move without a fault: {'; '.join(found)}",
+        )
+
+    def _write_folder(self, welcome: Welcome, attempt: Attempt) -> None:
         """Every file is synced, and a busy disk takes longer for that than a beat may."""
         admission, folder = welcome.admission, self._folder
         timing = founded(admission.timing.profile, admission.timing.stop_s)
-        folder.keep_certificate(welcome.certificate, key, welcome.ca)
+        folder.keep_certificate(welcome.certificate, attempt.key.encode(), welcome.ca)
         folder.keep_timing(admission.timing)
         folder.keep_members(admission.members)
+        self._attempts.spend(attempt, admission.member)
         folder.keep_etcd(etcd_settings(self._module, folder, admission.etcd_token, timing, admission.initial_cluster))
 
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import msgspec
 
-from piccolod import cluster_mode
+from piccolod import clock, cluster_mode
 from piccolod.cluster_mode import Mode
 from piccolod.errors import Busy, Conflict, StoreUnavailable
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -27,6 +27,7 @@ from piccolod.protocol.joining import KeepCertificate
 from services.consensus import members_file, prover, standing, term_store
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.joining import checks, renewal
+from services.consensus.joining.attempt import AttemptFile
 from services.consensus.joining.folder import Folder, set_store_aside
 from services.consensus.joining.members import Membership
 from services.consensus.joining.supervised import ANSWERED_S, Supervised, restart_owed
@@ -49,6 +50,7 @@ class Joined:
 
         Raises PiccoloError, OSError: a process that takes itself for alone must not write, so this module starts again.
         """
+        await asyncio.to_thread(AttemptFile(self._module.paths).forget)
         if await asyncio.to_thread(self._folder.settle_store):
             self._module.log.info("set the store aside that this node had alone")
         await restart_owed(self._folder, self._supervised)
@@ -74,7 +76,11 @@ class Joined:
         out = self._leaser.registration.is_out() or self._mode.node not in {each.node for each in found.members}
         if out:
             told.append(f"{self._mode.node} was taken out of the cluster: `piccoloctl cluster leave` makes it a node alone")
-        return msgspec.structs.replace(found, warnings=tuple(told), out=out)
+        state, now = self._leaser.driver.state, clock.now()
+        members = tuple(
+            msgspec.structs.replace(each, deadline_s=standing.deadline_s(state, each.node, now)) for each in found.members
+        )
+        return msgspec.structs.replace(found, members=members, warnings=tuple(told), out=out)
 
     async def _member_already(self, request: InitCluster | JoinCluster, caller: Caller) -> NoReturn:
         checks.may_found_or_join(self._module.config)

@@ -1,30 +1,81 @@
-"""What decides which timing profile holds on this node: how fast its disk syncs, and how fast a killed process is gone."""
+"""What decides which timing profile holds on this node: how fast it ends a container, syncs its disk and reaches the others.
+
+`cluster init` has nobody to reach yet and chooses by the first two. Each node that joins measures all three, and is told when
+the profile of the cluster does not hold there.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
+import socket
+import statistics
 import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from piccolod import clock
-from piccolod.errors import Failed
-from piccolod.leadership.timing import Choice, Measured, choose, founded
+from piccolod.errors import Failed, PiccoloError
+from piccolod.leadership.timing import Choice, Measured, Timing, choose, doubled, founded, unfit
+from piccolod.module import Module
+from piccolod.protocol.apps import MeasureHardStop
 
 _SYNCS: Final = 100  # the slowest of them stands for the 99th percentile
 _SYNC_BYTES: Final = 4096
 _KILLS: Final = 5
 _GONE_S: Final = 5.0
+_CONTAINER_S: Final = 30.0  # podman makes, starts and removes a few
+_ROUND_TRIPS: Final = 5
+_REACHED_S: Final = 1.0
 
 
-def choice(profile: str, folder: Path) -> Choice:
+class Stop(NamedTuple):
+    """F, and of what."""
+
+    stop_s: float
+    what: str
+
+
+async def hard_stop(module: Module) -> Stop:
+    """Of a container of podman; of a plain process, and said so, where there is none."""
+    try:
+        found = await module.call(MeasureHardStop(), timeout_s=_CONTAINER_S)
+    except PiccoloError as error:
+        module.log.warning("measures the end of a process instead of a container's", reason=error.detail)
+        return Stop(await asyncio.to_thread(stop_s), f"of a plain process, for no container could be ended: {error.detail}")
+    return Stop(found.stop_s, "of a container")
+
+
+def choice(profile: str, folder: Path, stop: Stop) -> Choice:
     """Blocking: some hundred syncs in `folder`. Raises Invalid when the profile, or with `auto` every one, does not hold."""
-    measured = Measured(stop_s=stop_s(), fsync_s=fsync_s(folder), rtt_s=0.0)
-    if profile == "auto":
-        return choose(measured)
-    return Choice(founded(profile, measured.stop_s), f"{profile}, as it was asked for")
+    if profile != "auto":
+        return Choice(founded(profile, stop.stop_s), f"{profile}, as it was asked for; F {stop.what}")
+    chosen = choose(Measured(stop_s=stop.stop_s, fsync_s=fsync_s(folder), rtt_s=0.0))
+    return Choice(chosen.timing, f"{chosen.why}; F {stop.what}, and no other node to measure a round trip to yet")
+
+
+def shortfalls(timing: Timing, stop: Stop, folder: Path, places: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+    """What of a cluster's timing does not hold here, measured and doubled, each with its numbers. Blocking."""
+    return unfit(timing, doubled(Measured(stop_s=stop.stop_s, fsync_s=fsync_s(folder), rtt_s=rtt_s(places))))
+
+
+def rtt_s(places: Iterable[tuple[str, int]]) -> float:
+    """To the farthest of those that answer: the median of a few handshakes of TCP. 0 when none does."""
+    return max((_round_trip_s(host, port) for host, port in places), default=0.0)
+
+
+def _round_trip_s(host: str, port: int) -> float:
+    took = []
+    with suppress(OSError):
+        for _ in range(_ROUND_TRIPS):
+            began_at = clock.now()
+            with socket.create_connection((host, port), timeout=_REACHED_S):
+                took.append(clock.now() - began_at)
+    return statistics.median(took) if took else 0.0
 
 
 def fsync_s(folder: Path) -> float:

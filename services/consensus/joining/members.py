@@ -7,17 +7,18 @@ witness), which is then a learner itself until it is in sync. So there are two v
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from piccolod import clock, etcd_conf
-from piccolod.errors import Busy, Conflict, Exists, NotFound, OutcomeUnknown, PiccoloError, StoreUnavailable
+from piccolod.errors import Busy, Conflict, Exists, Invalid, NotFound, OutcomeUnknown, PiccoloError, StoreUnavailable
 from piccolod.leadership import keys
 from piccolod.leadership.keys import EpochRecord, SessionRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
-from piccolod.protocol.cluster import AddMember, Admission, Cluster, KnownMember, Member
+from piccolod.leadership.timing import founded
+from piccolod.protocol.cluster import AddMember, Admission, Cluster, KnownMember, Member, Timing
 from services.consensus import cluster_records, seed, wire
 from services.consensus.etcd import members as etcd_members
 from services.consensus.etcd import status as etcd_status
@@ -30,6 +31,8 @@ _LOOK_S: Final = 1.0
 _RPC_S: Final = 2.0
 _CHANGE_S: Final = 30.0  # etcd refuses a change within 5 s of the last one, and a learner has to catch up
 _AGAIN_S: Final = 0.2
+T = TypeVar("T")
+
 _ENDED_S: Final = 8.0  # a session of the faster profiles ends within that; who asks gives up after 45 s
 
 
@@ -54,7 +57,8 @@ class Membership:
         sessions: dict[str, SessionRecord] = await self._below(keys.SESSION)
         kernel: EpochRecord | None = (await self._below(keys.EPOCH)).get(RESOURCE_KERNEL)
         shown = tuple(
-            _member(name, record, peer_of(record, peers), sessions.get(name), kernel) for name, record in records.items()
+            _member(name, record, peer_with(name, record, peers, records), sessions.get(name), kernel)
+            for name, record in records.items()
         )
         return Cluster(
             mode="etcd", node=self._node, cluster=cluster, profile=self._folder.timing().profile, members=shown,
@@ -71,13 +75,20 @@ class Membership:
         record = KnownMember(
             address=request.address, client_url=request.client_url, rpc=request.rpc, role=request.role, api_url=request.api_url
         )
+        if request.role == cluster_records.MEMBER:
+            check_stop(request.node, self._folder.timing(), request.stop_s)
         await patiently(lambda: self._check_ended(request.node), f"{request.node} cannot be let in yet", _ENDED_S)
         async with self._turn:
             others = await self.records()
             check_free(request.node, record, others)
             # The record first: whatever is left of a join that goes no further, `remove` finds it by that.
             await seed.put_node(self._client, self._prefix, request.node, record)
-            await self._learner(request.node, request.peer_url)
+            try:
+                member = await self._learner(request)
+            except Busy as error:
+                if request.node not in others and isinstance(error.__cause__, Busy):
+                    await self._take_back(request.node)
+                raise
             peers = await etcd_members.members(self._client, _RPC_S)
         self._log.info("let a node in", node=request.node, role=request.role, address=request.address)
         return Admission(
@@ -86,6 +97,7 @@ class Membership:
             etcd_token=self._token(),
             members={**others, request.node: record},
             timing=self._folder.timing(),
+            member=member,
         )
 
     async def _check_ended(self, node: str) -> None:
@@ -93,19 +105,40 @@ class Membership:
         if node in await self._below(keys.SESSION):
             raise Busy(f"the session of the {node} that was a member before has not ended", hint="try again in a moment")
 
-    async def _learner(self, node: str, peer_url: str) -> None:
-        """Makes it one, unless it is one already. Raises Busy."""
+    async def _learner(self, request: AddMember) -> int:
+        """Makes it one, unless it is one already; its id. Raises Busy: because of Busy when etcd has surely not taken it."""
+        in_doubt: OutcomeUnknown | None = None
 
-        async def act() -> None:
+        async def act() -> int:
+            nonlocal in_doubt
             peers = await etcd_members.members(self._client, _RPC_S)
-            if any(peer_url in each.peer_urls for each in peers):
-                return
+            there = next((each for each in peers if request.peer_url in each.peer_urls), None)
+            if there is not None:
+                check_peer(request.node, there)
+                if there.id != request.spent:
+                    return there.id
+                await self._unlead(there, peers)
+                with suppress(Invalid):  # it is gone already: this list may be of a moment ago
+                    await etcd_members.remove(self._client, there.id, _RPC_S)
+                self._log.info("took out a member of etcd that has lost its data", node=request.node, member=f"{there.id:x}")
             for each in peers:
-                if each.learner:  # 3.4 takes one at a time
+                if each.learner and each is not there:  # 3.4 takes one at a time
                     await self._promote(each)
-            await etcd_members.add_learner(self._client, (peer_url,), _RPC_S)
+            try:
+                return (await etcd_members.add_learner(self._client, (request.peer_url,), _RPC_S)).id
+            except OutcomeUnknown as error:
+                in_doubt = error
+                raise
 
-        await patiently(act, f"etcd does not take {node} yet")
+        try:
+            return await patiently(act, f"etcd does not take {request.node} yet", _CHANGE_S)
+        except Busy as error:
+            raise error from in_doubt or error.__cause__
+
+    async def _take_back(self, node: str) -> None:
+        """The record of a node that was not let in. Best effort: one that stays is found by `remove`, and by the next try."""
+        with suppress(PiccoloError):
+            await self._forget(node)
 
     async def _promote(self, peer: Peer) -> None:
         await etcd_members.promote(self._client, peer.id, _RPC_S)
@@ -123,18 +156,21 @@ class Membership:
         if node == self._node:
             raise Conflict(f"{node} leads the kernel", hint="`piccoloctl leaders switchover kernel` first, if there are others")
         async with self._turn:
-            record = (await self.records()).get(node)
-            if record is None and peer_with(node, None, await etcd_members.members(self._client, _RPC_S)) is None:
+            records = await self.records()
+            if node not in records and peer_with(node, None, await etcd_members.members(self._client, _RPC_S), records) is None:
                 raise NotFound(f"{node} is no member", hint="`piccoloctl nodes list` shows all")
-            await patiently(lambda: self._expel(node, record), f"etcd does not let {node} go yet")
+            await patiently(lambda: self._expel(node, records), f"etcd does not let {node} go yet")
             await patiently(lambda: self._forget(node), f"etcd does not forget {node} yet")
         self._log.info("took a node out", node=node)
 
-    async def _expel(self, node: str, record: KnownMember | None) -> None:
+    async def _expel(self, node: str, records: Mapping[str, KnownMember]) -> None:
         """One that etcd does not know is out already, as when the answer to the last try was lost."""
         peers = await etcd_members.members(self._client, _RPC_S)
-        peer = peer_with(node, record, peers)
+        peer = peer_with(node, records.get(node), peers, records)
         if peer is not None:
+            if (heir := heir_of(peer, peers)) is not None:
+                await self._promote(heir)
+                peers = await etcd_members.members(self._client, _RPC_S)
             await self._unlead(peer, peers)
             await etcd_members.remove(self._client, peer.id, _RPC_S)
 
@@ -183,6 +219,13 @@ def due(peers: Sequence[Peer]) -> Peer | None:
     return next((each for each in peers if each.learner and each.name), None) if len(voters) > 1 else None
 
 
+def heir_of(peer: Peer, peers: Sequence[Peer]) -> Peer | None:
+    """Whom to make a voter before `peer` goes, which is the last one: without a vote nothing could be committed. Pure."""
+    if peer.learner or any(not each.learner for each in peers if each.id != peer.id):
+        return None
+    return next((each for each in peers if each.learner and each.name), None)
+
+
 def warnings(peers: Sequence[Peer]) -> list[str]:
     """What a person should know about the number of votes. Pure."""
     voters = [each.name for each in peers if not each.learner]
@@ -212,18 +255,42 @@ def check_free(node: str, record: KnownMember, others: dict[str, KnownMember]) -
             raise Exists(f"{name} has the address {record.address} already", hint=f"`piccoloctl nodes remove {name}` frees it")
 
 
-def peer_of(record: KnownMember, peers: Sequence[Peer]) -> Peer | None:
-    """The member of etcd at a node's address. One that was never started has no name and no client URL."""
-    return next((each for each in peers if any(urlsplit(url).hostname == record.address for url in each.peer_urls)), None)
+def check_stop(node: str, timing: Timing, stop_s: float) -> None:
+    """Raises Invalid for a node whose containers may still run when others begin theirs: the margin covers no such F."""
+    try:
+        founded(timing.profile, stop_s)
+    except Invalid as error:
+        raise Invalid(
+            f"{node} ends a container in {stop_s:.2f} s, too slow for this cluster: {error.detail}",
+            hint="find out why containers die slowly there",
+        ) from None
 
 
-def peer_with(node: str, record: KnownMember | None, peers: Sequence[Peer]) -> Peer | None:
-    """The member of etcd that is a node's: by its name, or at its address."""
+def check_peer(node: str, peer: Peer) -> None:
+    """Raises Exists when the member of etcd that has this node's peer URL has the name of another node."""
+    if peer.name not in ("", node):
+        raise Exists(
+            f"{peer.name} has the peer address {peer.peer_urls[0]} already",
+            hint=f"`piccoloctl nodes remove {peer.name}` frees it",
+        )
+
+
+def peer_with(node: str, record: KnownMember | None, peers: Sequence[Peer], known: Container[str]) -> Peer | None:
+    """The member of etcd that is a node's: by its name, or at its address unless it has the name of another `known` node.
+
+    One that was never started has no name and no client URL. Several nodes may share an address.
+    """
     named = next((each for each in peers if each.name == node), None)
-    return named if named is not None or record is None else peer_of(record, peers)
+    if named is not None or record is None:
+        return named
+    return next((each for each in peers if each.name not in known and _is_at(each, record.address)), None)
 
 
-async def patiently(act: Callable[[], Awaitable[None]], what: str, within_s: float = _CHANGE_S) -> None:
+def _is_at(peer: Peer, address: str) -> bool:
+    return any(urlsplit(url).hostname == address for url in peer.peer_urls)
+
+
+async def patiently(act: Callable[[], Awaitable[T]], what: str, within_s: float = _CHANGE_S) -> T:
     """Again while etcd asks for patience, or does not tell what became of it: `act` looks first. Raises Busy in the end."""
     give_up_at = clock.now() + within_s
     while True:

@@ -101,6 +101,20 @@ def _status(*apps: dict[str, Any]) -> dict[str, Any]:
             "apps": list(apps), "missing": {}}  # fmt: skip
 
 
+def test_the_list_of_a_cluster_has_lag_and_seconds_to_the_deadline_of_each_node(ctl: Ctl, double: ApiDouble) -> None:
+    def member(node: str, **other: Any) -> dict[str, Any]:
+        return {"node": node, "role": "member", "address": "10.0.0.1", "rpc": "", "api_url": "", "state": "alive", "voter": True,
+                "leads_kernel": False, "epoch": 0, "rev": 7, "deadline_s": 2.13} | other  # fmt: skip
+
+    members = [member("n1", leads_kernel=True, epoch=3, rev=9), member("n2"), member("n3", deadline_s=None, rev=9)]
+    double.on("GET", "/cluster", {"mode": "etcd", "node": "n1", "cluster": "c", "members": members, "warnings": []})
+    title, *lines = ctl("cluster", "list").out.splitlines()
+    assert title.split() == ["NODE", "STATE", "ROLE", "KERNEL", "VOTE", "EPOCH", "REV", "LAG", "DEADLINE", "ADDRESS"]
+    assert lines[0].split()[-7:] == ["yes", "3", "9", "0", "2.1", "s", "10.0.0.1"]
+    assert lines[1].split()[-5:] == ["7", "2", "2.1", "s", "10.0.0.1"]
+    assert lines[2].split()[-4:] == ["9", "0", "never", "10.0.0.1"]
+
+
 @pytest.mark.parametrize(("level", "code"), [("OK", 0), ("WARN", 1), ("ERROR", 2), ("strange", 3)])
 def test_health_speaks_in_the_codes_of_monitoring(ctl: Ctl, double: ApiDouble, level: str, code: int) -> None:
     components = {"apps": {"level": level, "reason": "podman is away", "role": ""}}

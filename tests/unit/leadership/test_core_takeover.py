@@ -38,7 +38,20 @@ def test_a_silent_session_is_expired_after_w_since_its_last_change_was_seen_here
     assert "sess/b" not in bench.store.records
     assert bench.last(Opened).reason is Reason.EXPIRED
     phases = bench.store.records["hist/kernel/2"].value.phases
+    assert list(phases) == ["detected", "expired", "claimed"]
     assert phases["detected"] == pytest.approx(W * 1000, abs=10)
+    assert 0 <= phases["expired"] < 50 and 0 <= phases["claimed"] < 50
+    assert bench.last(Opened).took_s * 1000 >= phases["claimed"]
+
+
+def test_a_session_that_another_node_expired_was_silent_for_one_span_of_which_no_part_is_known() -> None:
+    bench, other = beside("kernel")
+    bench.live(1.0)
+    other.end()
+    bench.live(0.1)
+    phases = bench.store.records["hist/kernel/2"].value.phases
+    assert list(phases) == ["detected", "claimed"]
+    assert phases["detected"] == pytest.approx(1050, abs=100)
 
 
 def test_each_change_that_is_seen_begins_the_wait_anew() -> None:

@@ -189,6 +189,25 @@ def test_a_node_whose_answer_was_lost_asks_again_and_gets_another_certificate(tm
     with_desk(tmp_path, work)
 
 
+def test_a_node_that_etcd_did_not_take_has_its_token_open_again_until_it_expires(tmp_path: Path, later: Any) -> None:
+    async def work(desk: Desk) -> None:
+        token, n2 = await desk.token(), Machine("n2")
+        await desk.ask(n2.redeem(token))
+        before = desk.rev
+        await desk.ask(ForgetNode(node="n2", author="node:n2", token=token.id))
+        assert desk.rev == before + 1 and desk.node("n2") is None, "one commit"
+        assert (await desk.known(token)).state is TokenState.OPEN
+        await desk.ask(Machine("n3").redeem(token))
+        await desk.ask(ForgetNode(node="n3", author="admin"))
+        assert (await desk.known(token)).state is TokenState.USED, "one that was taken out must not come back with it"
+        await desk.ask(ForgetNode(node="n3", author="node:n3", token=token.id))
+        assert (await desk.known(token)).state is TokenState.USED
+        later(2)
+        assert type(await desk.refused(n2.redeem(token))) is Conflict
+
+    with_desk(tmp_path, work)
+
+
 def test_of_two_nodes_at_once_with_one_token_one_is_let_in(tmp_path: Path) -> None:
     async def work(desk: Desk) -> None:
         token, before = await desk.token(), desk.rev

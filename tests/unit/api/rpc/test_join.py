@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ from piccolod.errors import (
     Unauthenticated,
     Unavailable,
 )
+from piccolod.paths import Paths
 from piccolod.pki import authority as pki
 from piccolod.pki.authority import make_key, make_request
 from piccolod.pki.identity import Identity, Role
@@ -51,8 +53,10 @@ class NewerBody(JoinBody, frozen=True, kw_only=True):
 BODY = JoinBody(
     id="01234567", secret="s" * 32, node="n9", role=Role.MEMBER, address="127.0.0.19", csr=make_request(make_key()),
     rpc="127.0.0.19:7444", client_url="https://127.0.0.19:2379", peer_url="https://127.0.0.19:2380",
-    api_url="http://127.0.0.19:8080",
+    api_url="http://127.0.0.19:8080", spent=2**64 - 1,
 )  # fmt: skip
+
+PATHS = Paths(state=Path("/nowhere"), run=Path("/nowhere"))
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def test_the_leader_lets_a_node_in(two: Cluster) -> None:
     (redeem,) = two["n1"].modules.asked(Redeem)
     assert (redeem.id, redeem.secret, redeem.node, redeem.csr) == ("01234567", "s" * 32, "n9", BODY.csr)
     (add,) = two["n1"].modules.asked(AddMember)
-    assert (add.node, add.api_url, add.peer_url) == ("n9", BODY.api_url, BODY.peer_url)
+    assert (add.node, add.api_url, add.peer_url, add.spent) == ("n9", BODY.api_url, BODY.peer_url, 2**64 - 1)
     assert codes(two["n1"], "POST rpc/join") == [("nobody", 200, "")]
     assert two["n1"].modules.asked(ForgetNode) == []
 
@@ -120,7 +124,7 @@ def test_a_joiner_that_was_cut_off_in_the_middle_asks_again_with_the_same_key(mo
             tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     with formed("n2") as cluster, impostor(cluster, "n1", behave):
-        module: Any = SimpleNamespace(config=cluster["n2"].module.config, log=cluster["n2"].module.log)
+        module: Any = SimpleNamespace(config=cluster["n2"].module.config, log=cluster["n2"].module.log, paths=PATHS)
         join = joiner.Join(module, None, None)  # type: ignore[arg-type]
         asking = join._answer(cluster.address("n1"), cluster.rpc_port, cluster.authority.fingerprint, BODY)
         assert asyncio.run(asking) == b"ok"
@@ -128,7 +132,7 @@ def test_a_joiner_that_was_cut_off_in_the_middle_asks_again_with_the_same_key(mo
 
 
 @pytest.mark.parametrize(("silent", "kind"), [(True, DeadlineExceeded), (False, OutcomeUnknown)], ids=["silent", "cut"])
-def test_a_joiner_that_may_have_been_let_in_is_told_how_its_name_gets_free(silent: bool, kind: type[PiccoloError]) -> None:
+def test_a_joiner_that_may_have_been_let_in_is_told_that_the_same_token_goes_on(silent: bool, kind: type[PiccoloError]) -> None:
     ended = threading.Event()
 
     def behave(tls: ssl.SSLSocket) -> None:
@@ -140,7 +144,7 @@ def test_a_joiner_that_may_have_been_let_in_is_told_how_its_name_gets_free(silen
         with pytest.raises(kind) as refusal:
             door.knock(cluster.address("n1"), cluster.rpc_port, cluster.authority.fingerprint, BODY, 0.5)
         ended.set()
-    assert "`piccoloctl nodes remove n9`" in refusal.value.hint and "another token" in refusal.value.hint
+    assert "join again with the same token" in refusal.value.hint
 
 
 def test_who_takes_the_connection_and_says_nothing_was_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +154,7 @@ def test_who_takes_the_connection_and_says_nothing_was_not_asked(monkeypatch: py
         pytest.raises(Unavailable, match=r"cannot be reached: .*timed out") as refusal,
     ):
         door.knock("127.0.0.1", mute.getsockname()[1], "0" * 64, BODY, 20)
-    assert "nodes remove" not in refusal.value.hint
+    assert "let this node in" not in refusal.value.hint
 
 
 def test_a_member_that_ran_out_of_time_is_asked_again_with_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,14 +170,14 @@ def test_a_member_that_ran_out_of_time_is_asked_again_with_the_same_key(monkeypa
 
     monkeypatch.setattr(door, "knock", answer)
     log = SimpleNamespace(info=lambda *_, **__: None)
-    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n9")), log=log)
+    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n9")), log=log, paths=PATHS)
     join = joiner.Join(module, None, None)  # type: ignore[arg-type]
     assert asyncio.run(join._answer("127.0.0.99", 1, "0" * 64, BODY)) == b"ok"
     assert asked == [BODY, BODY]
 
 
 def test_a_joiner_whose_member_cannot_be_reached_says_so_at_once() -> None:
-    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n2")), log=None)
+    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n2")), log=None, paths=PATHS)
     join = joiner.Join(module, None, None)  # type: ignore[arg-type]
     with pytest.raises(Unavailable, match="cannot be reached"):
         asyncio.run(join._answer("127.0.0.99", 1, "0" * 64, BODY))
@@ -223,7 +227,7 @@ def test_a_node_that_could_not_be_admitted_leaves_its_name_free(two: Cluster, ag
     modules.fail_kinds[AddMember] = Failed("etcd says no")
     with pytest.raises(Failed, match="etcd says no"):
         knock(two, "n1")
-    assert [each.node for each in modules.asked(ForgetNode)] == ([] if again else ["n9"])
+    assert [(each.node, each.token) for each in modules.asked(ForgetNode)] == ([] if again else [("n9", BODY.id)])
 
 
 def test_knocking_has_a_pace(two: Cluster) -> None:

@@ -107,7 +107,7 @@ class Node:
             f'state_dir = "{folder}/state"\nrun_dir = "{folder}/run"'
         )
         self.paths = self.config.paths
-        self.log: Any = SimpleNamespace(info=self._say, warning=self._say, error=self._say)
+        self.log: Any = SimpleNamespace(info=self._say, warning=self._say, error=self._say, debug=self._say)
         self.said: list[tuple[str, dict[str, Any]]] = []
         self._reader = PageReader(self.paths.page)
         self.gate = Gate(self._reader)

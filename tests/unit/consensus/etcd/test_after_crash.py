@@ -15,10 +15,11 @@ from piccolod.leadership import keys, transactions
 from piccolod.leadership.after_crash import after_crash
 from piccolod.leadership.events import Memory
 from piccolod.leadership.keys import SessionRecord
+from piccolod.leadership.records import ChangeRecord
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.transactions import Outcome
-from services.consensus import wire
-from services.consensus.after_crash import release
+from services.consensus import history, wire
+from services.consensus.after_crash import leads_on, release
 from services.consensus.etcd.transaction import Delete, Put, Transaction
 from services.consensus.etcd_store import EtcdStore, Snapshot
 from services.consensus.memory import MemoryFile
@@ -56,7 +57,7 @@ def test_after_it_another_node_leads_at_once_and_the_dead_one_resumes_nothing(ho
     process.send_signal(signal.SIGKILL)
     process.wait()
     began_at = clock.now()
-    said = after_crash(holder.paths, release)
+    said = after_crash(holder.paths, release, leads_on)
     print(f"hook took {(clock.now() - began_at) * 1000:.0f} ms")
     assert said == "released kernel; ended the session"
     (next_one,) = until(lambda: holders(others), "another one leads", 10, 0.005)
@@ -66,6 +67,14 @@ def test_after_it_another_node_leads_at_once_and_the_dead_one_resumes_nothing(ho
     assert next_one.page().terms["kernel"].epoch == before.terms["kernel"].epoch + 1
 
     assert holder.page().sid == 0
+
+    async def told() -> ChangeRecord:
+        async with opened(home.etcd) as client:
+            return (await history.read(EtcdStore(client, home.prefix), "kernel", 1))[0]
+
+    change = asyncio.run(told())
+    assert (change.to_node, list(change.phases)) == (next_one.name, ["claimed"]), "it was released: nothing had to be detected"
+    assert change.phases["claimed"] < took_s * 1000 + 50
     home.start(holder)
     until(lambda: holder.page().sid, "it is back", 10)
     assert holder.page().sid > before.sid
@@ -144,6 +153,20 @@ def test_peers_without_a_quorum_are_asked_for_a_bounded_time(home: House) -> Non
     assert clock.now() - began_at < 2.0
 
 
+def test_whether_the_others_lead_on_is_asked_of_their_etcd_alone_and_for_a_bounded_time(home: House) -> None:
+    node, *_ = asyncio.run(home.begin(1))
+    home.etcd.members[0].freeze()
+    assert leads_on(node.paths)
+    home.etcd.members[0].thaw()
+    home.etcd.members[1].freeze()
+    home.etcd.members[2].freeze()
+    began_at = clock.now()
+    assert not leads_on(node.paths)
+    assert clock.now() - began_at < 2.0
+    (node.paths.cluster / "members.json").unlink()
+    assert not leads_on(node.paths)
+
+
 def test_its_own_member_of_etcd_is_not_waited_for(home: House) -> None:
     node = a_dead_leader(home)
     home.etcd.members[0].freeze()
@@ -161,7 +184,7 @@ def test_what_commits_late_ends_nothing_of_the_next_session(home: House) -> None
         transactions.release("kernel", epoch.mod, epoch.value, Reason.EXPIRED, {}),
         transactions.end(node.name, before["sess/n1"].create),
     )
-    assert after_crash(node.paths, lambda *_: "etcd was not told") == "etcd was not told"
+    assert after_crash(node.paths, lambda *_: "etcd was not told", leads_on) == "etcd was not told"
 
     async def main() -> None:
         async with living(node) as live:

@@ -12,6 +12,7 @@ from piccolod import clock
 from piccolod.errors import Conflict, NoLeader, NotLeader, StoreUnavailable
 from piccolod.leadership.timing import FAST
 from piccolod.protocol.base import Level
+from piccolod.protocol.cluster import GetCluster
 from piccolod.protocol.consensus import Campaign, GetHistory, GetLeadership, GetWhy
 from tests.node import until
 from tests.unit.consensus.etcd.conftest import eventually
@@ -39,6 +40,30 @@ def test_a_campaign_is_a_term_on_the_page_and_in_every_registry(home: House) -> 
             why = await two.ask(GetWhy(resource="kernel"), "api")
             assert "n1 leads kernel in epoch 1" in why.explanation
             assert [change.reason for change in why.history] == ["bootstrap"]
+
+    asyncio.run(main())
+
+
+def test_each_node_has_its_seconds_to_the_deadline_and_one_that_nobody_may_take_from_has_none(home: House) -> None:
+    async def main() -> None:
+        async with home.two() as (one, two):
+            await one.lead()
+            await one.has_takers()
+            for live in (one, two):
+                left = {each.node: each.deadline_s for each in (await live.ask(GetCluster(), "api")).members}
+                assert set(left) == {"n1", "n2"}
+                assert all(each is not None and 0 < each <= SPAN_S for each in left.values()), left
+
+    asyncio.run(main())
+
+
+def test_who_is_alone_in_a_cluster_has_no_deadline(home: House) -> None:
+    async def main() -> None:
+        (lone,) = await home.begin(1)
+        async with living(lone) as live:
+            await live.lead()
+            (member,) = (await live.ask(GetCluster(), "api")).members
+            assert member.deadline_s is None
 
     asyncio.run(main())
 

@@ -39,6 +39,40 @@ def test_a_switchover_hands_the_kernel_over_after_the_drain(home: House) -> None
     asyncio.run(main())
 
 
+def test_the_phases_of_a_switchover_are_as_long_as_nobody_led(home: House) -> None:
+    async def main() -> None:
+        async with home.two() as (one, two):
+            await one.lead()
+            await two.stands_by(one)
+
+            async def drain() -> Drained:
+                await asyncio.sleep(0.2)
+                return Drained(rev=0, digest=b"")
+
+            async def pause_ms() -> float:
+                while one.node.token():
+                    await asyncio.sleep(0.002)
+                began_at = clock.now()
+                while not two.node.token():
+                    await asyncio.sleep(0.002)
+                return (clock.now() - began_at) * 1000
+
+            async def phases() -> dict[str, float]:
+                (change, _) = (await one.ask(GetHistory(resource="kernel"), "api")).changes
+                return change.phases if "claimed" in change.phases else {}
+
+            one.module.drain = drain
+            pausing = asyncio.create_task(pause_ms())
+            await one.ask(Switchover(resource="kernel", to="n2"), "api")
+            took_ms = await pausing
+            told = await eventually(phases, "the new leader tells how long it took")
+            print(f"paused {took_ms:.1f} ms, told {told}")
+            assert list(told) == ["closing", "claimed"] and told["closing"] >= 200
+            assert sum(told.values()) == pytest.approx(took_ms, abs=50)
+
+    asyncio.run(main())
+
+
 def test_a_switchover_that_is_not_drained_in_time_is_taken_back(home: House) -> None:
     async def main() -> None:
         async with home.two() as (one, two):

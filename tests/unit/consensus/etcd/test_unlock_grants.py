@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from piccolod import clock
-from piccolod.errors import Conflict, Forbidden, NoLeader, NotLeader, StoreUnavailable
+from piccolod.errors import Conflict, Forbidden, NoLeader, NotLeader, PiccoloError, StoreUnavailable
 from piccolod.leadership import keys
 from piccolod.leadership.keys import SessionRecord
 from piccolod.protocol.cluster import KnownMember
@@ -128,6 +128,35 @@ def test_a_second_grant_meanwhile_ends_the_first(home: House) -> None:
                 await client.transact(Transaction((), (Put(f"{home.prefix}{UNLOCK}n2", msgspec.msgpack.encode(other)),)), 5)
             with pytest.raises(Conflict):
                 await asking
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("gone", "why"),
+    [
+        (f"{keys.SESSION}n1", "this node's own session in etcd has just ended"),
+        (f"{keys.SESSION}n2", "another session of n2"),
+        (f"{cluster_records.NODE}n2", "n2 is no node of this cluster, or was removed"),
+        (keys.GEN, "etcd was restored"),
+    ],
+)
+def test_a_grant_that_something_crosses_is_refused_for_that_reason(home: House, gone: str, why: str) -> None:
+    async def main() -> None:
+        async with in_session(home) as (one, _, asked):
+            driver = one.leaser.driver
+            put = driver.put
+
+            async def crossed(transaction: Any) -> Any:
+                if any(each.key == f"{UNLOCK}n2" for each in transaction.puts):
+                    async with opened(home.etcd) as client:
+                        await client.transact(Transaction((), (Delete(home.prefix + gone),)), 5)
+                return await put(transaction)
+
+            driver.put = crossed  # type: ignore[method-assign]
+            with pytest.raises(PiccoloError, match=why):
+                await one.ask(asked)
+            assert await granted(home) is None
 
     asyncio.run(main())
 

@@ -112,6 +112,11 @@ def found(etcd: Cluster, node: Alone, monkeypatch: pytest.MonkeyPatch) -> dict[s
 
     async def done() -> None: ...
 
+    async def measured(_: Any) -> measure.Stop:
+        return measure.Stop(0.02, "of a container")
+
+    monkeypatch.setattr(measure, "hard_stop", measured)
+
     supervised: Any = SimpleNamespace(etcd_as_written=done, etcd_ready=done, etcd_gone=done)
     founding = Init(node, node, Folder(node.paths), supervised, InitCluster(profile="auto"))  # type: ignore[arg-type]
 

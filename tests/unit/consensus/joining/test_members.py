@@ -8,7 +8,7 @@ from piccolod.errors import Busy, Exists, Invalid, OutcomeUnknown
 from piccolod.protocol.cluster import KnownMember
 from services.consensus.etcd.members import Member
 from services.consensus.joining import door
-from services.consensus.joining.members import check_free, due, patiently, peer_of, warnings
+from services.consensus.joining.members import check_free, due, heir_of, patiently, peer_with, warnings
 
 
 def peer(name: str, learner: bool = False, number: int = 0) -> Member:
@@ -29,6 +29,15 @@ def test_the_second_node_waits_for_the_third_and_every_later_one_gets_its_vote()
     assert due([one, two, three, four]) == four
     assert due([one, two, peer("", learner=True, number=3)]) is None, "it has not started"
     assert due([one, two, three]) is None
+
+
+def test_before_the_last_voter_goes_a_learner_that_has_started_becomes_one() -> None:
+    last, two = peer("n1"), peer("n2", learner=True)
+    unstarted = peer("", learner=True, number=3)
+    assert heir_of(last, [last, unstarted, two]) == two
+    assert heir_of(last, [last, unstarted]) is None
+    assert heir_of(two, [last, two]) is None
+    assert heir_of(last, [last, peer("n3"), two]) is None
 
 
 def test_each_number_of_votes_that_bears_less_than_it_looks_is_told() -> None:
@@ -54,8 +63,17 @@ def test_a_name_and_an_address_belong_to_one_node() -> None:
 
 def test_a_member_that_never_started_is_known_by_its_address() -> None:
     unstarted = peer("", learner=True, number=3)
-    assert peer_of(node(3), [peer("n1"), unstarted]) == unstarted
-    assert peer_of(node(4), [peer("n1"), unstarted]) is None
+    known = {"n1", "n3", "n4"}
+    assert peer_with("n3", node(3), [peer("n1"), unstarted], known) == unstarted
+    assert peer_with("n4", node(4), [peer("n1"), unstarted], known) is None
+
+
+def test_a_member_at_the_same_address_that_has_the_name_of_another_node_is_not_taken_for_this_one() -> None:
+    first, unstarted = peer("n1"), peer("", learner=True, number=1)
+    known = {"n1", "n2"}
+    assert peer_with("n2", node(1), [first], known) is None, "one machine may have the members of two nodes, by other ports"
+    assert peer_with("n2", node(1), [first, unstarted], known) == unstarted
+    assert peer_with("n2", node(1), [peer("n9", number=1)], known) == peer("n9", number=1), "it was called otherwise before"
 
 
 def test_patience_ends_with_the_reason() -> None:

@@ -9,16 +9,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 
 from piccolod import cluster_mode
-from piccolod.errors import Busy, NotFound, OutcomeUnknown
+from piccolod.errors import Busy, Exists, Invalid, NotFound, OutcomeUnknown, PiccoloError
 from piccolod.leadership import keys
 from piccolod.leadership.keys import SessionRecord
 from piccolod.paths import Paths
-from piccolod.protocol.cluster import AddMember, Timing
-from services.consensus import wire
+from piccolod.protocol.cluster import AddMember, KnownMember, Timing
+from services.consensus import seed, wire
 from services.consensus.cluster_records import prefix
 from services.consensus.etcd import members as etcd_members
 from services.consensus.etcd.client import Client
@@ -110,6 +112,17 @@ def test_one_that_etcd_alone_knows_is_taken_out_also_when_the_answer_is_lost_and
     asyncio.run(main())
 
 
+def test_a_node_that_ends_containers_too_slowly_for_the_timing_is_not_let_in(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            slow = msgspec.structs.replace(place(2), stop_s=0.6)
+            with pytest.raises(Invalid, match=r"n2 ends a container in 0.60 s, too slow .* M >= F"):
+                await membership.add(slow, "c1")
+            assert place(2).peer_url not in await peer_urls(client) and not await membership.records()
+
+    asyncio.run(main())
+
+
 def test_a_name_is_not_given_away_while_somebody_acts_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         monkeypatch.setattr(members, "_ENDED_S", 0.3)
@@ -123,5 +136,73 @@ def test_a_name_is_not_given_away_while_somebody_acts_under_it(tmp_path: Path, m
             assert place(2).peer_url not in await peer_urls(client) and not await membership.records()
             await client.transact(Transaction((), (Delete(key),)), 2)
             assert "n2" in (await membership.add(place(2), "c1")).members
+
+    asyncio.run(main())
+
+
+def test_a_join_that_etcd_refuses_for_good_leaves_no_record_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(members, "_CHANGE_S", 0.3)
+        async with founded(tmp_path) as (_, membership):
+            answers: list[PiccoloError] = []
+
+            async def add(*_: Any) -> None:
+                raise answers.pop() if answers else Busy("too many learners")
+
+            monkeypatch.setattr(etcd_members, "add_learner", add)
+            with pytest.raises(Busy, match="does not take n2 yet: too many learners"):
+                await membership.add(place(2), "c1")
+            assert not await membership.records()
+            answers.append(OutcomeUnknown("cut off"))
+            with pytest.raises(Busy, match="does not take n2 yet"):
+                await membership.add(place(2), "c1")
+            assert set(await membership.records()) == {"n2"}, "etcd may take it yet"
+            with pytest.raises(Busy, match="does not take n2 yet"):
+                await membership.add(place(2), "c1")
+            assert set(await membership.records()) == {"n2"}, "it was known before"
+
+    asyncio.run(main())
+
+
+def test_a_node_that_joins_again_with_new_data_is_another_member_of_etcd_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            first = (await membership.add(place(2), "c1")).member
+            assert (await membership.add(place(2), "c1")).member == first, "its answer was lost: nothing has run there yet"
+            again = msgspec.structs.replace(place(2), spent=first)
+            second = (await membership.add(again, "c1")).member
+            assert second != first
+            assert (await membership.add(again, "c1")).member == second, "its answer was lost once more"
+            assert (await membership.add(place(2), "c1")).member == second, "an order of the first attempt that comes late"
+            there = [each.id for each in await etcd_members.members(client, 2) if place(2).peer_url in each.peer_urls]
+            assert there == [second]
+
+    asyncio.run(main())
+
+
+def test_nobody_takes_the_member_of_another_node_out_by_a_join(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            (own,) = await etcd_members.members(client, 2)
+            with pytest.raises(Exists, match="has the peer address"):
+                await membership.add(msgspec.structs.replace(place(2), peer_url=own.peer_urls[0], spent=own.id), "c1")
+            assert [each.id for each in await etcd_members.members(client, 2)] == [own.id]
+
+    asyncio.run(main())
+
+
+def test_a_node_that_shares_its_address_with_another_is_taken_out_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            (own,) = await etcd_members.members(client, 2)
+            address = urlsplit(own.peer_urls[0]).hostname or ""
+            for name, port in ((own.name, 2379), ("n9", 2479)):
+                record = KnownMember(address=address, client_url=f"http://{address}:{port}", rpc="")
+                await seed.put_node(client, PREFIX, name, record)
+            await membership.remove("n9")
+            assert [each.id for each in await etcd_members.members(client, 2)] == [own.id]
+            assert set(await membership.records()) == {own.name}
 
     asyncio.run(main())

@@ -93,6 +93,8 @@ def test_a_disk_that_fails_right_after_the_commit_point_makes_a_member_all_the_s
     supervisor, folder = Supervisor(monkeypatch), Folder(module.paths)
 
     class Attempt:
+        notes = ("timing fast",)
+
         async def run(self, status: CryptoStatus) -> None:
             folder.make()
             folder.keep_timing(Timing(profile="fast", stop_s=0.1))
