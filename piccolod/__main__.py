@@ -46,7 +46,7 @@ def _after_crash(config: Config) -> int:
     from piccolod.supervisor.entry import resolve
 
     # By its name, as modules are: it brings grpc along, for which a container should not have to wait to be killed.
-    print(f"piccolod: {after_crash(config.paths, lambda *proven: str(resolve(_RELEASE)(*proven)))}")
+    print(f"piccolod: {after_crash(config.paths, lambda *proven: str(resolve(_RELEASE)(*proven, config.etcd)))}")
     return 0
 
 

@@ -3,7 +3,7 @@
 A node alone leads for ever and nobody waits for its terms: its containers run on and the next start adopts them. Of a member
 of a cluster the others need not wait for the deadline: the page is shut for good, what the leash table lists is killed and
 proven dead, and only then the terms are released (leadership.md, rule 7). It is left as it is where nobody could take over:
-while no deadline runs, and in a cluster of two, whose etcd does not survive this node's; there the leashes kill at D_hard, and
+while no deadline runs, and in a cluster of two whose etcd does not survive this node's; there the leashes kill at D_hard, and
 a start before that adopts.
 
 kill -9 in the middle is safe: a page that is shut resumes nothing, whatever is left alive is killed by the leashes too, and the
@@ -37,7 +37,9 @@ _WRITER_S: Final = 1.0
 # A container dies in milliseconds, or hangs in the kernel.
 _PROOF_S: Final = 2.0
 _LOOK_S: Final = 0.005
-_FEWEST_THAT_LEAD_ON: Final = 3
+# Members of etcd that are three bear the loss of one. One that an owner keeps outlives this node anyway.
+_FEWEST_WITH_MEMBERS: Final = 3
+_FEWEST_WITH_AN_OWNER: Final = 2
 
 
 def after_crash(paths: Paths, release: Release) -> str:
@@ -75,7 +77,7 @@ def _of_a_member(paths: Paths, release: Release) -> str:
         return "nothing to do: no deadline page of this boot"
     if page.hard_at == clock.FOREVER:
         return f"left as it is: no other node may take over from this one; {_run_on(paths)}"
-    if _members(paths) < _FEWEST_THAT_LEAD_ON:
+    if _members(paths) < _fewest(paths):
         left_s = max(0.0, page.hard_at - clock.now())
         return f"left as it is: without this node the cluster has no quorum; for {left_s:.1f} s {_run_on(paths)}"
     with _shut(paths, page) as is_shut:
@@ -98,6 +100,15 @@ def _members(paths: Paths) -> int:
         return len(json.loads((paths.cluster / "members.json").read_bytes()))
     except (OSError, ValueError, TypeError):
         return 0
+
+
+def _fewest(paths: Paths) -> int:
+    """So many members go on without one of them."""
+    try:
+        mode = json.loads((paths.cluster / "mode").read_bytes())
+    except (OSError, ValueError):
+        return _FEWEST_WITH_MEMBERS
+    return _FEWEST_WITH_AN_OWNER if mode.get("etcd") == "external" else _FEWEST_WITH_MEMBERS
 
 
 # --- shut

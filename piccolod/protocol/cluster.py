@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from piccolod.cluster_mode import Keeping
 from piccolod.protocol.base import Nothing, Request
 from piccolod.protocol.unlocking import AutoUnlock
 
@@ -31,7 +32,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """`cluster`, its id, is empty where this node is alone. `warnings`: sentences for a person.
 
-    `out`: the others have taken this node out; a member of its name is another machine.
+    `out`: the others have taken this node out; a member of its name is another machine. `etcd`: who keeps it, the members or an
+    owner; with an owner nobody here is a voter.
     """
 
     mode: Literal["alone", "etcd"]
@@ -41,6 +43,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[Member, ...] = ()
     warnings: tuple[str, ...] = ()
     out: bool = False
+    etcd: Keeping = "managed"
 
 
 class GetCluster(Request[Cluster], frozen=True, kw_only=True):
@@ -83,7 +86,7 @@ class JoinCluster(Request[Cluster], frozen=True, kw_only=True):
 class KnownMember(msgspec.Struct, frozen=True, kw_only=True):
     """`node/<name>` in etcd, and one entry of `members.json`: where a node is found. The order is that of the bytes in etcd.
 
-    `role`: member, or witness, which votes in etcd and leads nothing.
+    `role`: member, or witness, which votes in etcd and leads nothing. `client_url`: of its member of etcd, if it has one.
     """
 
     address: str
@@ -101,13 +104,17 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
-    """What a joiner needs. `initial_cluster`: the members of etcd, NAME -> peer URL, the joiner among them."""
+    """What a joiner needs. `initial_cluster`: the members of etcd, NAME -> peer URL, the joiner among them.
+
+    `etcd_id`: of an etcd that its owner keeps, which has no members here; 0: the members keep it.
+    """
 
     cluster: str
     initial_cluster: dict[str, str]
     etcd_token: str
     members: dict[str, KnownMember]
     timing: Timing
+    etcd_id: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +129,7 @@ class AddMember(Request[Admission], frozen=True, kw_only=True):
     """Lets a node in: it is known from now on, and a learner of etcd. On the kernel's leader (NotLeader elsewhere).
 
     The same again gets the same answer. Exists: another node has this name or this address. Busy: another one is joining.
+    Conflict: `etcd_id`, of the external etcd that it speaks to (0: none), is not that of the cluster's.
     """
 
     command: ClassVar[str] = "consensus.add_member"
@@ -133,6 +141,7 @@ class AddMember(Request[Admission], frozen=True, kw_only=True):
     peer_url: str
     rpc: str
     api_url: str
+    etcd_id: int = 0
 
 
 class RemoveMember(Request[Nothing], frozen=True, kw_only=True):

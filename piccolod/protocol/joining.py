@@ -148,7 +148,10 @@ class Redeemed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node that is nobody yet brings to JOIN_PATH of a member, as JSON. Fields of a newer joiner are passed over."""
+    """What a node that is nobody yet brings to JOIN_PATH of a member, as JSON. Fields of a newer joiner are passed over.
+
+    `etcd_id`: of the external etcd that it speaks to. 0: it brings a member of its own, which the URLs are of.
+    """
 
     id: str
     secret: str
@@ -160,6 +163,7 @@ class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
     client_url: str
     peer_url: str
     api_url: str = ""
+    etcd_id: int = 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, node={self.node!r})"
@@ -170,7 +174,8 @@ class Redeem(JoinBody, Request[Redeemed], frozen=True, kw_only=True, forbid_unkn
 
     The same node with the same key and the same token again gets a certificate again, so that a lost answer costs nothing.
     Unauthenticated: no such token, or a wrong secret. Conflict: it was used by another node. Forbidden: it has expired, was
-    revoked, or is for another role. Exists: another node has this name. Each with its own message and hint.
+    revoked, or is for another role; or it has etcd kept another way than this cluster. Exists: another node has this name. Each
+    with its own message and hint.
     """
 
     command: ClassVar[str] = "persistence.redeem"

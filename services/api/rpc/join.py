@@ -116,6 +116,7 @@ class Door:
             peer_url=body.peer_url,
             rpc=body.rpc,
             api_url=body.api_url,
+            etcd_id=body.etcd_id,
         )
         return await patiently(
             lambda left_s: self._core.order(asked, timeout_s=max(1.0, left_s)), _PASSING, _ADMIT_S, _PAUSE_S

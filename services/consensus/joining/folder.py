@@ -26,7 +26,16 @@ from services.consensus import members_file
 _FOREIGN: Final = "store-given-up"
 _PUBLIC, _SHARED = 0o644, 0o640
 
+_DRAFT: Final = "draft.json"
+
 T = TypeVar("T")
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A cluster that this node is about to found in an etcd that is not wiped with the node. `mark`: of this attempt alone."""
+
+    cluster: str
+    mark: str
 
 
 class Folder:
@@ -74,6 +83,22 @@ class Folder:
     def timing(self) -> Timing:
         """Raises Invalid, StoreUnavailable."""
         return self._read("timing.json", Timing)
+
+    def keep_draft(self, draft: Draft) -> None:
+        """Before the first of it is written into an etcd that somebody else keeps. Raises OSError."""
+        self._write(self._draft, msgspec.json.encode(draft), _PUBLIC)
+
+    def draft(self) -> Draft | None:
+        """Raises Invalid, StoreUnavailable."""
+        return self._read(_DRAFT, Draft) if self._draft.exists() else None
+
+    def drop_draft(self) -> None:
+        """What it tells of is a cluster, or gone. Raises OSError."""
+        self._draft.unlink(missing_ok=True)
+
+    @property
+    def _draft(self) -> Path:
+        return self.path / _DRAFT
 
     def keep_etcd(self, settings: etcd_conf.Settings) -> None:
         etcd_conf.write(settings, self._paths.etcd_conf)

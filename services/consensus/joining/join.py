@@ -12,17 +12,17 @@ from typing import Final
 import msgspec
 
 from piccolod import clock, cluster_mode
-from piccolod.errors import DeadlineExceeded, Failed, NoLeader, NotLeader, OutcomeUnknown, Unavailable
+from piccolod.errors import Conflict, DeadlineExceeded, Failed, NoLeader, NotLeader, OutcomeUnknown, Unavailable
 from piccolod.leadership.timing import founded
 from piccolod.module import Module
 from piccolod.pki import authority, token
 from piccolod.pki.identity import Role
 from piccolod.pki.token import JoinToken
-from piccolod.protocol.cluster import JoinCluster, Welcome
+from piccolod.protocol.cluster import Admission, JoinCluster, Welcome
 from piccolod.protocol.joining import JoinBody
-from services.consensus.joining import door
+from services.consensus.joining import door, outside
 from services.consensus.joining.folder import Folder
-from services.consensus.joining.place import etcd_settings, own_record, peer_url
+from services.consensus.joining.place import etcd_settings, mode, own_record, peer_url
 from services.consensus.joining.supervised import Supervised, undo
 
 # A member change is refused for 5 s after the last one, and a learner before this one has to become a voter first.
@@ -39,30 +39,35 @@ class Join:
         self._folder = folder
         self._supervised = supervised
         self._node = module.config.node.name
+        self._etcd = module.config.etcd
 
     async def run(self, request: JoinCluster) -> None:
         log = self._module.log
         pinned = token.parse(request.token)
+        etcd_id = await outside.look(self._etcd) if self._etcd.is_external else 0
         host, port = door.place(request.address, self._module.config.rpc_port)
         key = authority.make_key()
-        body = self._introduction(pinned, Role(request.role), authority.make_request(key))
+        body = self._introduction(pinned, Role(request.role), authority.make_request(key), etcd_id)
         log.info("joining a cluster", address=host, port=port, role=request.role)
         answer = await self._answer(host, port, pinned.fingerprint, body)
         welcome = _welcome(answer, pinned.fingerprint)
         cluster = welcome.admission.cluster
+        self._check_etcd(welcome.admission, etcd_id)
         await asyncio.to_thread(self._folder.make)
         try:
             await asyncio.to_thread(self._write_folder, welcome, key)
-            await self._supervised.etcd_as_written()
-            await self._supervised.etcd_ready()
+            if self._etcd.is_external:
+                await outside.enter(self._etcd, cluster, self._node, own_record(self._module))
+            else:
+                await self._supervised.etcd_as_written()
+                await self._supervised.etcd_ready()
             await asyncio.to_thread(self._folder.give_store_up)
             await asyncio.to_thread(self._folder.owe_restarts)
-            mode = cluster_mode.Mode(cluster=cluster, node=self._node, since_ms=clock.wall_ms())
-            await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode)
+            await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode(self._module, cluster))
         except BaseException as error:
             if cluster_mode.load(self._folder.path) is None:
                 log.warning("could not join the cluster", reason=str(error) or type(error).__name__)
-                await undo(self._folder, self._supervised)
+                await undo(self._folder, self._supervised, self._etcd)
             raise
         await asyncio.to_thread(self._folder.settle_store)
         log.info("joined the cluster", cluster=cluster, members=sorted(welcome.admission.members))
@@ -81,11 +86,20 @@ class Join:
                 self._module.log.info("asks again to be let in", reason=error.detail)
             await asyncio.sleep(PAUSE_S)
 
-    def _introduction(self, pinned: JoinToken, role: Role, request: str) -> JoinBody:
+    def _check_etcd(self, admission: Admission, etcd_id: int) -> None:
+        """What the member has checked, unless it is of before this question. Raises Conflict."""
+        if admission.etcd_id != etcd_id:
+            raise Conflict(
+                f"the cluster {admission.cluster} has its etcd kept another way than this node's [etcd] says",
+                hint=f"`piccoloctl nodes remove {self._node}` on a member frees the name; then mend [etcd] here and join again",
+            )
+
+    def _introduction(self, pinned: JoinToken, role: Role, request: str, etcd_id: int) -> JoinBody:
         own = own_record(self._module)
         return JoinBody(
             id=pinned.id, secret=pinned.secret, node=self._node, role=role, address=own.address, csr=request, rpc=own.rpc,
             client_url=own.client_url, peer_url=peer_url(self._module.config), api_url=own.api_url,
+            etcd_id=etcd_id,
         )  # fmt: skip
 
     def _write_folder(self, welcome: Welcome, key: bytes) -> None:
@@ -95,7 +109,8 @@ class Join:
         folder.keep_certificate(welcome.certificate, key, welcome.ca)
         folder.keep_timing(admission.timing)
         folder.keep_members(admission.members)
-        folder.keep_etcd(etcd_settings(self._module, folder, admission.etcd_token, timing, admission.initial_cluster))
+        if not self._etcd.is_external:
+            folder.keep_etcd(etcd_settings(self._module, folder, admission.etcd_token, timing, admission.initial_cluster))
 
 
 def _welcome(answer: bytes, fingerprint: str) -> Welcome:

@@ -19,9 +19,19 @@ _KILLS: Final = 5
 _GONE_S: Final = 5.0
 
 
-def choice(profile: str, folder: Path) -> Choice:
-    """Blocking: some hundred syncs in `folder`. Raises Invalid when the profile, or with `auto` every one, does not hold."""
-    measured = Measured(stop_s=stop_s(), fsync_s=fsync_s(folder), rtt_s=0.0)
+# What an etcd elects with that was told nothing else; it does not say what it was told.
+_OWNERS_ELECTION_S: Final = 1.0
+
+
+def choice(profile: str, folder: Path, commit_s: float = 0.0) -> Choice:
+    """Blocking: some hundred syncs in `folder`, or, for an etcd elsewhere, what a commit takes there.
+
+    Raises Invalid when the profile, or with `auto` every one, does not hold.
+    """
+    if commit_s:
+        measured = Measured(stop_s=stop_s(), fsync_s=commit_s, rtt_s=0.0, election_s=_OWNERS_ELECTION_S)
+    else:
+        measured = Measured(stop_s=stop_s(), fsync_s=fsync_s(folder), rtt_s=0.0)
     if profile == "auto":
         return choose(measured)
     return Choice(founded(profile, measured.stop_s), f"{profile}, as it was asked for")

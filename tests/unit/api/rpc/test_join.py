@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from piccolod.config import parse
 from piccolod.errors import (
     Busy,
     DeadlineExceeded,
@@ -166,14 +167,14 @@ def test_a_member_that_ran_out_of_time_is_asked_again_with_the_same_key(monkeypa
 
     monkeypatch.setattr(door, "knock", answer)
     log = SimpleNamespace(info=lambda *_, **__: None)
-    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n9")), log=log)
+    module: Any = SimpleNamespace(config=parse('[node]\nname = "n9"'), log=log)
     join = joiner.Join(module, None, None)  # type: ignore[arg-type]
     assert asyncio.run(join._answer("127.0.0.99", 1, "0" * 64, BODY)) == b"ok"
     assert asked == [BODY, BODY]
 
 
 def test_a_joiner_whose_member_cannot_be_reached_says_so_at_once() -> None:
-    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n2")), log=None)
+    module: Any = SimpleNamespace(config=parse('[node]\nname = "n2"'), log=None)
     join = joiner.Join(module, None, None)  # type: ignore[arg-type]
     with pytest.raises(Unavailable, match="cannot be reached"):
         asyncio.run(join._answer("127.0.0.99", 1, "0" * 64, BODY))
