@@ -50,7 +50,7 @@ async def _release(paths: Paths, unproven: frozenset[str], etcd: Etcd) -> str:
         raise Invalid(f"{paths.cluster} names no cluster")
     timing = members_file.timing_of(paths)
     give_up_at = clock.now() + budget_s(timing)
-    others = access.external(etcd) if mode.is_external else access.managed(paths, members_file.read(paths), local=False)
+    others = access.external(paths, etcd) if mode.is_external else access.managed(paths, members_file.read(paths), local=False)
     store = EtcdStore(others.client(timing.rpc_s), cluster_records.prefix(mode.cluster))
     try:
         seen = await store.read(budget_s(timing))

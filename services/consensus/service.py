@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -147,7 +148,7 @@ class Service:
     def _judge_health(self) -> None:
         alarm, unread = ("", "") if self._owners is None else (self._owners.alarm, self._owners.unread)
         if trouble := self._leaser.trouble() or alarm:
-            self._tell_health(Level.ERROR, trouble)
+            self._tell_health(Level.ERROR, "; ".join(part for part in (trouble, unread) if part))
         elif self._damaged:
             reason = f"the store of terms was damaged and begun anew; the old one is {self._damaged[-1]}: remove it once seen"
             self._tell_health(Level.WARN, reason)
@@ -199,9 +200,11 @@ class Service:
         from services.consensus.etcd_leaser import EtcdLeaser
         from services.consensus.owners_etcd import OwnersEtcd
 
+        with suppress(OSError):  # the next start tries again
+            access.remember(self._module.paths, self._module.config.etcd)
         assert isinstance(self._leaser, EtcdLeaser)
         module, client = self._module, self._leaser.driver.store.client
-        self._owners = OwnersEtcd(client, lambda: access.external(module.config.etcd), module.log)
+        self._owners = OwnersEtcd(client, lambda: access.external(module.paths, module.config.etcd), module.log)
         module.spawn(self._owners.run(), name="etcd's owner")
 
     async def _only_writer(self) -> PageWriter:

@@ -64,7 +64,7 @@ class Init:
     async def run(self, status: CryptoStatus) -> None:
         log, cluster = self._module.log, status.cluster_id
         if self._etcd.is_external:
-            await outside.look(self._etcd)
+            await outside.look(self._module.paths, self._etcd)
             await undo(self._folder, self._supervised, self._etcd)  # what a former attempt could not
         await asyncio.to_thread(self._folder.make)
         try:
@@ -90,6 +90,7 @@ class Init:
     async def _claim(self, cluster: str) -> float:
         """What a commit takes in the etcd of an owner, where this attempt has its mark from now on."""
         draft = Draft(cluster=cluster, mark=secrets.token_hex(16))
+        await asyncio.to_thread(access.remember, self._module.paths, self._etcd)
         await asyncio.to_thread(self._folder.keep_draft, draft)
         client = self._client()
         try:
@@ -113,7 +114,7 @@ class Init:
 
     def _client(self) -> Client:
         if self._etcd.is_external:
-            return access.external(self._etcd).client(outside.RPC_S)
+            return access.external(self._module.paths, self._etcd).client(outside.RPC_S)
         settings = etcd_conf.read(self._module.paths.etcd_conf)
         assert settings is not None
         return local_client(settings)

@@ -44,7 +44,7 @@ class Join:
     async def run(self, request: JoinCluster) -> None:
         log = self._module.log
         pinned = token.parse(request.token)
-        etcd_id = await outside.look(self._etcd) if self._etcd.is_external else 0
+        etcd_id = await outside.look(self._module.paths, self._etcd) if self._etcd.is_external else 0
         host, port = door.place(request.address, self._module.config.rpc_port)
         key = authority.make_key()
         body = self._introduction(pinned, Role(request.role), authority.make_request(key), etcd_id)
@@ -57,7 +57,7 @@ class Join:
         try:
             await asyncio.to_thread(self._write_folder, welcome, key)
             if self._etcd.is_external:
-                await outside.enter(self._etcd, cluster, self._node, own_record(self._module))
+                await outside.enter(self._module.paths, self._etcd, cluster, self._node, own_record(self._module))
             else:
                 await self._supervised.etcd_as_written()
                 await self._supervised.etcd_ready()

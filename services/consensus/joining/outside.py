@@ -13,6 +13,7 @@ from piccolod import clock
 from piccolod.config import Etcd
 from piccolod.errors import Conflict, Invalid, OutcomeUnknown, PiccoloError, StoreFull, StoreUnavailable
 from piccolod.leadership import keys
+from piccolod.paths import Paths
 from piccolod.protocol.cluster import KnownMember
 from services.consensus import access, cluster_records, wire
 from services.consensus.etcd import status
@@ -31,20 +32,19 @@ _GIVE_UP_S: Final = 5.0
 _SEE: Final = "see [etcd] in the configuration: endpoints, ca, cert and key"
 
 
-async def look(etcd: Etcd) -> int:
+async def look(paths: Paths, etcd: Etcd) -> int:
     """The id of the etcd, once every endpoint of it would do.
 
     Raises StoreUnavailable for one that does not answer or sees no leader, StoreFull, Invalid for one that is too old or of
     another etcd than the rest.
     """
-    client = access.external(etcd).client(RPC_S)
+    found = access.external(paths, etcd)
+    client = found.client(RPC_S)
     try:
-        told = [(endpoint, await _told(client, endpoint)) for endpoint in access.external(etcd).endpoints]
+        told = [(endpoint, await _told(client, endpoint)) for endpoint in found.endpoints]
         _check(told)
         await _check_alarms(client)
         return told[0][1].header.cluster_id
-    except StoreUnavailable as error:
-        raise StoreUnavailable(error.detail, hint=_SEE) from error
     finally:
         await client.close()
 
@@ -73,12 +73,12 @@ async def settle(client: Client, draft: Draft) -> None:
     await client.transact(Transaction((value(key, draft.mark.encode()),), (Delete(key),)), RPC_S)
 
 
-async def forget(draft: Draft, etcd: Etcd) -> None:
+async def forget(draft: Draft, paths: Paths, etcd: Etcd) -> None:
     """Takes away what there is of a cluster that was not founded. Nothing, where the mark is another one.
 
     Raises StoreUnavailable when that cannot be done now.
     """
-    client = access.external(etcd).client(RPC_S)
+    client = access.external(paths, etcd).client(RPC_S)
     prefix = cluster_records.prefix(draft.cluster)
     ours = Transaction((value(prefix + FOUNDING, draft.mark.encode()),), (Delete(prefix, prefix=True),))
     give_up_at = clock.now() + _GIVE_UP_S
@@ -95,12 +95,12 @@ async def forget(draft: Draft, etcd: Etcd) -> None:
         await client.close()
 
 
-async def enter(etcd: Etcd, cluster: str, node: str, record: KnownMember) -> None:
+async def enter(paths: Paths, etcd: Etcd, cluster: str, node: str, record: KnownMember) -> None:
     """Whether this node finds the cluster that let it in, and may write there: it says once more where it is found.
 
     Raises Conflict when the cluster is not there, Invalid when it may not, StoreUnavailable.
     """
-    client, prefix = access.external(etcd).client(RPC_S), cluster_records.prefix(cluster)
+    client, prefix = access.external(paths, etcd).client(RPC_S), cluster_records.prefix(cluster)
     own = Put(prefix + cluster_records.NODE + node, wire.encode(record))
     try:
         there = await client.transact(Transaction((present(prefix + keys.GEN), present(own.key)), (own,)), RPC_S)
@@ -135,8 +135,8 @@ async def _check_alarms(client: Client) -> None:
     """Each such question goes through a quorum."""
     try:
         raised = await status.alarms(client, RPC_S)
-    except StoreUnavailable:
-        raise
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"etcd has no quorum, it seems: {error.detail}", hint="see its log") from error
     except PiccoloError:
         return  # its owner shows them to nobody
     if raised:

@@ -88,7 +88,7 @@ async def undo(folder: Folder, supervised: Supervised, etcd: Etcd) -> None:
     """What a failure or a crash left before the commit point. Raises OSError, PiccoloError: then the next start goes on."""
     if (draft := folder.draft()) is not None:
         outside = await asyncio.to_thread(importlib.import_module, "services.consensus.joining.outside")  # grpc comes with it
-        await outside.forget(draft, etcd)
+        await outside.forget(draft, folder.paths, etcd)
     folder.drop_etcd()
     await supervised.etcd_as_written()
     await supervised.etcd_gone()
