@@ -158,12 +158,16 @@ def unfit(timing: Timing, measured: Measured) -> tuple[str, ...]:
     """Why a machine that measures this cannot keep the profile; empty if it can.
 
     A commit is two round trips (to the leader, to a follower) and an fsync, and has to fit in one try. etcd's own tuning guide
-    asks for an election timeout of ten round trips; a leader that syncs for longer than half of it loses its office.
+    asks for an election timeout of ten round trips; a leader that syncs for longer than half of it loses its office. Whether an
+    etcd that is not ours can keep its leader is not ours either.
     """
     commit_s = 2 * measured.rtt_s + measured.fsync_s
     timing = msgspec.structs.replace(timing, stop_s=measured.stop_s, election_s=measured.election_s or timing.election_s)
+    commits = ("tau >= 2*rtt + fsync", timing.rpc_s, commit_s, f"2*{measured.rtt_s:g} + {measured.fsync_s:g}")
+    if measured.election_s:
+        return broken(timing) + _broken(commits)
     return broken(timing) + _broken(
-        ("tau >= 2*rtt + fsync", timing.rpc_s, commit_s, f"2*{measured.rtt_s:g} + {measured.fsync_s:g}"),
+        commits,
         ("E >= 10*rtt", timing.election_s, 10 * measured.rtt_s, f"10*{measured.rtt_s:g}"),
         ("E >= 2*fsync", timing.election_s, 2 * measured.fsync_s, f"2*{measured.fsync_s:g}"),
     )

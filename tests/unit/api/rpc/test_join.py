@@ -83,9 +83,15 @@ def test_the_leader_lets_a_node_in(two: Cluster) -> None:
     (redeem,) = two["n1"].modules.asked(Redeem)
     assert (redeem.id, redeem.secret, redeem.node, redeem.csr) == ("01234567", "s" * 32, "n9", BODY.csr)
     (add,) = two["n1"].modules.asked(AddMember)
-    assert (add.node, add.api_url, add.peer_url) == ("n9", BODY.api_url, BODY.peer_url)
+    assert (add.node, add.api_url, add.peer_url, add.etcd_id) == ("n9", BODY.api_url, BODY.peer_url, 0)
     assert codes(two["n1"], "POST rpc/join") == [("nobody", 200, "")]
     assert two["n1"].modules.asked(ForgetNode) == []
+
+
+def test_which_etcd_a_node_speaks_to_is_asked_of_both_who_decide(two: Cluster) -> None:
+    knock(two, "n1", etcd_id=2**63 + 7)  # etcd's ids have 64 bits
+    (redeem,), (add,) = two["n1"].modules.asked(Redeem), two["n1"].modules.asked(AddMember)
+    assert redeem.etcd_id == add.etcd_id == 2**63 + 7
 
 
 def test_a_follower_asks_the_leader(two: Cluster) -> None:
