@@ -50,7 +50,7 @@ def _after_crash(config: Config) -> int:
     # By their names, as modules are: they bring grpc along, for which a container should not have to wait to be killed.
     done = after_crash(
         config.paths,
-        lambda *proven: str(resolve(_RELEASE)(*proven)),
+        lambda *proven: str(resolve(_RELEASE)(*proven, config.etcd)),
         lambda paths: bool(resolve(_LEADS_ON)(paths)),
         planned=is_planned(os.environ),
     )

@@ -20,14 +20,27 @@ FORMAT: Final = 1
 FOLDER_MODE: Final = 0o755
 
 
+Keeping = Literal["managed", "external"]
+
+
 class Mode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """This node is `node` of `cluster`, whose leadership lives in etcd."""
+    """This node is `node` of `cluster`, whose leadership lives in etcd.
+
+    `etcd`: managed, its members are kept by the nodes; external, it is an owner's, and `rpc`, the address that this node became
+    a member with, tells it from another machine of its name.
+    """
 
     format: int = FORMAT
     mode: Literal["etcd"] = "etcd"
     cluster: str
     node: str
     since_ms: int
+    etcd: Keeping = "managed"
+    rpc: str = ""
+
+    @property
+    def is_external(self) -> bool:
+        return self.etcd == "external"
 
 
 def load(folder: Path) -> Mode | None:

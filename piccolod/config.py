@@ -77,8 +77,21 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Etcd:
+    """`mode` is asked by `cluster init` and `cluster join`, and a member keeps it from then on. auto: each node has a member of
+    etcd of its own, at the ports. external: the cluster has one that its owner looks after, at the endpoints.
+    """
+
+    mode: str = "auto"
+    endpoints: list[str] = field(default_factory=list)  # https://HOST:PORT, those that are asked first in front
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
     client_port: int = 2379
     peer_port: int = 2380
+
+    @property
+    def is_external(self) -> bool:
+        return self.mode == "external"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +268,7 @@ def _rules(config: Config) -> typing.Iterator[Problem]:
     if config.security.setup_from not in ("local", "code"):
         yield Problem("security.setup_from", "must be `local` or `code`")
     yield from _port_rules(config)
+    yield from _etcd_rules(config.etcd)
     if config.cluster.timing not in ("auto", "fast", "balanced", "patient"):
         yield Problem("cluster.timing", "must be `auto`, `fast`, `balanced` or `patient`")
     if not 1 <= config.telemetry.journal_days <= 3650:
@@ -275,6 +289,45 @@ def _port_rules(config: Config) -> typing.Iterator[Problem]:
         elif port in taken:
             yield Problem(key, f"{name} is {port}, and so is {taken[port]}")
         taken[port] = name
+
+
+def _etcd_rules(etcd: Etcd) -> typing.Iterator[Problem]:
+    given = [name for name in ("endpoints", "ca", "cert", "key") if getattr(etcd, name)]
+    if etcd.mode not in ("auto", "external"):
+        yield Problem("etcd.mode", "must be `auto` or `external`")
+    elif not etcd.is_external:
+        yield from (Problem(f"etcd.{name}", 'only with etcd.mode = "external"') for name in given)
+    elif not etcd.endpoints:
+        yield Problem("etcd.endpoints", "must name an external etcd, as https://HOST:PORT")
+    else:
+        yield from _endpoint_rules(etcd)
+
+
+def _endpoint_rules(etcd: Etcd) -> typing.Iterator[Problem]:
+    schemes = set()
+    for url in etcd.endpoints:
+        scheme, host = _endpoint(url)
+        schemes.add(scheme)
+        if not host:
+            yield Problem("etcd.endpoints", f"{url!r} is not https://HOST:PORT")
+        elif scheme == "http" and not (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+            yield Problem("etcd.endpoints", f"{url!r} would go in the clear: https, or http to a loopback address")
+    if len(schemes) > 1 or len(set(etcd.endpoints)) < len(etcd.endpoints):
+        yield Problem("etcd.endpoints", "must be all https or all http, and each another one")
+    for name in ("ca", "cert", "key"):
+        file = getattr(etcd, name)
+        if "https" in schemes and not file.startswith("/"):
+            yield Problem(f"etcd.{name}", "must be the absolute path of a PEM file: https has all of ca, cert and key")
+        if schemes == {"http"} and file:
+            yield Problem(f"etcd.{name}", "only with endpoints that begin with https://")
+
+
+def _endpoint(url: str) -> tuple[str, str]:
+    """Scheme and host of `https://HOST:PORT`; an empty host: it is none."""
+    match = re.fullmatch(r"(https?)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})", url)
+    if match is None or not 1 <= int(match[3]) <= 65535:
+        return "", ""
+    return match[1], match[2].strip("[]")
 
 
 def _module_rules(config: Config, names: frozenset[str]) -> typing.Iterator[Problem]:

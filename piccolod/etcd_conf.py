@@ -24,6 +24,7 @@ from piccolod.errors import Invalid, Problem, Unavailable
 from piccolod.paths import Paths
 
 QUOTA_BYTES: Final = 256 << 20
+OWNERS_QUOTA_BYTES: Final = 2 << 30  # etcd's own default
 _ELECTION_MOST_MS: Final = 50_000  # more is refused by etcd itself
 _STATES: Final = ("new", "existing")
 # 3.4 refuses to start on these unless it is told.

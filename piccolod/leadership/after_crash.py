@@ -43,7 +43,9 @@ _WRITER_S: Final = 1.0
 _PROOF_S: Final = 2.0
 _LOOK_S: Final = 0.005
 _ANSWER_S: Final = 0.5
-_FEWEST_THAT_LEAD_ON: Final = 3
+# Members of etcd that are three bear the loss of one. One that an owner keeps outlives this node anyway.
+_FEWEST_WITH_MEMBERS: Final = 3
+_FEWEST_WITH_AN_OWNER: Final = 2
 # systemd.exec(5), of ExecStopPost=: exit code 0, and neither a signal nor the watchdog or a time limit of the manager.
 _IN_ORDER: Final = {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}
 
@@ -92,7 +94,7 @@ def _of_a_member(paths: Paths, release: Release, leads_on: LeadsOn, planned: boo
         return f"left as it is: no other node may take over from this one; {_run_on(paths)}"
     if planned and _may_be_adopted(paths, page):
         return f"left as it is after a planned end: for {_left_s(page):.1f} s {_run_on(paths)}"
-    if _members(paths) < _FEWEST_THAT_LEAD_ON and not leads_on(paths):
+    if not _others_lead_on(paths, leads_on):
         return f"left as it is: without this node the cluster has no quorum; for {_left_s(page):.1f} s {_run_on(paths)}"
     with _shut(paths, page) as is_shut:
         if not is_shut:
@@ -146,6 +148,20 @@ def _members(paths: Paths) -> int:
         return len(json.loads((paths.cluster / "members.json").read_bytes()))
     except (OSError, ValueError, TypeError):
         return 0
+
+
+def _others_lead_on(paths: Paths, leads_on: LeadsOn) -> bool:
+    """Whether somebody else can take over. Where the members keep etcd, two may have the quorum without this one."""
+    if _is_external(paths):
+        return _members(paths) >= _FEWEST_WITH_AN_OWNER
+    return _members(paths) >= _FEWEST_WITH_MEMBERS or leads_on(paths)
+
+
+def _is_external(paths: Paths) -> bool:
+    try:
+        return bool(json.loads((paths.cluster / "mode").read_bytes()).get("etcd") == "external")
+    except (OSError, ValueError):
+        return False
 
 
 # --- shut

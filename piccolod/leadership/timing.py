@@ -118,11 +118,15 @@ PROFILES: Final = MappingProxyType({timing.profile: timing for timing in (FAST, 
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node measured, in seconds: F, the 99th percentile of an fsync on etcd's disk, the round trip to peers."""
+    """What a node measured, in seconds: F, the 99th percentile of an fsync on etcd's disk, the round trip to peers.
+
+    Of an etcd that is not ours a whole commit is measured, as `fsync_s`; `election_s` is its own, not the profile's.
+    """
 
     stop_s: float
     fsync_s: float
     rtt_s: float
+    election_s: float = 0.0
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -154,11 +158,16 @@ def unfit(timing: Timing, measured: Measured) -> tuple[str, ...]:
     """Why a machine that measures this cannot keep the profile; empty if it can.
 
     A commit is two round trips (to the leader, to a follower) and an fsync, and has to fit in one try. etcd's own tuning guide
-    asks for an election timeout of ten round trips; a leader that syncs for longer than half of it loses its office.
+    asks for an election timeout of ten round trips; a leader that syncs for longer than half of it loses its office. Whether an
+    etcd that is not ours can keep its leader is not ours either.
     """
     commit_s = 2 * measured.rtt_s + measured.fsync_s
-    return broken(msgspec.structs.replace(timing, stop_s=measured.stop_s)) + _broken(
-        ("tau >= 2*rtt + fsync", timing.rpc_s, commit_s, f"2*{measured.rtt_s:g} + {measured.fsync_s:g}"),
+    timing = msgspec.structs.replace(timing, stop_s=measured.stop_s, election_s=measured.election_s or timing.election_s)
+    commits = ("tau >= 2*rtt + fsync", timing.rpc_s, commit_s, f"2*{measured.rtt_s:g} + {measured.fsync_s:g}")
+    if measured.election_s:
+        return broken(timing) + _broken(commits)
+    return broken(timing) + _broken(
+        commits,
         ("E >= 10*rtt", timing.election_s, 10 * measured.rtt_s, f"10*{measured.rtt_s:g}"),
         ("E >= 2*fsync", timing.election_s, 2 * measured.fsync_s, f"2*{measured.fsync_s:g}"),
     )
@@ -183,7 +192,10 @@ def founded(profile: str, stop_s: float) -> Timing:
 
 def doubled(measured: Measured) -> Measured:
     """What a profile has to hold with."""
-    return Measured(stop_s=measured.stop_s * _HEADROOM, fsync_s=measured.fsync_s * _HEADROOM, rtt_s=measured.rtt_s * _HEADROOM)
+    return Measured(
+        stop_s=measured.stop_s * _HEADROOM, fsync_s=measured.fsync_s * _HEADROOM, rtt_s=measured.rtt_s * _HEADROOM,
+        election_s=measured.election_s,
+    )  # fmt: skip
 
 
 def choose(measured: Measured) -> Choice:

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from piccolod.cluster_mode import Keeping
 from piccolod.protocol.base import Nothing, Request
 from piccolod.protocol.unlocking import AutoUnlock
 
@@ -35,7 +36,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """`cluster`, its id, is empty where this node is alone. `warnings`: sentences for a person; `notes`: on what was just done.
 
-    `out`: the others have taken this node out; a member of its name is another machine.
+    `out`: the others have taken this node out; a member of its name is another machine. `etcd`: who keeps it, the members or an
+    owner; with an owner nobody here is a voter.
     """
 
     mode: Literal["alone", "etcd"]
@@ -46,6 +48,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     out: bool = False
+    etcd: Keeping = "managed"
 
 
 class GetCluster(Request[Cluster], frozen=True, kw_only=True):
@@ -88,7 +91,7 @@ class JoinCluster(Request[Cluster], frozen=True, kw_only=True):
 class KnownMember(msgspec.Struct, frozen=True, kw_only=True):
     """`node/<name>` in etcd, and one entry of `members.json`: where a node is found. The order is that of the bytes in etcd.
 
-    `role`: member, or witness, which votes in etcd and leads nothing.
+    `role`: member, or witness, which votes in etcd and leads nothing. `client_url`: of its member of etcd, if it has one.
     """
 
     address: str
@@ -109,6 +112,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """What a joiner needs. `initial_cluster`: the members of etcd, NAME -> peer URL, the joiner among them.
 
     `member`: the id of the joiner's own.
+    `etcd_id`: of an etcd that its owner keeps, which has no members here; 0: the members keep it.
     """
 
     cluster: str
@@ -117,6 +121,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     members: dict[str, KnownMember]
     timing: Timing
     member: int = 0
+    etcd_id: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +138,7 @@ class AddMember(Request[Admission], frozen=True, kw_only=True):
     The same again gets the same answer. `spent`: the id of a member of etcd that the node had before and whose data is gone: it
     gets another, for one that forgot what it has acknowledged must not go on under its id.
     `stop_s`: how fast it ends a container; 0: it does not say.
+    Conflict: `etcd_id`, of the external etcd that it speaks to (0: none), is not that of the cluster's.
     Exists: another node has this name or this address. Busy: another one is joining. Invalid: it ends containers too slowly.
     """
 
@@ -147,6 +153,7 @@ class AddMember(Request[Admission], frozen=True, kw_only=True):
     api_url: str
     spent: int = 0
     stop_s: float = 0.0
+    etcd_id: int = 0
 
 
 class RemoveMember(Request[Nothing], frozen=True, kw_only=True):

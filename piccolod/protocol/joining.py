@@ -156,6 +156,7 @@ class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
 
     `spent`: the id of the member of etcd that ran on it under this token before, and whose data is gone; 0: none.
     `stop_s`: how fast it ends a container, as it measured.
+    `etcd_id`: of the external etcd that it speaks to. 0: it brings a member of its own, which the URLs are of.
     """
 
     id: str
@@ -170,6 +171,7 @@ class JoinBody(msgspec.Struct, frozen=True, kw_only=True):
     api_url: str = ""
     spent: int = 0
     stop_s: float = 0.0
+    etcd_id: int = 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, node={self.node!r})"
@@ -180,7 +182,8 @@ class Redeem(JoinBody, Request[Redeemed], frozen=True, kw_only=True, forbid_unkn
 
     The same node with the same key and the same token again gets a certificate again, so that a lost answer costs nothing.
     Unauthenticated: no such token, or a wrong secret. Conflict: it was used by another node. Forbidden: it has expired, was
-    revoked, or is for another role. Exists: another node has this name. Each with its own message and hint.
+    revoked, or is for another role; or it has etcd kept another way than this cluster. Exists: another node has this name. Each
+    with its own message and hint.
     """
 
     command: ClassVar[str] = "persistence.redeem"

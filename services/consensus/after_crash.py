@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from piccolod import clock, cluster_mode
+from piccolod.config import Etcd
 from piccolod.errors import Invalid, PiccoloError, StoreRestored
 from piccolod.leadership import keys, transactions
 from piccolod.leadership.actions import RESTORED_HINT
@@ -23,7 +24,7 @@ from piccolod.leadership.roles import Reason
 from piccolod.leadership.timing import Timing
 from piccolod.leadership.transactions import Outcome, Transaction
 from piccolod.paths import Paths
-from services.consensus import cluster_records, members_file
+from services.consensus import access, cluster_records, members_file
 from services.consensus.etcd.transaction import Range
 from services.consensus.etcd_store import EtcdStore, Snapshot
 from services.consensus.memory import MemoryFile
@@ -31,12 +32,12 @@ from services.consensus.memory import MemoryFile
 _PAUSE_S: Final = 0.02
 
 
-def release(paths: Paths, unproven: frozenset[str]) -> str:
+def release(paths: Paths, unproven: frozenset[str], etcd: Etcd | None = None) -> str:
     """Releases what this node holds, but for `unproven`, and ends its session if all is proven. What was done, as a sentence.
 
-    Raises PiccoloError: then nothing was released.
+    `etcd`: of the configuration, for a cluster whose etcd its owner keeps. Raises PiccoloError: then nothing was released.
     """
-    return asyncio.run(_release(paths, unproven))
+    return asyncio.run(_release(paths, unproven, etcd or Etcd()))
 
 
 def leads_on(paths: Paths) -> bool:
@@ -47,7 +48,7 @@ def leads_on(paths: Paths) -> bool:
 async def _leads_on(paths: Paths) -> bool:
     try:
         timing = members_file.timing_of(paths)
-        client = members_file.open_client(paths, timing.rpc_s, local=False)
+        client = access.managed(paths, members_file.read(paths), local=False).client(timing.rpc_s)
     except PiccoloError:
         return False
     try:
@@ -64,13 +65,14 @@ def budget_s(timing: Timing) -> float:
     return 2 * timing.election_s + 2 * timing.rpc_s
 
 
-async def _release(paths: Paths, unproven: frozenset[str]) -> str:
+async def _release(paths: Paths, unproven: frozenset[str], etcd: Etcd) -> str:
     mode = cluster_mode.load(paths.cluster)
     if mode is None:
         raise Invalid(f"{paths.cluster} names no cluster")
     timing = members_file.timing_of(paths)
     give_up_at = clock.now() + budget_s(timing)
-    store = EtcdStore(members_file.open_client(paths, timing.rpc_s, local=False), cluster_records.prefix(mode.cluster))
+    others = access.external(paths, etcd) if mode.is_external else access.managed(paths, members_file.read(paths), local=False)
+    store = EtcdStore(others.client(timing.rpc_s), cluster_records.prefix(mode.cluster))
     try:
         seen = await store.read(budget_s(timing))
         _believe(seen, MemoryFile(paths.cluster / "seen.json").read())

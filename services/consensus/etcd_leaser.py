@@ -31,7 +31,7 @@ from piccolod.leadership.transactions import Compare, Outcome, Put
 from piccolod.module import Module
 from piccolod.protocol.consensus import Candidate
 from piccolod.supervisor.rundir import last_tick
-from services.consensus import cluster_records, history, members_file, phases, prover, standing
+from services.consensus import access, cluster_records, history, members_file, phases, prover, standing
 from services.consensus.driver import Driver
 from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
@@ -61,13 +61,14 @@ class EtcdLeaser:
         self._node = mode.node
         paths = module.paths
         timing = members_file.timing_of(paths)
-        store = EtcdStore(members_file.open_client(paths, timing.rpc_s), cluster_records.prefix(mode.cluster))
+        client = access.open_client(paths, module.config.etcd, mode, timing.rpc_s)
+        store = EtcdStore(client, cluster_records.prefix(mode.cluster))
         self.driver: Final = Driver(
             Config(mode.node, module.config.node.address, timing), store, page, MemoryFile(paths.cluster / "seen.json"),
             prover.Prover(paths, module.call, self._store_lives), lambda: last_tick(paths), module.log, self._heard,
             self._looked,
         )  # fmt: skip
-        self.registration: Final = Registration(self.driver, paths, module.log, self._store_lives)
+        self.registration: Final = Registration(self.driver, module, mode, self._store_lives)
         self._refusals = Refusals(self.driver, mode.node, self.place)
         self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals)
         self._changed = changed

@@ -20,12 +20,12 @@ from services.consensus.log_trim import Trim, attempt
 
 
 class LogService:
-    def __init__(self, module: Module, leaser: EtcdLeaser, quota_bytes: int = QUOTA_BYTES) -> None:
+    def __init__(self, module: Module, leaser: EtcdLeaser, quota_bytes: int = QUOTA_BYTES, *, compacts: bool = True) -> None:
         self._module = module
         self._leaser = leaser
         self.space = Space(leaser.driver.store.client, quota_bytes)
         self._log = ControlLog(leaser, self.space)
-        self._trim = Trim(leaser, self._log)
+        self._trim = Trim(leaser, self._log, compacts=compacts)
         self._trimming = asyncio.Lock()
         self._announced_rev = 0
         self._trimmed_in = 0  # the token of the term in which it was done last

@@ -20,8 +20,9 @@ _SHARE: Final = 0.5
 
 class Space:
     def __init__(self, client: Client, quota_bytes: int) -> None:
+        """`quota_bytes`: of an etcd that does not tell it."""
         self._client = client
-        self._limit_bytes: Final = int(quota_bytes * _SHARE)
+        self._limit_bytes = int(quota_bytes * _SHARE)
         self._used_bytes = 0
         self._written_bytes = 0  # since that was measured
 
@@ -46,4 +47,5 @@ class Space:
         with suppress(PiccoloError):
             told = await status.status(self._client, self._client.endpoint())
             self._used_bytes = told.used_bytes
+            self._limit_bytes = int(told.quota_bytes * _SHARE) or self._limit_bytes
             self._written_bytes -= written_bytes

@@ -26,8 +26,10 @@ _LIST_S: Final = 5.0
 
 
 class Trim:
-    def __init__(self, leaser: EtcdLeaser, control_log: ControlLog) -> None:
+    def __init__(self, leaser: EtcdLeaser, control_log: ControlLog, *, compacts: bool) -> None:
+        """`compacts`: not an etcd that others keep their own history in."""
         self._leaser = leaser
+        self._compacts = compacts
         self._store = leaser.driver.store
         self._log = control_log
 
@@ -44,7 +46,7 @@ class Trim:
         revision = 0
         for first in range(0, len(gone), _AT_ONCE):
             revision = await self._leaser.propose(token, (), (), tuple(gone[first : first + _AT_ONCE]))
-        if revision:
+        if revision and self._compacts:
             await self._compact(revision)
         return len(gone)
 

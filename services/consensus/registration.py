@@ -11,17 +11,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from piccolod import clock, etcd_conf
+from piccolod.cluster_mode import Mode
 from piccolod.errors import PiccoloError
 from piccolod.leadership import events, transactions
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.transactions import Kind, Put, Transaction
-from piccolod.paths import Paths
+from piccolod.module import Module
 from piccolod.protocol.cluster import KnownMember
-from services.consensus import history, members_file, standing
+from services.consensus import access, history, members_file, standing
+from services.consensus.access import Access
 from services.consensus.cluster_records import CANDIDATE, MEMBER, CandidateRecord
 from services.consensus.driver import Driver
-from services.consensus.etcd.channel import Tls
 
 # Who wants to lead asks each second; one that has gone silent is locked, or dead.
 _WISH_S: Final = 3.0
@@ -32,13 +33,14 @@ _UNASKED: Final = CandidateRecord(False, "it does not ask to lead: it is locked,
 
 
 class Registration:
-    def __init__(self, driver: Driver, paths: Paths, log: Any, store_lives: Callable[[], bool]) -> None:
+    def __init__(self, driver: Driver, module: Module, mode: Mode, store_lives: Callable[[], bool]) -> None:
         """`store_lives`: whether persistence has a process. Raises PiccoloError for settings of etcd that cannot be read."""
         self._driver = driver
-        self._paths = paths
-        self._log = log
+        self._module = module
+        self._mode = mode
+        self._log = module.log
         self._store_lives = store_lives
-        settings = etcd_conf.read(paths.etcd_conf)
+        settings = etcd_conf.read(module.paths.etcd_conf)
         self._client_url = "" if settings is None else settings.client_url
         driver.owns_name = lambda: not self.is_replaced()
         self._store_at = clock.now()  # when it was last seen alive
@@ -69,7 +71,9 @@ class Registration:
     def is_replaced(self) -> bool:
         """Another machine has its name."""
         own = self._driver.facts.nodes.get(self._driver.state.config.node)
-        return own is not None and self._client_url not in ("", own.client_url)
+        if own is None:
+            return False
+        return self._client_url not in ("", own.client_url) or self._mode.rpc not in ("", own.rpc)
 
     async def run(self) -> None:
         """For as long as the process lives."""
@@ -139,14 +143,21 @@ class Registration:
         if nodes == self._noted:
             return
         try:
-            found, tls = await asyncio.to_thread(_noted, self._paths, nodes)
+            found = await asyncio.to_thread(self._write, nodes)
         except (OSError, PiccoloError) as error:
             if self._unnoted != str(error):
                 self._unnoted = str(error)
                 self._log.warning("cannot note the members; it is tried again", reason=str(error))
             return
         self._noted, self._unnoted = nodes, ""
-        self._driver.store.client.renew(members_file.endpoints(found), tls)
+        self._driver.store.client.renew(found.endpoints, found.tls)
+
+    def _write(self, known: Mapping[str, KnownMember]) -> Access:
+        """Where etcd is, once the disk has it. Raises OSError, PiccoloError."""
+        paths = self._module.paths
+        if members_file.read(paths) != known:
+            members_file.write(paths, known)
+        return access.find(paths, self._module.config.etcd, self._mode, known)
 
     async def _stand(self) -> None:
         """Keeps `cand/<me>` at what is so."""
@@ -161,11 +172,3 @@ class Registration:
         put = Put(CANDIDATE + me, wanted, state.lease_id)
         record = Transaction(Kind.RECORD, (transactions.same_session(me, session.sid),), (put,))
         await self._driver.put(record)
-
-
-def _noted(paths: Paths, known: Mapping[str, KnownMember]) -> tuple[list[str], Tls | None]:
-    """Where etcd is, once the disk has it. Raises OSError, PiccoloError."""
-    if members_file.read(paths) != known:
-        members_file.write(paths, known)
-    found = members_file.urls(paths, known)
-    return found, members_file.certificates(paths, found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -52,6 +53,7 @@ from services.consensus.term_store import set_aside
 if TYPE_CHECKING:
     from services.consensus.joining.joined import Joined
     from services.consensus.log_service import LogService
+    from services.consensus.owners_etcd import OwnersEtcd
 
 _RESOURCE: Final = re.compile(r"kernel|app:[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
 # After a crash of the supervisor the old consensus lives on for at most 0.5 s.
@@ -72,6 +74,8 @@ class Service:
         self._log: LogService | None = None  # the sealed log of a cluster
         self._announced_rev = 0
         self._unkept = ""  # why this node's member of etcd is not looked after
+        self._astray = ""  # why the configuration is not what this member goes by
+        self._owners: OwnersEtcd | None = None
         self._damaged: Sequence[Path] = ()  # stores of terms that were set aside
         self._told: tuple[Level, str] | None = None
 
@@ -99,7 +103,7 @@ class Service:
         module.on(ControlStoreCommit, self._on_commit)
         self._announce()
         if mode is not None:
-            self._keep_etcd()
+            self._keep_etcd(mode)
         self._judge_health()
         if mode is not None:
             module.spawn(self._keep_judging(), name="health")
@@ -113,6 +117,7 @@ class Service:
 
     def _member(self, mode: Mode) -> Leaser:
         """grpc comes with it: here, after the fork, and nowhere else."""
+        from services.consensus import access
         from services.consensus.etcd_leaser import EtcdLeaser
         from services.consensus.joining.joined import Joined
         from services.consensus.log_service import LogService
@@ -120,8 +125,8 @@ class Service:
 
         leaser = EtcdLeaser(self._module, self._page, mode, self._announce)
         self._membership = Joined(self._module, leaser, mode)
-        settings = etcd_conf.read(self._module.paths.etcd_conf)
-        self._log = LogService(self._module, leaser, settings.quota_bytes if settings else etcd_conf.QUOTA_BYTES)
+        self._astray = access.trouble(self._module.config.etcd, mode)
+        self._log = LogService(self._module, leaser, self._quota_bytes(mode), compacts=not mode.is_external)
         self._log.start()
         UnlockGrants(self._module, leaser.driver).start()
         return leaser
@@ -141,13 +146,14 @@ class Service:
             await asyncio.sleep(_JUDGE_S)
 
     def _judge_health(self) -> None:
-        if trouble := self._leaser.trouble():
-            self._tell_health(Level.ERROR, trouble)
+        alarm, unread = ("", "") if self._owners is None else (self._owners.alarm, self._owners.unread)
+        if trouble := self._leaser.trouble() or alarm:
+            self._tell_health(Level.ERROR, "; ".join(part for part in (trouble, unread) if part))
         elif self._damaged:
             reason = f"the store of terms was damaged and begun anew; the old one is {self._damaged[-1]}: remove it once seen"
             self._tell_health(Level.WARN, reason)
-        elif self._unkept:
-            self._tell_health(Level.WARN, self._unkept)
+        elif warning := self._unkept or self._astray or unread:
+            self._tell_health(Level.WARN, warning)
         else:
             self._tell_health(Level.OK)
 
@@ -156,8 +162,18 @@ class Service:
             self._told = (level, reason)
             self._module.health(level, reason)
 
-    def _keep_etcd(self) -> None:
+    def _quota_bytes(self, mode: Mode) -> int:
+        """Of etcd, unless it tells."""
+        if mode.is_external:
+            return etcd_conf.OWNERS_QUOTA_BYTES
+        settings = etcd_conf.read(self._module.paths.etcd_conf)
+        return settings.quota_bytes if settings else etcd_conf.QUOTA_BYTES
+
+    def _keep_etcd(self, mode: Mode) -> None:
         """Where a member of etcd lives. Its imports are made before READY, for they hold up the beat."""
+        if mode.is_external:
+            self._watch_owners()
+            return
         try:
             settings = etcd_conf.read(self._module.paths.etcd_conf)
             if settings is None:
@@ -178,6 +194,18 @@ class Service:
             local_client(settings), settings.quota_bytes, lambda alarms: tell_supervisor(control, alarms), self._module.log
         )
         self._module.spawn(upkeep.run(), name="etcd upkeep")
+
+    def _watch_owners(self) -> None:
+        from services.consensus import access
+        from services.consensus.etcd_leaser import EtcdLeaser
+        from services.consensus.owners_etcd import OwnersEtcd
+
+        with suppress(OSError):  # the next start tries again
+            access.remember(self._module.paths, self._module.config.etcd)
+        assert isinstance(self._leaser, EtcdLeaser)
+        module, client = self._module, self._leaser.driver.store.client
+        self._owners = OwnersEtcd(client, lambda: access.external(module.paths, module.config.etcd), module.log)
+        module.spawn(self._owners.run(), name="etcd's owner")
 
     async def _only_writer(self) -> PageWriter:
         give_up_at = clock.now() + _PAGE_WAIT_S

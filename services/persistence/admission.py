@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from piccolod.cluster_mode import Mode
 from piccolod.errors import Conflict, Exists, Forbidden, Invalid, NotFound, StoreCorrupt, TooMany, Unauthenticated
 from piccolod.pki import token as tokens
 from piccolod.pki.identity import Role
@@ -131,6 +132,29 @@ def reopened(token: TokenRecord | None, name: str, listed: NodeRecord | None) ->
     if token is None or listed is None or (token.node, token.key) != (name, listed.key):
         return None
     return msgspec.structs.replace(token, node="", key="", ended_ms=0)
+
+
+def check_vote(role: Role, mode: Mode) -> None:
+    """Raises Invalid for a witness where the nodes have no votes."""
+    if role is Role.WITNESS and mode.is_external:
+        raise Invalid(
+            "a witness votes in the etcd that the nodes keep, and this cluster's is kept by its owner: there is none to give",
+            hint="leave --witness out, or leave the node out",
+        )
+
+
+def check_etcd(name: str, etcd_id: int, mode: Mode) -> None:
+    """`etcd_id`: see JoinBody. Raises Conflict for a node that would keep etcd another way than this cluster."""
+    if mode.is_external and not etcd_id:
+        raise Conflict(
+            f"this cluster's etcd is kept by its owner, and {name} would bring a member of etcd of its own",
+            hint=f'on {name}: [etcd] mode = "external", with the endpoints of that etcd and certificates, and restart piccolod',
+        )
+    if etcd_id and not mode.is_external:
+        raise Conflict(
+            f'the nodes of this cluster keep its etcd themselves, and {name} has etcd.mode = "external"',
+            hint=f'on {name}: [etcd] mode = "auto", without endpoints and certificates, and restart piccolod',
+        )
 
 
 def check_renewal(name: str, role: Role, key: str, listed: NodeRecord | None) -> NodeRecord:

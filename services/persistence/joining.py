@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from piccolod import clock, cluster_mode
+from piccolod.cluster_mode import Mode
 from piccolod.errors import Busy, Conflict, Forbidden, Invalid, StoreCorrupt, Unavailable
 from piccolod.module import Caller, Module
 from piccolod.pki import authority as pki
@@ -99,7 +100,7 @@ class JoiningCommands:
 
     async def _create_token(self, request: CreateJoinToken, caller: Caller) -> NewJoinToken:
         state, ca = await self._open()
-        self._check_member()
+        admission.check_vote(request.role, self._mode())
         admission.check_life(request.ttl_s)
         known, now_ms = _tokens(state), clock.wall_ms()
         admission.check_room(known, now_ms)
@@ -145,11 +146,12 @@ class JoiningCommands:
         _check_places(request)
         for _ in range(_TRIES):
             state, ca = await self._open()
-            self._check_member()
+            mode = self._mode()
             identity = Identity(self._vault.cluster, request.node, request.role)
             now_ms = clock.wall_ms()
             token, listed = _token(state, request.id), _node(state, request.node)
             known = admission.redeem(token, request.secret, request.node, request.role, key, listed, now_ms)
+            admission.check_etcd(request.node, request.etcd_id, mode)
             certificate = ca.sign(request.csr, identity, _address(request.address), time.time())
             rev = state.rev
             if not known and token is not None:
@@ -176,7 +178,7 @@ class JoiningCommands:
 
     async def _forget_node(self, request: ForgetNode, caller: Caller) -> Revoked:
         await self._open()
-        self._check_member()
+        self._mode()
         if request.node == self._own_node:
             raise Conflict(
                 f"{request.node} is this very node", hint="another node has to lead: `piccoloctl leaders switchover kernel`"
@@ -207,9 +209,12 @@ class JoiningCommands:
             raise Unavailable("the cluster's certificate authority is not made yet", hint="try again in a moment")
         return store.state, ca
 
-    def _check_member(self) -> None:
-        if cluster_mode.load(self._folder) is None:
+    def _mode(self) -> Mode:
+        """Raises Conflict for a node alone."""
+        mode = cluster_mode.load(self._folder)
+        if mode is None:
             raise _alone()
+        return mode
 
     async def _commit(self, ops: Sequence[Op], expect: dict[Key, int], author: str) -> int:
         if self._vault.damage:

@@ -76,7 +76,7 @@ def list_(session: Session) -> int:
 @click.pass_obj
 def init(session: Session, profile: str | None, auto_unlock: str) -> int:
     """Make this node the first member of a cluster. What it has stays: users, settings, apps and their data."""
-    session.say("founding a cluster: etcd starts here, and the store's log moves into it")
+    session.say("founding a cluster: the store's log moves into etcd")
     body = {"auto_unlock": auto_unlock} | ({"profile": profile} if profile else {})
     found = session.client().send("POST", "/cluster/init", body, repeat=False)
     _say_notes(session, found)
@@ -97,7 +97,7 @@ def join(session: Session, address: str, join_token: str, witness: bool, discard
         session.confirm("Set this node's own store aside? The data of its apps cannot be read without it.")
     session.timeout_s = session.timeout_s or _JOIN_S
     role = "witness" if witness else "member"
-    session.say(f"joining by {address}: it lets this node in, then etcd starts here")
+    session.say(f"joining by {address}: it lets this node in")
     body = {"address": address, "token": join_token, "role": role, "discard_local": discard_local}
     found = session.client().send("POST", "/cluster/join", body, repeat=False)
     _say_notes(session, found)
@@ -248,11 +248,14 @@ def _printed(found: dict[str, Any]) -> Printed:
 def _table(found: dict[str, Any], wide: bool, width: int) -> str:
     if found.get("mode") == "alone":
         return f"{found.get('node')} is a node alone: `piccoloctl cluster init` founds a cluster, `cluster join` joins one."
-    lines = [f"cluster {found.get('cluster')}, timing {found.get('profile')}"] if wide else []
+    external = found.get("etcd") == "external"
+    etcd = ", etcd kept by its owner" if external else ""
+    lines = [f"cluster {found.get('cluster')}, timing {found.get('profile')}{etcd}"] if wide else []
+    columns = [column for column in NODES if not (external and column.title == "VOTE")]
     members = found.get("members") or []
     revs = [int(each.get("rev") or 0) for each in members]
     rows = [{**each, "lag": max(revs) - rev} for each, rev in zip(members, revs, strict=True)]
-    lines.append(render(rows, NODES, wide=wide, width=width))
+    lines.append(render(rows, columns, wide=wide, width=width))
     lines += [f"warning: {printable(str(each))}" for each in found.get("warnings") or ()]
     return "\n".join(lines)
 

@@ -118,6 +118,7 @@ class Door:
             api_url=body.api_url,
             spent=body.spent,
             stop_s=body.stop_s,
+            etcd_id=body.etcd_id,
         )
         return await patiently(
             lambda left_s: self._core.order(asked, timeout_s=max(1.0, left_s)), _PASSING, _ADMIT_S, _PAUSE_S

@@ -75,7 +75,9 @@ def judge(code: StatusCode, details: str, endpoint: str) -> Failure:
     what = f"etcd at {endpoint}: {details or code.name.lower()}"
     if "database space exceeded" in details:
         # Also said of a write that was applied, when the quota was passed between its proposal and its turn.
-        full = StoreFull("etcd's space quota is used up (alarm NOSPACE)", hint="it is compacted and defragmented by itself")
+        full = StoreFull(
+            "etcd's space quota is used up (alarm NOSPACE)", hint="it is compacted and defragmented by itself, or by its owner"
+        )
         return Failure(Verdict.UNKNOWN, full)
     if details.startswith(_ELSEWHERE):
         return Failure(Verdict.ELSEWHERE, StoreUnavailable(what, hint="etcd has no leader, or is overloaded"))

@@ -20,12 +20,16 @@ _NAMES: Final = {1: "NOSPACE", 2: "CORRUPT"}
 # Fields of StatusResponse that came after these messages were generated (3.4).
 _BYTES_IN_USE: Final = 9
 _IS_LEARNER: Final = 10
+_QUOTA_BYTES: Final = 12  # 3.6
 _HASH_BYTES: Final = hashlib.sha256().digest_size
 _PAGE_BYTES: Final = 512
 
 
 class Status(Struct, frozen=True):
-    """One member's own word. `leader_id` 0: it sees none. `used_bytes`: the rest of `db_bytes` a defragmentation frees."""
+    """One member's own word. `leader_id` 0: it sees none. `used_bytes`: the rest of `db_bytes` a defragmentation frees.
+
+    `quota_bytes` 0: it is too old to tell.
+    """
 
     header: Header
     version: str
@@ -33,6 +37,7 @@ class Status(Struct, frozen=True):
     used_bytes: int
     leader_id: int
     learner: bool
+    quota_bytes: int = 0
 
     @property
     def leads(self) -> bool:
@@ -51,7 +56,7 @@ async def status(client: Client, endpoint: str) -> Status:
     newer = newer_fields(answer)
     return Status(
         Header.of(answer), answer.version, answer.dbSize, newer.get(_BYTES_IN_USE, answer.dbSize), answer.leader,
-        bool(newer.get(_IS_LEARNER, 0)),
+        bool(newer.get(_IS_LEARNER, 0)), newer.get(_QUOTA_BYTES, 0),
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ class Upkeep:
     async def look(self) -> tuple[Alarm, ...]:
         """Looks once and does what is due. Returns the alarms. Raises PiccoloError, and OSError when nobody hears of them."""
         alarms = await status.alarms(self._client, _RPC_S)
-        await self._tell(await self._named(alarms))
+        await self._tell(await named(self._client, alarms))
         told = await status.status(self._client, self._client.endpoint())
         act = due(told, alarms, self._quota_bytes, clock.now() - self._rested_at)
         if act is not None:
@@ -95,11 +95,13 @@ class Upkeep:
                 if (alarm.name, alarm.member_id) == ("NOSPACE", told.header.member_id):
                     await status.disarm(self._client, alarm, _RPC_S)
 
-    async def _named(self, alarms: Sequence[Alarm]) -> list[str]:
-        if not alarms:
-            return []
-        names = {each.id: each.name for each in await members(self._client, _RPC_S)}
-        return [f"{alarm.name} on {names.get(alarm.member_id) or format(alarm.member_id, 'x')}" for alarm in alarms]
+
+async def named(client: Client, alarms: Sequence[Alarm]) -> list[str]:
+    """As people read them: which, and on whom."""
+    if not alarms:
+        return []
+    names = {each.id: each.name for each in await members(client, _RPC_S)}
+    return [f"{alarm.name} on {names.get(alarm.member_id) or format(alarm.member_id, 'x')}" for alarm in alarms]
 
 
 def local_client(settings: Settings) -> Client:

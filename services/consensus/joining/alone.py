@@ -48,7 +48,7 @@ class Alone:
         if self._folder.is_left_over():
             self._module.log.warning("wiping what was left of a cluster that this node is no member of")
             try:
-                await undo(self._folder, self._supervised)
+                await undo(self._folder, self._supervised, self._module.config.etcd)
             except (PiccoloError, OSError) as error:  # the terms of this node need none of it; the next start tries again
                 self._module.log.error("could not wipe it", reason=str(error))
         await restart_owed(self._folder, self._supervised)
@@ -84,6 +84,7 @@ class Alone:
         async with self._one_at_a_time():
             config = self._module.config
             checks.may_found_or_join(config)
+            checks.may_be(request.role, config)
             checks.may_give_up_data(config, await self._status(), request.discard_local)
             join = (await _late("join")).Join(self._module, self._folder, self._supervised)
             await self._become(join.run(request))
@@ -118,9 +119,11 @@ class Alone:
             )
             for name, each in sorted(members.items())
         )  # fmt: skip
+        config = self._module.config
         return Cluster(
-            mode="etcd", node=self._module.config.node.name, cluster=cluster, profile=self._folder.timing().profile,
-            members=shown, notes=notes,
+            mode="etcd", node=config.node.name, cluster=cluster, profile=self._folder.timing().profile, members=shown,
+            notes=notes,
+            etcd="external" if config.etcd.is_external else "managed",
         )  # fmt: skip
 
     async def _restart(self) -> None:

@@ -21,7 +21,17 @@ def may_found_or_join(config: Config) -> None:
             f"other machines cannot reach this one at {address}",
             hint="set node.address in the configuration to its address in your network, and restart piccolod",
         )
-    etcd_conf.program()
+    if not config.etcd.is_external:
+        etcd_conf.program()
+
+
+def may_be(role: str, config: Config) -> None:
+    """Raises Invalid for a witness without a vote."""
+    if role == "witness" and config.etcd.is_external:
+        raise Invalid(
+            'a witness votes in the etcd that the nodes keep, and with etcd.mode = "external" they keep none: it has no vote',
+            hint="join it without --witness, or leave this node out",
+        )
 
 
 def may_found(status: CryptoStatus) -> None:

@@ -26,12 +26,21 @@ from services.consensus import members_file
 _FOREIGN: Final = "store-given-up"
 _PUBLIC, _SHARED = 0o644, 0o640
 
+_DRAFT: Final = "draft.json"
+
 T = TypeVar("T")
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A cluster that this node is about to found in an etcd that is not wiped with the node. `mark`: of this attempt alone."""
+
+    cluster: str
+    mark: str
 
 
 class Folder:
     def __init__(self, paths: Paths) -> None:
-        self._paths = paths
+        self.paths: Final = paths
         self.path: Final = paths.cluster
 
     @property
@@ -62,7 +71,7 @@ class Folder:
         self._write(self.certificate, certificate.encode(), _PUBLIC)
 
     def keep_members(self, members: Mapping[str, KnownMember]) -> None:
-        members_file.write(self._paths, members)
+        members_file.write(self.paths, members)
 
     def members(self) -> dict[str, KnownMember]:
         """As they were known last. Raises Invalid, StoreUnavailable."""
@@ -75,21 +84,37 @@ class Folder:
         """Raises Invalid, StoreUnavailable."""
         return self._read("timing.json", Timing)
 
+    def keep_draft(self, draft: Draft) -> None:
+        """Before the first of it is written into an etcd that somebody else keeps. Raises OSError."""
+        self._write(self._draft, msgspec.json.encode(draft), _PUBLIC)
+
+    def draft(self) -> Draft | None:
+        """Raises Invalid, StoreUnavailable."""
+        return self._read(_DRAFT, Draft) if self._draft.exists() else None
+
+    def drop_draft(self) -> None:
+        """What it tells of is a cluster, or gone. Raises OSError."""
+        self._draft.unlink(missing_ok=True)
+
+    @property
+    def _draft(self) -> Path:
+        return self.path / _DRAFT
+
     def keep_etcd(self, settings: etcd_conf.Settings) -> None:
-        etcd_conf.write(settings, self._paths.etcd_conf)
+        etcd_conf.write(settings, self.paths.etcd_conf)
 
     def owe_restarts(self) -> None:
         """Before `mode` comes or goes: whoever started in the former mode has to start again, whatever crashes meanwhile.
 
         Raises OSError. A reboot forgives it, for then all start anew.
         """
-        self._write(self._paths.restarts_due, b"", _PUBLIC)
+        self._write(self.paths.restarts_due, b"", _PUBLIC)
 
     def owes_restarts(self) -> bool:
-        return self._paths.restarts_due.exists()
+        return self.paths.restarts_due.exists()
 
     def restarts_done(self) -> None:
-        self._paths.restarts_due.unlink(missing_ok=True)
+        self.paths.restarts_due.unlink(missing_ok=True)
 
     def give_store_up(self) -> None:
         """Once this node is a member, the store that it had alone is not its store any more. Raises OSError."""
@@ -98,14 +123,14 @@ class Folder:
     def settle_store(self) -> bool:
         """Sets the store aside that was given up, which a crash may have left to be done. Whether it did. Raises OSError."""
         if not (self.path / _FOREIGN).exists():
-            return _put_back(self._paths)  # a leave sets it aside as well
-        set_store_aside(self._paths)
+            return _put_back(self.paths)  # a leave sets it aside as well
+        set_store_aside(self.paths)
         (self.path / _FOREIGN).unlink()
         return True
 
     def drop_etcd(self) -> None:
         """From the next reload of the supervisor on no etcd runs here. Raises OSError."""
-        self._paths.etcd_conf.unlink(missing_ok=True)
+        self.paths.etcd_conf.unlink(missing_ok=True)
 
     def wipe(self) -> None:
         """All of it, and etcd's data. `mode` goes first: without it the rest counts for nothing. Raises OSError.
@@ -114,13 +139,13 @@ class Folder:
         """
         with contextlib.suppress(FileNotFoundError):
             cluster_mode.leave(self.path)
-        for folder in (self._paths.etcd_data, self.path):
+        for folder in (self.paths.etcd_data, self.path):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(folder)
 
     def is_left_over(self) -> bool:
         """Whether a crash left something of a cluster that this node is no member of."""
-        return cluster_mode.load(self.path) is None and (self.path.exists() or self._paths.etcd_data.exists())
+        return cluster_mode.load(self.path) is None and (self.path.exists() or self.paths.etcd_data.exists())
 
     def _read(self, name: str, kind: type[T]) -> T:
         file = self.path / name

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from piccolod import clock, cluster_mode, etcd_conf
-from piccolod.errors import Conflict, StoreUnavailable, Unavailable
+from piccolod.errors import Conflict, PiccoloError, StoreUnavailable, Unavailable
 from piccolod.leadership import keys
 from piccolod.leadership import timing as leadership
 from piccolod.leadership.keys import EpochRecord
@@ -28,15 +28,15 @@ from piccolod.protocol.cluster import InitCluster, Timing
 from piccolod.protocol.joining import IssueCertificate, Issued
 from piccolod.protocol.log import Exported, ExportLog
 from piccolod.protocol.persistence import CryptoStatus
-from services.consensus import cluster_records, seed, wire
+from services.consensus import access, cluster_records, seed, wire
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Range, Transaction
 from services.consensus.etcd.upkeep import local_client
 from services.consensus.gen import GenFile
-from services.consensus.joining import measure
-from services.consensus.joining.folder import Folder
+from services.consensus.joining import measure, outside
+from services.consensus.joining.folder import Draft, Folder
 from services.consensus.joining.moving import Move
-from services.consensus.joining.place import etcd_settings, own_record
+from services.consensus.joining.place import etcd_settings, mode, own_record
 from services.consensus.joining.supervised import Supervised, undo
 from services.consensus.leaser import Leaser
 from services.consensus.memory import MemoryFile
@@ -59,30 +59,68 @@ class Init:
         self._supervised = supervised
         self._request = request
         self._node = module.config.node.name
+        self._etcd = module.config.etcd
         self.notes: tuple[str, ...] = ()  # for who asked
 
     async def run(self, status: CryptoStatus) -> None:
-        log = self._module.log
-        stop = await measure.hard_stop(self._module)
-        chosen = await asyncio.to_thread(measure.choice, self._request.profile, self._module.paths.state, stop)
-        self.notes = (f"timing {chosen.why}",)
-        log.info("founding a cluster", cluster=status.cluster_id, profile=chosen.why)
+        log, cluster = self._module.log, status.cluster_id
+        if self._etcd.is_external:
+            await outside.look(self._module.paths, self._etcd)
+            await undo(self._folder, self._supervised, self._etcd)  # what a former attempt could not
         await asyncio.to_thread(self._folder.make)
         try:
-            await self._write_folder(status.cluster_id, chosen)
-            await self._supervised.etcd_as_written()
-            await self._supervised.etcd_ready()
-            move = await self._fill(status.cluster_id, chosen)
+            commit_s = await self._claim(cluster) if self._etcd.is_external else 0.0
+            stop = await measure.hard_stop(self._module)
+            chosen = await asyncio.to_thread(measure.choice, self._request.profile, self._module.paths.state, stop, commit_s)
+            self.notes = (f"timing {chosen.why}",)
+            log.info("founding a cluster", cluster=cluster, profile=chosen.why)
+            await self._write_folder(cluster, chosen)
+            if not self._etcd.is_external:
+                await self._supervised.etcd_as_written()
+                await self._supervised.etcd_ready()
+            move = await self._fill(cluster, chosen)
             await asyncio.to_thread(self._folder.owe_restarts)
             await move.check(HOLD_S)
-            mode = cluster_mode.Mode(cluster=status.cluster_id, node=self._node, since_ms=clock.wall_ms())
-            await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode)
+            await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode(self._module, cluster))
         except BaseException as error:
             if cluster_mode.load(self._folder.path) is None:
                 log.warning("could not found the cluster", reason=str(error) or type(error).__name__)
-                await undo(self._folder, self._supervised)
+                await undo(self._folder, self._supervised, self._etcd)
             raise
-        log.info("founded the cluster", cluster=status.cluster_id)
+        await self._settle()
+        log.info("founded the cluster", cluster=cluster)
+
+    async def _claim(self, cluster: str) -> float:
+        """What a commit takes in the etcd of an owner, where this attempt has its mark from now on."""
+        draft = Draft(cluster=cluster, mark=secrets.token_hex(16))
+        await asyncio.to_thread(access.remember, self._module.paths, self._etcd)
+        await asyncio.to_thread(self._folder.keep_draft, draft)
+        client = self._client()
+        try:
+            return await outside.claim(client, draft)
+        finally:
+            await client.close()
+
+    async def _settle(self) -> None:
+        """The draft first: with it the cluster could still be taken for one that was not founded."""
+        draft = self._folder.draft()
+        if draft is None:
+            return
+        await asyncio.to_thread(self._folder.drop_draft)
+        client = self._client()
+        try:
+            await outside.settle(client, draft)
+        except PiccoloError as error:
+            self._module.log.warning("the mark of the founding stays in etcd", reason=error.detail)
+        finally:
+            await client.close()
+
+    def _client(self) -> Client:
+        if self._etcd.is_external:
+            return access.external(self._module.paths, self._etcd).client(outside.RPC_S)
+        settings = etcd_conf.read(self._module.paths.etcd_conf)
+        assert settings is not None
+        return local_client(settings)
 
     async def _write_folder(self, cluster: str, chosen: Choice) -> None:
         key = authority.make_key()
@@ -99,14 +137,14 @@ class Init:
         folder.keep_certificate(issued.certificate, key, issued.ca)
         folder.keep_timing(Timing(profile=chosen.timing.profile, stop_s=chosen.timing.stop_s))
         folder.keep_members({self._node: own_record(self._module)})
+        if self._etcd.is_external:
+            return
         token = f"piccolo-{cluster}-{secrets.token_hex(4)}"
         folder.keep_etcd(etcd_settings(self._module, folder, token, chosen.timing, {}))
 
     async def _fill(self, cluster: str, chosen: Choice) -> Move:
         paths = self._module.paths
-        settings = etcd_conf.read(paths.etcd_conf)
-        assert settings is not None
-        client, prefix = local_client(settings), cluster_records.prefix(cluster)
+        client, prefix = self._client(), cluster_records.prefix(cluster)
         try:
             wrote_last = (await self._export(ExportLog(after=0, limit=1))).gen
             gen = await self._begin(client, prefix, chosen.timing, wrote_last)
@@ -139,13 +177,16 @@ class Init:
     ) -> tuple[int, frozenset[str]]:
         """The gen of the new store, and what goes on in it.
 
-        Nothing does, so that it begins anew, when etcd is beyond its tokens, or the log was written under a gen above that of
-        the terms (`wrote_last`: a repair that lost revs raises it): no term of theirs could write on it.
+        Nothing does, so that it begins anew, when etcd is beyond its tokens, as an owner's is that others write to, or the log
+        was written under a gen above that of the terms (`wrote_last`: a repair that lost revs raises it): no term of theirs
+        could write on it.
         """
         paths, node = self._module.paths, self._module.config.node
         page, held = PageReader(paths.page).read(), self._leaser.records()
         if page is not None and wrote_last > page.gen:
             self._module.log.warning("what is led here begins anew in the cluster", reason="a repair of the store lost revs")
+        elif self._etcd.is_external:
+            self._module.log.info("what is led here begins anew in the cluster", reason="its etcd is not for this node alone")
         elif page is not None and page.terms.keys() <= held.keys():
             try:
                 await seed.put_terms(client, prefix, self._node, node.address, page, tuple(held.values()), timing)

@@ -13,19 +13,19 @@ from urllib.parse import urlsplit
 import msgspec
 
 from piccolod import clock, cluster_mode
-from piccolod.errors import DeadlineExceeded, Failed, NoLeader, NotLeader, OutcomeUnknown, Unavailable
+from piccolod.errors import Conflict, DeadlineExceeded, Failed, NoLeader, NotLeader, OutcomeUnknown, Unavailable
 from piccolod.leadership.timing import founded
 from piccolod.module import Module
 from piccolod.pki import authority, token
 from piccolod.pki.identity import Role
 from piccolod.pki.token import JoinToken
-from piccolod.protocol.cluster import JoinCluster, Welcome
+from piccolod.protocol.cluster import Admission, JoinCluster, Welcome
 from piccolod.protocol.joining import JoinBody
-from services.consensus.joining import door, measure
+from services.consensus.joining import door, measure, outside
 from services.consensus.joining.attempt import Attempt, AttemptFile
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.measure import Stop
-from services.consensus.joining.place import etcd_settings, own_record, peer_url
+from services.consensus.joining.place import etcd_settings, mode, own_record, peer_url
 from services.consensus.joining.supervised import Supervised, undo
 
 # A member change is refused for 5 s after the last one, and a learner before this one has to become a voter first.
@@ -42,34 +42,39 @@ class Join:
         self._folder = folder
         self._supervised = supervised
         self._node = module.config.node.name
+        self._etcd = module.config.etcd
         self._attempts = AttemptFile(module.paths)
         self.notes: tuple[str, ...] = ()  # for who asked
 
     async def run(self, request: JoinCluster) -> None:
         log = self._module.log
         pinned = token.parse(request.token)
+        etcd_id = await outside.look(self._module.paths, self._etcd) if self._etcd.is_external else 0
         host, port = door.place(request.address, self._module.config.rpc_port)
         attempt = await asyncio.to_thread(self._attempts.begin, pinned, self._node)
         stop = await measure.hard_stop(self._module)
-        body = self._introduction(pinned, Role(request.role), attempt, stop.stop_s)
+        body = self._introduction(pinned, Role(request.role), attempt, stop.stop_s, etcd_id)
         log.info("joining a cluster", address=host, port=port, role=request.role)
         answer = await self._answer(host, port, pinned.fingerprint, body)
         welcome = _welcome(answer, pinned.fingerprint)
         cluster = welcome.admission.cluster
+        self._check_etcd(welcome.admission, etcd_id)
         await asyncio.to_thread(self._folder.make)
         try:
             self.notes = await asyncio.to_thread(self._shortfalls, welcome, stop)
             await asyncio.to_thread(self._write_folder, welcome, attempt)
-            await self._supervised.etcd_as_written()
-            await self._supervised.etcd_ready()
+            if self._etcd.is_external:
+                await outside.enter(self._module.paths, self._etcd, cluster, self._node, own_record(self._module))
+            else:
+                await self._supervised.etcd_as_written()
+                await self._supervised.etcd_ready()
             await asyncio.to_thread(self._folder.give_store_up)
             await asyncio.to_thread(self._folder.owe_restarts)
-            mode = cluster_mode.Mode(cluster=cluster, node=self._node, since_ms=clock.wall_ms())
-            await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode)
+            await asyncio.to_thread(cluster_mode.enter, self._folder.path, mode(self._module, cluster))
         except BaseException as error:
             if cluster_mode.load(self._folder.path) is None:
                 log.warning("could not join the cluster", reason=str(error) or type(error).__name__)
-                await undo(self._folder, self._supervised)
+                await undo(self._folder, self._supervised, self._etcd)
             raise
         await asyncio.to_thread(self._attempts.forget)
         await asyncio.to_thread(self._folder.settle_store)
@@ -89,12 +94,20 @@ class Join:
                 self._module.log.info("asks again to be let in", reason=error.detail)
             await asyncio.sleep(PAUSE_S)
 
-    def _introduction(self, pinned: JoinToken, role: Role, attempt: Attempt, stop_s: float) -> JoinBody:
+    def _check_etcd(self, admission: Admission, etcd_id: int) -> None:
+        """What the member has checked, unless it is of before this question. Raises Conflict."""
+        if admission.etcd_id != etcd_id:
+            raise Conflict(
+                f"the cluster {admission.cluster} has its etcd kept another way than this node's [etcd] says",
+                hint=f"`piccoloctl nodes remove {self._node}` on a member frees the name; then mend [etcd] here and join again",
+            )
+
+    def _introduction(self, pinned: JoinToken, role: Role, attempt: Attempt, stop_s: float, etcd_id: int) -> JoinBody:
         own, request = own_record(self._module), authority.make_request(attempt.key.encode())
         return JoinBody(
             id=pinned.id, secret=pinned.secret, node=self._node, role=role, address=own.address, csr=request, rpc=own.rpc,
             client_url=own.client_url, peer_url=peer_url(self._module.config), api_url=own.api_url,
-            spent=attempt.spent, stop_s=stop_s,
+            spent=attempt.spent, stop_s=stop_s, etcd_id=etcd_id,
         )  # fmt: skip
 
     def _shortfalls(self, welcome: Welcome, stop: Stop) -> tuple[str, ...]:
@@ -103,7 +116,8 @@ class Join:
         timing = founded(told.profile, stop.stop_s)
         places = [urlsplit(each.client_url) for each in welcome.admission.members.values() if each.client_url]
         others = [(each.hostname, each.port) for each in places if each.hostname and each.port]
-        found = measure.shortfalls(timing, stop, self._module.paths.state, others)
+        folder = None if self._etcd.is_external else self._module.paths.state
+        found = measure.shortfalls(timing, stop, folder, others)
         if not found:
             return ()
         self._module.log.warning("the timing of the cluster does not hold here", profile=told.profile, reason="; ".join(found))
@@ -120,7 +134,8 @@ class Join:
         folder.keep_timing(admission.timing)
         folder.keep_members(admission.members)
         self._attempts.spend(attempt, admission.member)
-        folder.keep_etcd(etcd_settings(self._module, folder, admission.etcd_token, timing, admission.initial_cluster))
+        if not self._etcd.is_external:
+            folder.keep_etcd(etcd_settings(self._module, folder, admission.etcd_token, timing, admission.initial_cluster))
 
 
 def _welcome(answer: bytes, fingerprint: str) -> Welcome:

@@ -24,7 +24,7 @@ from piccolod.protocol.cluster import (
     RemoveMember,
 )
 from piccolod.protocol.joining import KeepCertificate
-from services.consensus import members_file, prover, standing, term_store
+from services.consensus import access, members_file, prover, standing, term_store
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.joining import checks, renewal
 from services.consensus.joining.attempt import AttemptFile
@@ -43,7 +43,9 @@ class Joined:
         self._supervised = Supervised(module.paths)
         self._refusals = Refusals(leaser.driver, mode.node, leaser.place)
         store = leaser.driver.store
-        self._members = Membership(store.client, store.prefix, self._folder, mode.node, self._leads, module.log)
+        self._members = Membership(
+            store.client, store.prefix, self._folder, mode.node, self._leads, module.log, external=mode.is_external
+        )
 
     async def start(self) -> None:
         """Ends what a crash of init or join left undone, before anybody is granted a term here.
@@ -51,6 +53,7 @@ class Joined:
         Raises PiccoloError, OSError: a process that takes itself for alone must not write, so this module starts again.
         """
         await asyncio.to_thread(AttemptFile(self._module.paths).forget)
+        await asyncio.to_thread(self._folder.drop_draft)
         if await asyncio.to_thread(self._folder.settle_store):
             self._module.log.info("set the store aside that this node had alone")
         await restart_owed(self._folder, self._supervised)
@@ -141,9 +144,9 @@ class Joined:
     async def _keep_certificate(self, request: KeepCertificate, caller: Caller) -> Nothing:
         """etcd takes it up by itself, with its next connection."""
         await asyncio.to_thread(renewal.keep, self._folder, request.certificate, self._mode)
-        paths, client = self._module.paths, self._leaser.driver.store.client
-        found = members_file.urls(paths, members_file.read(paths))
-        client.renew(members_file.endpoints(found), members_file.certificates(paths, found))
+        paths = self._module.paths
+        found = access.find(paths, self._module.config.etcd, self._mode, members_file.read(paths))
+        self._leaser.driver.store.client.renew(found.endpoints, found.tls)
         self._module.log.info("renewed the certificate of this node")
         return Nothing()
 

@@ -33,6 +33,10 @@ _ROUND_TRIPS: Final = 5
 _REACHED_S: Final = 1.0
 
 
+# What an etcd elects with that was told nothing else; it does not say what it was told.
+_OWNERS_ELECTION_S: Final = 1.0
+
+
 class Stop(NamedTuple):
     """F, and of what."""
 
@@ -50,17 +54,27 @@ async def hard_stop(module: Module) -> Stop:
     return Stop(found.stop_s, "of a container")
 
 
-def choice(profile: str, folder: Path, stop: Stop) -> Choice:
-    """Blocking: some hundred syncs in `folder`. Raises Invalid when the profile, or with `auto` every one, does not hold."""
+def choice(profile: str, folder: Path, stop: Stop, commit_s: float = 0.0) -> Choice:
+    """Blocking: some hundred syncs in `folder`; none with `commit_s`, what a commit takes in an etcd elsewhere.
+
+    Raises Invalid when the profile, or with `auto` every one, does not hold.
+    """
     if profile != "auto":
         return Choice(founded(profile, stop.stop_s), f"{profile}, as it was asked for; F {stop.what}")
+    if commit_s:
+        chosen = choose(Measured(stop_s=stop.stop_s, fsync_s=commit_s, rtt_s=0.0, election_s=_OWNERS_ELECTION_S))
+        return Choice(chosen.timing, f"{chosen.why}; F {stop.what}, and a commit in the etcd of its owner for the fsync")
     chosen = choose(Measured(stop_s=stop.stop_s, fsync_s=fsync_s(folder), rtt_s=0.0))
     return Choice(chosen.timing, f"{chosen.why}; F {stop.what}, and no other node to measure a round trip to yet")
 
 
-def shortfalls(timing: Timing, stop: Stop, folder: Path, places: Iterable[tuple[str, int]]) -> tuple[str, ...]:
-    """What of a cluster's timing does not hold here, measured and doubled, each with its numbers. Blocking."""
-    return unfit(timing, doubled(Measured(stop_s=stop.stop_s, fsync_s=fsync_s(folder), rtt_s=rtt_s(places))))
+def shortfalls(timing: Timing, stop: Stop, folder: Path | None, places: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+    """What of a cluster's timing does not hold here, measured and doubled, each with its numbers. Blocking.
+
+    `folder`: where etcd syncs; None: not on this node.
+    """
+    sync_s = fsync_s(folder) if folder is not None else 0.0
+    return unfit(timing, doubled(Measured(stop_s=stop.stop_s, fsync_s=sync_s, rtt_s=rtt_s(places))))
 
 
 def rtt_s(places: Iterable[tuple[str, int]]) -> float:

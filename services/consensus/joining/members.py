@@ -24,7 +24,7 @@ from services.consensus.etcd import members as etcd_members
 from services.consensus.etcd import status as etcd_status
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.members import Member as Peer
-from services.consensus.etcd.transaction import Delete, Transaction
+from services.consensus.etcd.transaction import Delete, Range, Transaction
 from services.consensus.joining.folder import Folder
 
 _LOOK_S: Final = 1.0
@@ -37,22 +37,26 @@ _ENDED_S: Final = 8.0  # a session of the faster profiles ends within that; who 
 
 
 class Membership:
-    """`leads()`: whether this node leads the kernel now."""
+    """`leads()`: whether this node leads the kernel now. `external`: etcd is its owner's, who alone changes its members."""
 
-    def __init__(self, client: Client, prefix: str, folder: Folder, node: str, leads: Callable[[], bool], log: Any) -> None:
+    def __init__(
+        self, client: Client, prefix: str, folder: Folder, node: str, leads: Callable[[], bool], log: Any, *,
+        external: bool = False,
+    ) -> None:  # fmt: skip
         self._client = client
         self._prefix = prefix
         self._folder = folder
         self._node = node
         self._leads = leads
         self._log = log
+        self._external = external
         self._turn = asyncio.Lock()
 
     # --- shown
 
     async def cluster(self, cluster: str) -> Cluster:
         """Raises StoreUnavailable."""
-        peers = await etcd_members.members(self._client, _RPC_S)
+        peers = await self._peers()
         records = await self.records()
         sessions: dict[str, SessionRecord] = await self._below(keys.SESSION)
         kernel: EpochRecord | None = (await self._below(keys.EPOCH)).get(RESOURCE_KERNEL)
@@ -62,7 +66,7 @@ class Membership:
         )
         return Cluster(
             mode="etcd", node=self._node, cluster=cluster, profile=self._folder.timing().profile, members=shown,
-            warnings=tuple(warnings(peers)),
+            warnings=tuple(warnings(peers)), etcd="external" if self._external else "managed",
         )  # fmt: skip
 
     async def records(self) -> dict[str, KnownMember]:
@@ -78,27 +82,47 @@ class Membership:
         if request.role == cluster_records.MEMBER:
             check_stop(request.node, self._folder.timing(), request.stop_s)
         await patiently(lambda: self._check_ended(request.node), f"{request.node} cannot be let in yet", _ENDED_S)
+        etcd_id = await self._check_etcd(request)
         async with self._turn:
             others = await self.records()
             check_free(request.node, record, others)
             # The record first: whatever is left of a join that goes no further, `remove` finds it by that.
             await seed.put_node(self._client, self._prefix, request.node, record)
-            try:
-                member = await self._learner(request)
-            except Busy as error:
-                if request.node not in others and isinstance(error.__cause__, Busy):
-                    await self._take_back(request.node)
-                raise
-            peers = await etcd_members.members(self._client, _RPC_S)
+            initial_cluster, member = ({}, 0) if self._external else await self._grown(request, others)
         self._log.info("let a node in", node=request.node, role=request.role, address=request.address)
         return Admission(
             cluster=cluster,
-            initial_cluster={**{each.name: each.peer_urls[0] for each in peers if each.name}, request.node: request.peer_url},
-            etcd_token=self._token(),
+            initial_cluster=initial_cluster,
+            etcd_token="" if self._external else self._token(),
             members={**others, request.node: record},
             timing=self._folder.timing(),
             member=member,
+            etcd_id=etcd_id,
         )
+
+    async def _check_etcd(self, request: AddMember) -> int:
+        """The id of an external etcd, once the node speaks to that very one; 0 without. Raises Conflict."""
+        if not self._external:
+            return 0
+        found = await self._client.look((Range(self._prefix + keys.GEN),), _RPC_S)
+        known = found.header.cluster_id
+        if request.etcd_id != known:
+            raise Conflict(
+                f"the etcd of {request.node} has the id {request.etcd_id:x}, that of this cluster {known:x}: it is another one",
+                hint=f"put the endpoints of this cluster's etcd into [etcd] of {request.node}, and take another token",
+            )
+        return known
+
+    async def _grown(self, request: AddMember, others: Mapping[str, KnownMember]) -> tuple[dict[str, str], int]:
+        """The members of etcd by their peer URLs, and the id of the new one. A name that etcd does not take is free again."""
+        try:
+            member = await self._learner(request)
+        except Busy as error:
+            if request.node not in others and isinstance(error.__cause__, Busy):
+                await self._take_back(request.node)
+            raise
+        peers = await self._peers()
+        return {**{each.name: each.peer_urls[0] for each in peers if each.name}, request.node: request.peer_url}, member
 
     async def _check_ended(self, node: str) -> None:
         """A session is ended or expired by what it was for. Raises Busy while a node of this name has one."""
@@ -111,7 +135,7 @@ class Membership:
 
         async def act() -> int:
             nonlocal in_doubt
-            peers = await etcd_members.members(self._client, _RPC_S)
+            peers = await self._peers()
             there = next((each for each in peers if request.peer_url in each.peer_urls), None)
             if there is not None:
                 check_peer(request.node, there)
@@ -157,7 +181,7 @@ class Membership:
             raise Conflict(f"{node} leads the kernel", hint="`piccoloctl leaders switchover kernel` first, if there are others")
         async with self._turn:
             records = await self.records()
-            if node not in records and peer_with(node, None, await etcd_members.members(self._client, _RPC_S), records) is None:
+            if node not in records and peer_with(node, None, await self._peers(), records) is None:
                 raise NotFound(f"{node} is no member", hint="`piccoloctl nodes list` shows all")
             await patiently(lambda: self._expel(node, records), f"etcd does not let {node} go yet")
             await patiently(lambda: self._forget(node), f"etcd does not forget {node} yet")
@@ -165,7 +189,7 @@ class Membership:
 
     async def _expel(self, node: str, records: Mapping[str, KnownMember]) -> None:
         """One that etcd does not know is out already, as when the answer to the last try was lost."""
-        peers = await etcd_members.members(self._client, _RPC_S)
+        peers = await self._peers()
         peer = peer_with(node, records.get(node), peers, records)
         if peer is not None:
             if (heir := heir_of(peer, peers)) is not None:
@@ -197,11 +221,15 @@ class Membership:
                     await self._grow()
 
     async def _grow(self) -> None:
-        peer = due(await etcd_members.members(self._client, _RPC_S))
+        peer = due(await self._peers())
         if peer is not None:
             await self._promote(peer)
 
     # --- reading
+
+    async def _peers(self) -> tuple[Peer, ...]:
+        """Those that are the nodes'."""
+        return () if self._external else await etcd_members.members(self._client, _RPC_S)
 
     async def _below(self, kind: str) -> dict[str, Any]:
         prefix = self._prefix + kind
@@ -251,7 +279,7 @@ def check_free(node: str, record: KnownMember, others: dict[str, KnownMember]) -
             hint=f"give this one another node.name; for the same machine made anew: `piccoloctl nodes remove {node}` first",
         )
     for name, other in others.items():
-        if name != node and other.client_url == record.client_url:
+        if name != node and (other.client_url or other.rpc) == (record.client_url or record.rpc):
             raise Exists(f"{name} has the address {record.address} already", hint=f"`piccoloctl nodes remove {name}` frees it")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from typing import Any, Final
 
 from piccolod import clock, control
+from piccolod.config import Etcd
 from piccolod.errors import Busy, DeadlineExceeded
 from piccolod.paths import Paths
 from services.consensus.joining.folder import Folder
@@ -82,8 +84,11 @@ async def restart_owed(folder: Folder, supervised: Supervised) -> None:
         folder.restarts_done()
 
 
-async def undo(folder: Folder, supervised: Supervised) -> None:
+async def undo(folder: Folder, supervised: Supervised, etcd: Etcd) -> None:
     """What a failure or a crash left before the commit point. Raises OSError, PiccoloError: then the next start goes on."""
+    if (draft := folder.draft()) is not None:
+        outside = await asyncio.to_thread(importlib.import_module, "services.consensus.joining.outside")  # grpc comes with it
+        await outside.forget(draft, folder.paths, etcd)
     folder.drop_etcd()
     await supervised.etcd_as_written()
     await supervised.etcd_gone()

@@ -126,6 +126,19 @@ def test_a_member_releases_only_once_the_page_is_shut_and_all_that_it_led_is_dea
     assert lock_is_free(paths)
 
 
+@pytest.mark.parametrize(
+    ("mode", "members", "released"),
+    [("external", 1, False), ("external", 2, True), ("managed", 2, False), ("managed", 3, True)],
+)
+def test_it_releases_where_the_others_lead_on_without_this_node(paths: Paths, mode: str, members: int, released: bool) -> None:
+    """Of two members of etcd none survives the other; one of an owner is elsewhere."""
+    before = crashed(paths, members=members)
+    (paths.cluster / "mode").write_text(json.dumps({"etcd": mode}))
+    said = after_crash(paths, Release(paths) if released else never)
+    assert (said == "released") is released
+    assert (shown(paths) != before) is released
+
+
 def test_what_does_not_die_is_not_released(paths: Paths, containers: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
     crashed(paths)
     init, everyone = containers.in_pid_namespace()

@@ -89,6 +89,12 @@ def test_auto_takes_the_fastest_profile_on_a_good_machine_and_carries_what_it_me
         (Measured(stop_s=0.05, fsync_s=0.11, rtt_s=0.001), "balanced", "not fast: E >= 2*fsync: 0.4 < 2*0.22"),
         (Measured(stop_s=0.05, fsync_s=0.005, rtt_s=0.1), "patient", "not balanced: E >= 10*rtt: 0.5 < 10*0.2 = 2"),
         (Measured(stop_s=0.05, fsync_s=0.4, rtt_s=0.001), "patient", "not balanced: tau >= 2*rtt + fsync: 0.5 <"),
+        (
+            Measured(stop_s=0.05, fsync_s=0.005, rtt_s=0.0, election_s=1.0),
+            "balanced",
+            "not fast: L >= M + G + h + 2E + 2*tau: 3 <",
+        ),
+        (Measured(stop_s=0.05, fsync_s=0.3, rtt_s=0.0, election_s=1.0), "patient", "not balanced: tau >="),
     ],
 )
 def test_auto_takes_a_slower_profile_and_says_why(measured: Measured, profile: str, reason: str) -> None:

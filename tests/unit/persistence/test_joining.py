@@ -119,9 +119,9 @@ class Desk:
     def node(self, name: str) -> NodeRecord | None:
         return admission.record(NodeRecord, self.state.get(NODES, name), name)
 
-    def enter_cluster(self) -> None:
+    def enter_cluster(self, etcd: cluster_mode.Keeping = "managed") -> None:
         cluster_mode.make_folder(self.paths.cluster)
-        cluster_mode.enter(self.paths.cluster, cluster_mode.Mode(cluster=self.vault.cluster, node="n1", since_ms=1))
+        cluster_mode.enter(self.paths.cluster, cluster_mode.Mode(cluster=self.vault.cluster, node="n1", since_ms=1, etcd=etcd))
 
     async def commit(self, collection: str, id: str, document: Any, expect: int | None = None) -> int:
         expected = {} if expect is None else {(collection, id): expect}
@@ -204,6 +204,36 @@ def test_a_node_that_etcd_did_not_take_has_its_token_open_again_until_it_expires
         assert (await desk.known(token)).state is TokenState.USED
         later(2)
         assert type(await desk.refused(n2.redeem(token))) is Conflict
+
+    with_desk(tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("etcd", "wrong", "right", "words"),
+    [("managed", 7, 0, 'n2 has etcd.mode = "external"'), ("external", 0, 7, "n2 would bring a member of etcd of its own")],
+)
+def test_a_node_that_keeps_etcd_another_way_is_refused_and_its_token_stays(
+    tmp_path: Path, etcd: cluster_mode.Keeping, wrong: int, right: int, words: str
+) -> None:
+    async def work(desk: Desk) -> None:
+        desk.enter_cluster(etcd)
+        token, n2 = await desk.token(), Machine("n2")
+        refusal = await desk.refused(n2.redeem(token, etcd_id=wrong))
+        assert isinstance(refusal, Conflict) and words in refusal.detail and "on n2: [etcd]" in refusal.hint
+        nobody = await desk.refused(n2.redeem(tokens.issue(token.fingerprint), etcd_id=wrong))
+        assert isinstance(nobody, Unauthenticated), "who has no token is told nothing of it"
+        await desk.ask(n2.redeem(token, etcd_id=right))
+        assert desk.node("n2") is not None
+
+    with_desk(tmp_path, work)
+
+
+def test_where_its_owner_keeps_etcd_no_token_is_made_for_a_witness(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        desk.enter_cluster("external")
+        refusal = await desk.refused(CreateJoinToken(role=Role.WITNESS, author="admin"))
+        assert isinstance(refusal, Invalid) and "a witness votes" in refusal.detail
+        await desk.token()
 
     with_desk(tmp_path, work)
 

@@ -12,6 +12,8 @@ from piccolod import config
 from piccolod.__main__ import _greeting
 from piccolod.errors import Invalid
 
+PEM = 'ca="/ca.pem"\ncert="/a.pem"\nkey="/a.key"'
+
 
 def problems(text: str) -> dict[str, str]:
     with pytest.raises(Invalid) as caught:
@@ -50,6 +52,18 @@ def test_every_mistake_is_reported_with_the_nearest_right_name() -> None:
         ('[apps]\npublic_ports="80-90"', "apps.public_ports"),
         ('[apps]\npublic_ports="45000-35000"', "apps.public_ports"),
         ('[security]\nsetup_from="anywhere"', "security.setup_from"),
+        ('[etcd]\nmode="managed"', "etcd.mode"),
+        ('[etcd]\nendpoints=["https://10.0.0.1:2379"]', "etcd.endpoints"),
+        ('[etcd]\nca="/ca.pem"', "etcd.ca"),
+        ('[etcd]\nmode="external"', "etcd.endpoints"),
+        ('[etcd]\nmode="external"\nendpoints=["http://10.0.0.1:2379"]', "etcd.endpoints"),
+        ('[etcd]\nmode="external"\nendpoints=["http://127.0.0.1:2379"]\ncert="/a.pem"', "etcd.cert"),
+        ('[etcd]\nmode="external"\nendpoints=["http://127.0.0.1:2379", "http://127.0.0.1:2379"]', "etcd.endpoints"),
+        (f'[etcd]\nmode="external"\nendpoints=["https://10.0.0.1"]\n{PEM}', "etcd.endpoints"),
+        (f'[etcd]\nmode="external"\nendpoints=["https://10.0.0.1:2379/v3"]\n{PEM}', "etcd.endpoints"),
+        (f'[etcd]\nmode="external"\nendpoints=["https://10.0.0.1:70000"]\n{PEM}', "etcd.endpoints"),
+        (f'[etcd]\nmode="external"\nendpoints=["https://a:1", "http://127.0.0.1:1"]\n{PEM}', "etcd.endpoints"),
+        ('[etcd]\nmode="external"\nendpoints=["https://a:1"]\nca="/a"\ncert="/b"\nkey="c"', "etcd.key"),
         ("[telemetry]\njournal_days=0", "telemetry.journal_days"),
         ("[modules.rooter]\nenabled=true", "modules.rooter"),
         ("[modules.router]\nheartbeat_ms=1", "modules.router.heartbeat_ms"),
@@ -64,6 +78,15 @@ def test_a_value_that_cannot_work_is_refused_by_its_key(text: str, path: str) ->
 def test_all_addresses_may_be_served_with_a_certificate_or_when_tls_is_off() -> None:
     assert config.parse('[api]\nlisten=["0.0.0.0:8080"]\ntls="off"').api.tls == "off"
     assert config.parse('[api]\nlisten=["0.0.0.0:8080"]\ncert="a"\nkey="b"').api.cert == "a"
+
+
+def test_an_external_etcd_is_named_by_url_in_the_clear_on_loopback_alone() -> None:
+    urls = ["https://etcd-1.lan:2379", "https://10.0.0.2:2379", "https://[fd00::2]:2379"]
+    etcd = config.parse(f'[etcd]\nmode="external"\nendpoints={json.dumps(urls)}\n{PEM}').etcd
+    assert etcd.is_external and etcd.endpoints == urls
+    for local in ("http://127.0.0.1:2379", "http://[::1]:2379"):
+        assert config.parse(f'[etcd]\nmode="external"\nendpoints=["{local}"]').etcd.endpoints == [local]
+    assert not config.parse("").etcd.is_external
 
 
 def test_a_file_that_is_no_toml_or_not_there_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from piccolod.config import parse
 from piccolod.errors import (
     Busy,
     DeadlineExceeded,
@@ -86,9 +87,17 @@ def test_the_leader_lets_a_node_in(two: Cluster) -> None:
     (redeem,) = two["n1"].modules.asked(Redeem)
     assert (redeem.id, redeem.secret, redeem.node, redeem.csr) == ("01234567", "s" * 32, "n9", BODY.csr)
     (add,) = two["n1"].modules.asked(AddMember)
-    assert (add.node, add.api_url, add.peer_url, add.spent) == ("n9", BODY.api_url, BODY.peer_url, 2**64 - 1)
+    assert (add.node, add.api_url, add.peer_url, add.spent, add.etcd_id) == (
+        "n9", BODY.api_url, BODY.peer_url, 2**64 - 1, 0,
+    )  # fmt: skip
     assert codes(two["n1"], "POST rpc/join") == [("nobody", 200, "")]
     assert two["n1"].modules.asked(ForgetNode) == []
+
+
+def test_which_etcd_a_node_speaks_to_is_asked_of_both_who_decide(two: Cluster) -> None:
+    knock(two, "n1", etcd_id=2**63 + 7)  # etcd's ids have 64 bits
+    (redeem,), (add,) = two["n1"].modules.asked(Redeem), two["n1"].modules.asked(AddMember)
+    assert redeem.etcd_id == add.etcd_id == 2**63 + 7
 
 
 def test_a_follower_asks_the_leader(two: Cluster) -> None:
@@ -170,14 +179,14 @@ def test_a_member_that_ran_out_of_time_is_asked_again_with_the_same_key(monkeypa
 
     monkeypatch.setattr(door, "knock", answer)
     log = SimpleNamespace(info=lambda *_, **__: None)
-    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n9")), log=log, paths=PATHS)
+    module: Any = SimpleNamespace(config=parse('[node]\nname = "n9"'), log=log, paths=PATHS)
     join = joiner.Join(module, None, None)  # type: ignore[arg-type]
     assert asyncio.run(join._answer("127.0.0.99", 1, "0" * 64, BODY)) == b"ok"
     assert asked == [BODY, BODY]
 
 
 def test_a_joiner_whose_member_cannot_be_reached_says_so_at_once() -> None:
-    module: Any = SimpleNamespace(config=SimpleNamespace(node=SimpleNamespace(name="n2")), log=None, paths=PATHS)
+    module: Any = SimpleNamespace(config=parse('[node]\nname = "n2"'), log=None, paths=PATHS)
     join = joiner.Join(module, None, None)  # type: ignore[arg-type]
     with pytest.raises(Unavailable, match="cannot be reached"):
         asyncio.run(join._answer("127.0.0.99", 1, "0" * 64, BODY))

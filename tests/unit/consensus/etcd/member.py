@@ -100,26 +100,34 @@ class Module:
 class Node:
     """One node's folders and page, and a supervisor that ticks while it is told to."""
 
-    def __init__(self, folder: Path, index: int) -> None:
+    def __init__(self, folder: Path, index: int, extra_config: str = "") -> None:
         self.folder, self.index, self.name = folder, index, f"n{index + 1}"
-        self.config = config.parse(
-            f'[node]\nname = "{self.name}"\naddress = "10.77.0.{index + 1}"\n'
-            f'state_dir = "{folder}/state"\nrun_dir = "{folder}/run"'
-        )
+        self.configure(extra_config)
         self.paths = self.config.paths
         self.log: Any = SimpleNamespace(info=self._say, warning=self._say, error=self._say, debug=self._say)
         self.said: list[tuple[str, dict[str, Any]]] = []
         self._reader = PageReader(self.paths.page)
         self.gate = Gate(self._reader)
 
+    def configure(self, extra: str) -> None:
+        self.config = config.parse(
+            f'[node]\nname = "{self.name}"\naddress = "10.77.0.{self.index + 1}"\n'
+            f'state_dir = "{self.folder}/state"\nrun_dir = "{self.folder}/run"\n{extra}'
+        )
+
     def make(self, cluster: str, etcd: Cluster) -> KnownMember:
         """What `cluster init` or `cluster join` leaves of it."""
+        address = self.config.node.address
+        rpc, api_url = f"{address}:7444", f"http://{address}:8080"
         paths = self.paths
         for folder in (paths.state, paths.run, paths.leash):
             folder.mkdir(parents=True)
         create(paths.page)
         cluster_mode.make_folder(paths.cluster)
         (paths.cluster / "timing.json").write_text('{"profile": "fast", "stop_s": 0.1}')
+        if self.config.etcd.is_external:
+            cluster_mode.enter(paths.cluster, Mode(cluster=cluster, node=self.name, since_ms=1, etcd="external", rpc=rpc))
+            return KnownMember(address=address, client_url="", rpc=rpc, api_url=api_url)
         own = etcd.members[self.index % len(etcd.members)].settings
         etcd_conf.write(own, paths.etcd_conf)
         others = {
@@ -127,8 +135,7 @@ class Node:
         }
         members_file.write(paths, others)
         cluster_mode.enter(paths.cluster, Mode(cluster=cluster, node=self.name, since_ms=1))
-        address = self.config.node.address
-        return KnownMember(address=address, client_url=own.client_url, rpc=f"{address}:7444", api_url=f"http://{address}:8080")
+        return KnownMember(address=address, client_url=own.client_url, rpc=rpc, api_url=api_url)
 
     def _say(self, event: str, **facts: Any) -> None:
         self.said.append((event, facts))
@@ -224,15 +231,16 @@ async def is_able(node: str, leader: Live) -> None:
 class House:
     """Nodes of one cluster of their own, on members of etcd that many share."""
 
-    def __init__(self, etcd: Cluster) -> None:
-        self.etcd = etcd
+    def __init__(self, etcd: Cluster, section: str = "") -> None:
+        """`section`: `[etcd]` of their configuration."""
+        self.etcd, self.section = etcd, section
         self.folder = Path(tempfile.mkdtemp(prefix="house"))
         self.cluster = os.urandom(6).hex()
         self.prefix = prefix(self.cluster)
         self.processes: list[subprocess.Popen[bytes]] = []
 
     async def begin(self, count: int) -> list[Node]:
-        nodes = [Node(self.folder / f"n{index + 1}", index) for index in range(count)]
+        nodes = [Node(self.folder / f"n{index + 1}", index, self.section) for index in range(count)]
         async with opened(self.etcd) as client:
             await seed.put_gen(client, self.prefix, GEN)
             for node in nodes:
@@ -272,8 +280,8 @@ class House:
 
 
 @contextmanager
-def house(etcd: Cluster) -> Iterator[House]:
-    made = House(etcd)
+def house(etcd: Cluster, section: str = "") -> Iterator[House]:
+    made = House(etcd, section)
     try:
         yield made
     finally:

@@ -8,14 +8,16 @@ import pytest
 
 from piccolod import cluster_mode, config
 from piccolod.config import Config
-from piccolod.errors import Conflict, Exists, Invalid, Locked, PiccoloError
+from piccolod.errors import Conflict, Exists, Invalid, Locked, PiccoloError, Unavailable
 from piccolod.leadership import leash_table
 from piccolod.protocol.persistence import CryptoStatus
 from services.consensus.joining import checks
 
+EXTERNAL = '[etcd]\nmode = "external"\nendpoints = ["http://127.0.0.1:2379"]'
 
-def node(folder: Path, address: str = "10.77.0.1") -> Config:
-    parsed = config.parse(f'[node]\nname="n1"\naddress="{address}"\nstate_dir="{folder}/s"\nrun_dir="{folder}/r"')
+
+def node(folder: Path, address: str = "10.77.0.1", extra: str = "") -> Config:
+    parsed = config.parse(f'[node]\nname="n1"\naddress="{address}"\nstate_dir="{folder}/s"\nrun_dir="{folder}/r"\n{extra}')
     parsed.paths.leash.mkdir(parents=True)
     return parsed
 
@@ -29,6 +31,21 @@ def test_an_address_that_others_cannot_reach_founds_nothing(tmp_path: Path, addr
     with pytest.raises(Invalid, match=address) as refusal:
         checks.may_found_or_join(node(tmp_path, address))
     assert "node.address" in refusal.value.hint
+
+
+def test_without_etcd_here_only_one_of_an_owner_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match="etcd is not installed"):
+        checks.may_found_or_join(node(tmp_path / "a"))
+    checks.may_found_or_join(node(tmp_path / "b", extra=EXTERNAL))
+
+
+def test_a_witness_has_nothing_to_vote_in_where_its_owner_keeps_etcd(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="it has no vote") as refusal:
+        checks.may_be("witness", node(tmp_path / "a", extra=EXTERNAL))
+    assert "--witness" in refusal.value.hint
+    checks.may_be("member", node(tmp_path / "b", extra=EXTERNAL))
+    checks.may_be("witness", node(tmp_path / "c"))
 
 
 def test_a_member_neither_founds_nor_joins_again(tmp_path: Path) -> None:

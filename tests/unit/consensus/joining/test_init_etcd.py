@@ -53,9 +53,9 @@ class Alone:
     `late`: one more comes at that export after the term was closed, as one does whose sync took long.
     """
 
-    def __init__(self, folder: Path, gen: int = PAGE_GEN) -> None:
+    def __init__(self, folder: Path, gen: int = PAGE_GEN, extra_config: str = "") -> None:
         self.config = config.parse(
-            f'[node]\nname = "n1"\naddress = "10.0.0.1"\nstate_dir = "{folder}/state"\nrun_dir = "{folder}/run"'
+            f'[node]\nname = "n1"\naddress = "10.0.0.1"\nstate_dir = "{folder}/state"\nrun_dir = "{folder}/run"\n{extra_config}'
         )
         self.paths = self.config.paths
         self.paths.run.mkdir()

@@ -38,6 +38,13 @@ def test_a_slow_disk_gets_a_slower_profile_unless_another_is_asked_for(tmp_path:
     assert measure.choice("fast", tmp_path, QUICK).timing.profile == "fast"
 
 
+def test_in_an_etcd_of_an_owner_commits_count_and_not_the_disk_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "fsync_s", lambda _: 5.0)
+    assert measure.choice("auto", tmp_path, QUICK, 0.01).timing.profile == "balanced", "it elects for longer than fast bears"
+    assert measure.choice("auto", tmp_path, QUICK, 0.4).timing.profile == "patient"
+    assert measure.choice("fast", tmp_path, QUICK, 0.01).timing.profile == "fast"
+
+
 def test_containers_that_die_slowly_are_refused_with_the_inequality(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="M >= F"):
         measure.choice("fast", tmp_path, Stop(FAST.margin_s, "of a container"))

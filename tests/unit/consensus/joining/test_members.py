@@ -61,6 +61,17 @@ def test_a_name_and_an_address_belong_to_one_node() -> None:
         check_free("n3", node(1), others)
 
 
+def test_an_address_belongs_to_one_node_also_where_no_node_has_an_etcd() -> None:
+    def without(number: int) -> KnownMember:
+        return KnownMember(address=f"10.0.0.{number}", client_url="", rpc=f"10.0.0.{number}:7444")
+
+    others = {"n1": without(1), "n2": without(2)}
+    check_free("n3", without(3), others)
+    check_free("n2", without(2), others)
+    with pytest.raises(Exists, match=r"n1 has the address 10\.0\.0\.1"):
+        check_free("n3", without(1), others)
+
+
 def test_a_member_that_never_started_is_known_by_its_address() -> None:
     unstarted = peer("", learner=True, number=3)
     known = {"n1", "n3", "n4"}
