@@ -107,13 +107,19 @@ def test_who_would_keep_etcd_another_way_is_refused_and_its_token_stays(two: Clu
     assert (done.returncode, "a witness votes" in done.stderr) == (8, True), done.stderr
 
 
-def test_members_survive_a_restart(two: Cluster) -> None:
+def test_a_member_goes_on_after_a_restart_also_when_its_configuration_names_no_etcd_any_more(two: Cluster) -> None:
     n1 = two["n1"]
-    n1.stop()
-    n1.start()
-    unlock(n1)
-    wait_leader(two)
-    assert title(n1, write(n1, "After a restart")) == "After a restart"
+    text = n1.config_file.read_text()
+    for mode, told in (("auto", True), ("external", False)):
+        n1.stop()
+        n1.config_file.write_text(text if mode == "external" else text.partition("[etcd]")[0])
+        n1.start()
+        unlock(n1)
+        wait_leader(two)
+        assert title(n1, write(n1, f"In {mode}")) == f"In {mode}"
+        words = "goes on with the endpoints of before" if told else "OK\n"
+        until(lambda words=words: words in n1.ctl("health").stdout, f"its health says {words}", 15, 0.3)
+        assert "etcd" not in n1.modules()
 
 
 def test_the_machine_that_leads_is_lost_and_the_other_leads(two: Cluster) -> None:
