@@ -15,6 +15,7 @@ from tests.bed.cluster import Cluster
 from tests.bed.etcd import OwnersEtcd
 from tests.bed.forming import found, join, leader, members, said, token, unlock, wait_leader
 from tests.bed.machine import Machine
+from tests.cluster.test_after_crash import after_crash, kill_tree
 from tests.node import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("etcd"), reason="needs root and etcd")
@@ -53,6 +54,11 @@ def write(machine: Machine, title: str) -> str:
 
 def title(machine: Machine, rev: str) -> str:
     return str(machine.api("GET", "/settings", headers={"Piccolo-Min-Rev": rev}).json["title"])
+
+
+def able(leading: Machine, other: Machine) -> bool:
+    candidates = leading.get("/leadership/kernel")["candidates"]
+    return any(each["node"] == other.name and each["eligible"] for each in candidates)
 
 
 def is_alone(machine: Machine) -> bool:
@@ -131,6 +137,20 @@ def test_the_machine_that_leads_is_lost_and_the_other_leads(two: Cluster) -> Non
     faults.power_on(lost, 60)
     unlock(lost)
     assert title(lost, rev) == "Alone now"
+
+
+def test_a_crash_of_all_on_the_machine_that_leads_is_told_to_the_other_by_the_hook(two: Cluster) -> None:
+    """Two that keep etcd themselves would have no quorum left."""
+    lost = wait_leader(two)
+    other = two["n2"] if lost is two["n1"] else two["n1"]
+    until(lambda: able(lost, other), f"{other.name} could lead", 20)
+    kill_tree(lost)
+    done = after_crash(lost)
+    assert (done.returncode, done.stdout) == (0, "piccolod: released kernel; ended the session\n"), done.stderr
+    until(lambda: leader(two, lost) is other, f"{other.name} leads", 10)
+    lost.start()
+    unlock(lost)
+    assert title(lost, write(other, "After the crash")) == "After the crash"
 
 
 def test_one_leaves_and_is_a_node_alone(two: Cluster, etcd: OwnersEtcd) -> None:
