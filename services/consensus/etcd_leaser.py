@@ -59,6 +59,7 @@ class EtcdLeaser:
         self._module = module
         self._page = page
         self._node = mode.node
+        self._external = mode.is_external
         paths = module.paths
         timing = members_file.timing_of(paths)
         client = access.open_client(paths, module.config.etcd, mode, timing.rpc_s)
@@ -159,7 +160,8 @@ class EtcdLeaser:
 
     def trouble(self) -> str:
         if self.driver.state.restored:
-            return f"{Ended.RESTORED.value}; {RESTORED_HINT}"
+            other = ", or [etcd] in the configuration names another one" if self._external else ""
+            return f"{Ended.RESTORED.value}{other}; {RESTORED_HINT}"
         if self.driver.blocked:
             return self.driver.blocked
         if self.registration.is_out():

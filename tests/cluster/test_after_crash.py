@@ -62,7 +62,8 @@ class Writers:
 def kill_tree(machine: Machine) -> None:
     """All that `KillMode=process` and the supervisor's end take along; leashes, podman and containers live."""
     modules = [name for name, module in machine.modules().items() if module["pid"]]
-    faults.kill(machine, "supervisor", "zygote", "etcd", *modules)
+    own = ["etcd"] if machine.named("etcd") else []  # none where its owner keeps it
+    faults.kill(machine, "supervisor", "zygote", *own, *modules)
     assert machine.process is not None
     machine.process.wait(10)
     machine.process = None

@@ -15,6 +15,7 @@ from tests.bed.cluster import Cluster
 from tests.bed.etcd import OwnersEtcd
 from tests.bed.forming import found, join, leader, members, said, token, unlock, wait_leader
 from tests.bed.machine import Machine
+from tests.cluster.test_after_crash import after_crash, kill_tree
 from tests.node import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("etcd"), reason="needs root and etcd")
@@ -53,6 +54,11 @@ def write(machine: Machine, title: str) -> str:
 
 def title(machine: Machine, rev: str) -> str:
     return str(machine.api("GET", "/settings", headers={"Piccolo-Min-Rev": rev}).json["title"])
+
+
+def able(leading: Machine, other: Machine) -> bool:
+    candidates = leading.get("/leadership/kernel")["candidates"]
+    return any(each["node"] == other.name and each["eligible"] for each in candidates)
 
 
 def is_alone(machine: Machine) -> bool:
@@ -107,13 +113,19 @@ def test_who_would_keep_etcd_another_way_is_refused_and_its_token_stays(two: Clu
     assert (done.returncode, "a witness votes" in done.stderr) == (8, True), done.stderr
 
 
-def test_members_survive_a_restart(two: Cluster) -> None:
+def test_a_member_goes_on_after_a_restart_also_when_its_configuration_names_no_etcd_any_more(two: Cluster) -> None:
     n1 = two["n1"]
-    n1.stop()
-    n1.start()
-    unlock(n1)
-    wait_leader(two)
-    assert title(n1, write(n1, "After a restart")) == "After a restart"
+    text = n1.config_file.read_text()
+    for mode, told in (("auto", True), ("external", False)):
+        n1.stop()
+        n1.config_file.write_text(text if mode == "external" else text.partition("[etcd]")[0])
+        n1.start()
+        unlock(n1)
+        wait_leader(two)
+        assert title(n1, write(n1, f"In {mode}")) == f"In {mode}"
+        words = "goes on with the endpoints of before" if told else "OK\n"
+        until(lambda words=words: words in n1.ctl("health").stdout, f"its health says {words}", 15, 0.3)
+        assert "etcd" not in n1.modules()
 
 
 def test_the_machine_that_leads_is_lost_and_the_other_leads(two: Cluster) -> None:
@@ -125,6 +137,20 @@ def test_the_machine_that_leads_is_lost_and_the_other_leads(two: Cluster) -> Non
     faults.power_on(lost, 60)
     unlock(lost)
     assert title(lost, rev) == "Alone now"
+
+
+def test_a_crash_of_all_on_the_machine_that_leads_is_told_to_the_other_by_the_hook(two: Cluster) -> None:
+    """Two that keep etcd themselves would have no quorum left."""
+    lost = wait_leader(two)
+    other = two["n2"] if lost is two["n1"] else two["n1"]
+    until(lambda: able(lost, other), f"{other.name} could lead", 20)
+    kill_tree(lost)
+    done = after_crash(lost)
+    assert (done.returncode, done.stdout) == (0, "piccolod: released kernel; ended the session\n"), done.stderr
+    until(lambda: leader(two, lost) is other, f"{other.name} leads", 10)
+    lost.start()
+    unlock(lost)
+    assert title(lost, write(other, "After the crash")) == "After the crash"
 
 
 def test_one_leaves_and_is_a_node_alone(two: Cluster, etcd: OwnersEtcd) -> None:

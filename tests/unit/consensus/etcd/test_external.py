@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from piccolod import etcd_conf
 from piccolod.config import Etcd
-from piccolod.errors import Conflict, Invalid, NotLeader, StoreUnavailable
+from piccolod.errors import Conflict, Invalid, NotLeader, StoreRestored, StoreUnavailable
 from piccolod.protocol.base import Level
 from piccolod.protocol.cluster import AddMember, GetCluster, KnownMember, RemoveMember
 from piccolod.protocol.consensus import Campaign
@@ -17,6 +18,8 @@ from services.consensus import seed
 from services.consensus.after_crash import release
 from services.consensus.etcd import members, status
 from services.consensus.etcd.client import Client
+from services.consensus.etcd.header import Header
+from services.consensus.log_space import Space
 from tests.etcd import Cluster
 from tests.unit.consensus.etcd.conftest import eventually, opened
 from tests.unit.consensus.etcd.member import House, Live, Node, house, living
@@ -180,6 +183,42 @@ def test_one_with_an_etcd_of_its_own_keeps_it(home: House) -> None:
             assert told(one).startswith("WARN")
 
     asyncio.run(main())
+
+
+def test_endpoints_of_another_etcd_are_not_believed(owned: House) -> None:
+    async def main(other: Cluster) -> None:
+        (node,) = await owned.begin(1)
+        async with living(node) as one:
+            await one.lead()
+        node.configure(section(other))
+        async with living(node) as one:
+            await eventually(lambda: "[etcd] in the configuration names another one" in told(one), "its health says so")
+            with pytest.raises((NotLeader, StoreUnavailable, StoreRestored)):
+                await one.ask(Campaign(resource="kernel"))
+            assert not node.token()
+
+    with Cluster(1) as other:
+        asyncio.run(main(other))
+
+
+def test_the_quota_that_etcd_tells_counts_and_not_the_one_that_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told_bytes = 0
+
+    async def tell(client: Client, endpoint: str) -> status.Status:
+        return status.Status(Header(1, 1, 1, 1), "3.6.0", 600 << 20, 600 << 20, 1, False, quota_bytes=told_bytes)
+
+    monkeypatch.setattr(status, "status", tell)
+
+    async def full() -> str:
+        client = Client(["127.0.0.1:1"], None, rpc_s=1.0)
+        space = Space(client, etcd_conf.OWNERS_QUOTA_BYTES)
+        await space.look()
+        await client.close()
+        return space.full()
+
+    assert asyncio.run(full()) == "", "2 GiB where it is too old to tell"
+    told_bytes = 1 << 30
+    assert "600 MiB" in asyncio.run(full()) and "512 MiB" in asyncio.run(full())
 
 
 def test_without_any_endpoint_it_does_not_start_and_says_what_is_missing(owned: House) -> None:
