@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
+
 from piccolod import clock
 from piccolod.cluster_mode import Mode
 from piccolod.errors import (
@@ -21,7 +23,7 @@ from piccolod.errors import (
 )
 from piccolod.leadership import actions, events, keys
 from piccolod.leadership.actions import RESTORED_HINT, Action, Ended
-from piccolod.leadership.events import PageState, PageTerm
+from piccolod.leadership.events import Header, Memory, PageState, PageTerm
 from piccolod.leadership.page import CAPACITY, Page, PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -37,8 +39,9 @@ from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
 from services.consensus.memory import MemoryFile
 from services.consensus.planned_moves import PlannedMoves
-from services.consensus.refusals import Refusals
+from services.consensus.refusals import NO_QUORUM, NO_QUORUM_HINT, Refusals
 from services.consensus.registration import Registration
+from services.consensus.successor import Successor
 
 _CAMPAIGN_S: Final = 1.0
 _END_S: Final = 4.0  # from a request to end a term until its caller is told that it takes longer
@@ -49,6 +52,7 @@ _PROPOSAL_S: Final = 5.0
 _REFUSED_S: Final = 1.0
 _OUT: Final = "this node was taken out of the cluster"
 _OUT_HINT: Final = "`piccoloctl cluster leave` makes it a node alone"
+_ANEW_HINT: Final = "it leads nothing; `piccoloctl cluster leave --force` here, then join it anew"
 
 
 class EtcdLeaser:
@@ -67,6 +71,7 @@ class EtcdLeaser:
             prover.Prover(paths, module.call, self._store_lives), lambda: last_tick(paths), module.log, self._heard,
             self._looked,
         )  # fmt: skip
+        self._successor = Successor(paths, store.prefix, module.log)
         self.registration: Final = Registration(self.driver, paths, module.log, self._store_lives)
         self._refusals = Refusals(self.driver, mode.node, self.place)
         self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals)
@@ -88,11 +93,33 @@ class EtcdLeaser:
             shown = PageState(page.gen, page.sid, page.lease_id, page.soft_at, page.hard_at, terms)
             on_page = {RESOURCE_KERNEL} & set(terms)
         running = tuple(sorted(on_page | prover.running(module.paths)))
-        memory = MemoryFile(module.paths.cluster / "seen.json").read()
+        memory = await self._remembered(resumes=shown is not None and shown.sid != 0 and clock.now() < shown.hard_at)
         first = events.Started(clock.boot_id(), shown, memory, running)
         self._running = module.spawn(self.driver.run(first), name="leadership")
         module.spawn(self.registration.run(), name="registration")
+        module.spawn(self._successor.run(self._known, self._succeeded), name="successor")
         await self.driver.until(lambda: self.driver.state.boot_id, _CAMPAIGN_S)
+
+    async def _remembered(self, *, resumes: bool) -> Memory | None:
+        """What a former life knew of etcd. A session that lives on was in touch; a new one waits for the others' answers."""
+        file = MemoryFile(self._module.paths.cluster / "seen.json")
+        memory = file.read()
+        if memory is None or memory.restored or resumes:
+            return memory
+        seen = await self._successor.look(memory)
+        if seen is None:
+            return memory
+        self._successor.note(seen)
+        memory = msgspec.structs.replace(memory, restored=True)
+        await asyncio.to_thread(file.write, memory)
+        return memory
+
+    def _known(self) -> Memory:
+        state = self.driver.state
+        return Memory(state.cluster_id, state.highest, state.gen, state.restored)
+
+    def _succeeded(self, header: Header) -> None:
+        self.driver.feed(events.Overheard(header, 0))
 
     async def leave(self) -> None:
         """The kernel, once persistence has ended: others need not wait for a span then. A term of an app ends with the app."""
@@ -157,13 +184,15 @@ class EtcdLeaser:
         return await history.read(self.driver.store, resource, limit)
 
     def trouble(self) -> str:
+        if self.driver.state.restored and self._successor.node:
+            return f"the cluster was recovered on {self._successor.node}, without this node: {_ANEW_HINT}"
         if self.driver.state.restored:
             return f"{Ended.RESTORED.value}; {RESTORED_HINT}"
         if self.driver.blocked:
             return self.driver.blocked
         if self.registration.is_out():
             return f"{_OUT}: {_OUT_HINT}"
-        return "" if self._refusals.fresh() else "etcd does not answer, or has no quorum"
+        return "" if self._refusals.fresh() else f"{NO_QUORUM}; {NO_QUORUM_HINT}"
 
     def hint(self, resource: str) -> LeaderHint | None:
         return self._refusals.hint(resource)

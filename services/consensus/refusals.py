@@ -13,6 +13,9 @@ from services.consensus import standing
 from services.consensus.driver import Driver
 from services.consensus.leaser import Place
 
+NO_QUORUM: Final = "etcd does not answer, or has no quorum"
+NO_QUORUM_HINT: Final = "where the others are lost for good, `piccoloctl cluster recover` says what can be kept"
+
 
 class Refusals:
     """Read from the core's state, and changes nothing. `place`: where a node is found."""
@@ -48,7 +51,7 @@ class Refusals:
         if self._driver.blocked:
             return StoreUnavailable(self._driver.blocked, hint="see the disk")
         if not self.fresh():
-            return StoreUnavailable("etcd does not answer, or has no quorum", hint="see `piccoloctl cluster list`")
+            return StoreUnavailable(NO_QUORUM, hint=NO_QUORUM_HINT)
         if state.session is None:
             return NoLeader(f"nobody leads {resource}, and this node has no session yet", hint="try again in a moment")
         if state.paused:

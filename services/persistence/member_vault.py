@@ -17,7 +17,7 @@ from piccolod.errors import PiccoloError, StoreCorrupt, StoreUnavailable
 from piccolod.protocol.persistence import StoreReport
 from services.persistence import keyset as keysets
 from services.persistence.catch_up import Ask, CatchUp
-from services.persistence.chain import check_snapshot
+from services.persistence.chain import Chain, check_snapshot
 from services.persistence.committer import Committer
 from services.persistence.entry import CannotOpen, open_bytes, open_entry
 from services.persistence.guesses import Guesses
@@ -73,6 +73,18 @@ class MemberVault(Vault):
         if self.catch_up is None:
             return self.locked_rev, b""
         return self.catch_up.end.rev, self.catch_up.end.digest
+
+    def end(self) -> Chain:
+        """While it is locked as far as digests show, which `end_of` and each append have looked at."""
+        if self.condition is Condition.LOCKED and self.catch_up is not None:
+            return self.catch_up.end
+        return super().end()
+
+    async def file_all(self) -> None:
+        """Raises StoreFull, StoreUnavailable, StoreCorrupt."""
+        if self.catch_up is not None:
+            async with self.catch_up.lock:
+                await self.catch_up.copy.append(())
 
     # --- changes of condition
 

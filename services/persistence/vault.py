@@ -24,6 +24,7 @@ from piccolod.errors import Exists, Locked, PiccoloError, StoreCorrupt, StoreUna
 from piccolod.protocol.persistence import StoreReport
 from piccolod.supervisor import settle
 from services.persistence import keyset as keysets
+from services.persistence.chain import Chain
 from services.persistence.committer import Committer
 from services.persistence.guesses import Guesses
 from services.persistence.head import HeadFile
@@ -105,6 +106,13 @@ class Vault:
     def locked_end(self) -> tuple[int, bytes]:
         """Rev and, where it is known, digest of the last entry that is here, as far as can be told without the key."""
         return self.locked_rev, b""
+
+    def end(self) -> Chain:
+        """The verified end of the log. Raises Locked, StoreCorrupt, StoreUnavailable."""
+        return self.unlocked()[0].chain
+
+    async def file_all(self) -> None:
+        """All that is visible is in the file when this returns. Here it is that from the start on."""
 
     @property
     def busy(self) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import msgspec
 
-from piccolod import cluster_mode
+from piccolod import cluster_mode, etcd_conf
 from piccolod.cluster_mode import Mode
-from piccolod.errors import Busy, Conflict, StoreUnavailable
+from piccolod.errors import Busy, Conflict, PiccoloError, StoreUnavailable
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.module import Caller, Module
 from piccolod.protocol.base import Nothing
@@ -24,13 +24,19 @@ from piccolod.protocol.cluster import (
     RemoveMember,
 )
 from piccolod.protocol.joining import KeepCertificate
+from piccolod.protocol.log import ExportLog
+from piccolod.protocol.recovery import GetLogEnd, GetStoreView, Recover, Recovery, Standing, Store, StoreView
 from services.consensus import members_file, prover, standing, term_store
 from services.consensus.etcd_leaser import EtcdLeaser
-from services.consensus.joining import checks, renewal
+from services.consensus.joining import checks, recovery_checks, renewal
 from services.consensus.joining.folder import Folder, set_store_aside
+from services.consensus.joining.former import FormerMembers
 from services.consensus.joining.members import Membership
+from services.consensus.joining.recovery import EXPORT_S, Plan, Recovering, last_epochs
 from services.consensus.joining.supervised import ANSWERED_S, Supervised, restart_owed
 from services.consensus.refusals import Refusals
+
+_END_S: Final = 5.0
 
 
 class Joined:
@@ -43,6 +49,8 @@ class Joined:
         self._refusals = Refusals(leaser.driver, mode.node, leaser.place)
         store = leaser.driver.store
         self._members = Membership(store.client, store.prefix, self._folder, mode.node, self._leads, module.log)
+        self._former = FormerMembers(module, self._leads)
+        self._recovering = asyncio.Lock()
 
     async def start(self) -> None:
         """Ends what a crash of init or join left undone, before anybody is granted a term here.
@@ -64,9 +72,16 @@ class Joined:
         self._module.serve(RemoveMember, self._remove)
         self._module.serve(Leave, self._leave)
         self._module.serve(KeepCertificate, self._keep_certificate)
+        self._module.serve(GetStoreView, self._store_view)
+        self._module.serve(Recover, self._recover)
         self._module.spawn(self._members.run(), name="members")
+        self._module.spawn(self._former.forget(), name="former members")
 
     async def _cluster(self, request: GetCluster, caller: Caller) -> Cluster:
+        if self._recovering.locked():
+            raise Busy("the cluster is being recovered here", hint="try again in a moment")
+        if self._leaser.driver.state.restored:
+            raise self._refusals.no_leader(RESOURCE_KERNEL)
         found = await self._members.cluster(self._mode.cluster)
         told = list(found.warnings)
         if self._leaser.driver.facts.paused:
@@ -82,6 +97,7 @@ class Joined:
 
     async def _add(self, request: AddMember, caller: Caller) -> Admission:
         self._check_leads()
+        self._former.check_forgotten()
         return await self._members.add(request, self._mode.cluster)
 
     async def _remove(self, request: RemoveMember, caller: Caller) -> Nothing:
@@ -108,7 +124,11 @@ class Joined:
         return Nothing()
 
     async def _check_out(self, force: bool) -> None:
-        """Raises Conflict for a member; StoreUnavailable when that is not known, and must be."""
+        """Raises Conflict for a member; StoreUnavailable, StoreRestored when that is not known, and must be."""
+        if self._leaser.driver.state.restored:  # what that etcd says of it is not believed either
+            if not force:
+                raise self._refusals.no_leader(RESOURCE_KERNEL)
+            return
         try:
             member = self._mode.node in await self._members.records() and not self._leaser.registration.is_replaced()
         except StoreUnavailable:
@@ -131,6 +151,56 @@ class Joined:
         paths.lock_mark.unlink(missing_ok=True)  # it was the cluster's store that was locked on purpose
         term_store.forget(paths.consensus / "terms.db")
         cluster_mode.leave(paths.cluster)
+
+    # --- begun anew
+
+    async def _store_view(self, request: GetStoreView, caller: Caller) -> StoreView:
+        state = self._leaser.driver.state
+        store = Store.RESTORED if state.restored else Store.ANSWERS if self._refusals.fresh() else Store.SILENT
+        return StoreView(store=store, gen=state.gen)
+
+    async def _recover(self, request: Recover, caller: Caller) -> Recovery:
+        """From the moment on at which this node leads nothing any more this life of the module is over, however it ends."""
+        if self._recovering.locked():
+            raise Busy("the cluster is being recovered here already", hint="try again in a moment")
+        async with self._recovering:
+            found, plan = await self._planned(request, caller)
+            if not request.force:
+                return found
+            await self._check_stopped()
+            await self._leaser.abandon()
+            try:
+                await self._check_stopped()
+                await Recovering(self._module, self._folder, self._supervised, self._mode).run(plan)
+            finally:
+                self._module.spawn(self._restart(), name="restart after a recovery")
+        return msgspec.structs.replace(found, done=True)
+
+    async def _planned(self, request: Recover, caller: Caller) -> tuple[Recovery, Plan]:
+        """What it would be. Raises Conflict, Locked, and what keeps the log from being exported."""
+        node, paths = self._mode.node, self._module.paths
+        settings = etcd_conf.read(paths.etcd_conf)
+        if settings is None:
+            raise Conflict("this member has no etcd of its own", hint="recover on one that has")
+        members = members_file.read(paths)
+        view = await self._store_view(GetStoreView(), caller)
+        try:
+            found = await self._module.call(GetLogEnd(), timeout_s=_END_S)
+            own = Standing(node=node, view=view, end=found)
+        except PiccoloError as error:
+            own = Standing(node=node, view=view, problem=error.detail)
+        end = recovery_checks.check(node, own, members, request.heard)
+        await self._module.call(ExportLog(after=0, limit=1, recovers=True), timeout_s=EXPORT_S)
+        state = self._leaser.driver.state
+        seen = {name: record.value for name, record in state.view.epochs.items()}
+        last = await last_epochs(settings, self._leaser.driver.store.prefix, seen)
+        epochs = {name: record.epoch for name, record in last.items()}
+        epochs[RESOURCE_KERNEL] = max(epochs.get(RESOURCE_KERNEL, 0), end.epoch)
+        former = tuple(sorted(members.keys() - {node}))
+        gens = [each.standing.view.gen for each in request.heard if each.standing is not None]
+        lost = recovery_checks.lost(node, end, request.heard, former, last)
+        planned = Recovery(node=node, done=False, rev=end.rev, at_ms=end.at_ms, former=former, lost=tuple(lost))
+        return planned, Plan(max([state.gen, end.gen, *gens]), epochs, former)
 
     async def _keep_certificate(self, request: KeepCertificate, caller: Caller) -> Nothing:
         """etcd takes it up by itself, with its next connection."""

@@ -1,0 +1,96 @@
+"""Whether the cluster was begun anew without this node (`cluster recover`): another member's etcd has a higher `gen`.
+
+The etcd that this node knows may answer again with its quorum, when two machines come back that were given up. It must lead
+nothing by then, so the others are asked before the first session of a life, and then again and again. What is found is told to
+the core as an answer of another etcd: from then on it believes nothing but a higher `gen` that names the etcd which answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from piccolod import etcd_conf
+from piccolod.errors import PiccoloError
+from piccolod.leadership import keys
+from piccolod.leadership.events import Header, Memory
+from piccolod.leadership.keys import GenRecord
+from piccolod.paths import Paths
+from services.consensus import members_file, wire
+from services.consensus.etcd import header
+from services.consensus.etcd.client import Client
+from services.consensus.etcd.stubs import RANGE
+from services.consensus.etcd.transaction import Found, Range
+
+_ASK_S: Final = 1.0
+_LOOK_S: Final = 5.0
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """The etcd that the cluster was begun anew in, and the member that has it."""
+
+    node: str
+    header: Header
+
+
+def is_successor(gen: GenRecord, answered: Header, known: Memory) -> bool:
+    """A `gen` names the etcd that it was written for: a copy of it elsewhere names none that answers. Pure."""
+    if not known.cluster_id:
+        return False  # every etcd is new to this node
+    return gen.etcd_cluster_id == answered.cluster_id != known.cluster_id and gen.gen > known.gen
+
+
+class Successor:
+    """`node`: the member on which the cluster was begun anew, as far as this life has found."""
+
+    def __init__(self, paths: Paths, prefix: str, log: Any) -> None:
+        self._paths = paths
+        self._key = prefix + keys.GEN
+        self._log = log
+        self.node = ""
+
+    async def look(self, known: Memory) -> Seen | None:
+        """Asks every other member of etcd by itself, one without a quorum too. Raises nothing."""
+        settings = etcd_conf.read(self._paths.etcd_conf)
+        own = "" if settings is None else settings.client_url
+        others = {name: each.client_url for name, each in members_file.read(self._paths).items() if each.client_url != own}
+        if not others:
+            return None
+        try:
+            tls = members_file.certificates(self._paths, list(others.values()))
+        except PiccoloError:
+            return None
+        client = Client(members_file.endpoints(list(others.values())), tls, rpc_s=_ASK_S, lineage=header.Unjudged())
+        try:
+            found = await asyncio.gather(*(self._ask(client, name, url, known) for name, url in others.items()))
+        finally:
+            await client.close()
+        return next((each for each in found if each is not None), None)
+
+    async def run(self, known: Callable[[], Memory], tell: Callable[[Header], None]) -> None:
+        """For as long as the process lives."""
+        while True:
+            seen = await self.look(known())
+            if seen is not None:
+                self.note(seen)
+                tell(seen.header)
+            await asyncio.sleep(_LOOK_S)
+
+    def note(self, seen: Seen) -> None:
+        if self.node != seen.node:
+            self._log.error("the cluster was recovered without this node", on=seen.node)
+        self.node = seen.node
+
+    async def _ask(self, client: Client, node: str, url: str, known: Memory) -> Seen | None:
+        (endpoint,) = members_file.endpoints([url])
+        try:
+            answer = await client.ask(endpoint, RANGE, Range(self._key, serializable=True).request(), _ASK_S)
+        except PiccoloError:
+            return None
+        said, items = header.Header.of(answer), Found.of(answer).keys
+        answered = Header(said.cluster_id, said.revision)
+        gen = wire.decode(keys.GEN, items[0].value) if items else None
+        return Seen(node, answered) if isinstance(gen, GenRecord) and is_successor(gen, answered, known) else None
