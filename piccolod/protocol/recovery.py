@@ -11,6 +11,7 @@ from typing import ClassVar
 import msgspec
 
 from piccolod.protocol.base import Request
+from piccolod.protocol.log import SealedEntry
 
 
 class LogEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +35,18 @@ class GetLogEnd(Request[LogEnd], frozen=True, kw_only=True):
     reply: ClassVar[type] = LogEnd
 
 
+class TakeEntries(Request[LogEnd], frozen=True, kw_only=True):
+    """What this member's own etcd has beyond the log here: those that follow its end and prove themselves are taken.
+
+    `keyset`: the file's text, taken when it is newer and proven. Answers where the log ends then. Locked, StoreFull.
+    """
+
+    command: ClassVar[str] = "persistence.take_entries"
+    reply: ClassVar[type] = LogEnd
+    entries: tuple[SealedEntry, ...] = ()
+    keyset: bytes = b""
+
+
 class Store(StrEnum):
     """What a member sees of its etcd."""
 
@@ -43,10 +56,11 @@ class Store(StrEnum):
 
 
 class StoreView(msgspec.Struct, frozen=True, kw_only=True):
-    """`gen`: the life of the store that this member knows."""
+    """`gen`: the life of the store that this member knows. `log_rev`: how far its own etcd has the log, for all it is worth."""
 
     store: Store
     gen: int
+    log_rev: int = 0
 
 
 class GetStoreView(Request[StoreView], frozen=True, kw_only=True):

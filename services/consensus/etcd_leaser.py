@@ -23,7 +23,7 @@ from piccolod.errors import (
 )
 from piccolod.leadership import actions, events, keys
 from piccolod.leadership.actions import RESTORED_HINT, Action, Ended
-from piccolod.leadership.events import Header, Memory, PageState, PageTerm
+from piccolod.leadership.events import Memory, PageState, PageTerm
 from piccolod.leadership.page import CAPACITY, Page, PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -39,20 +39,20 @@ from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
 from services.consensus.memory import MemoryFile
 from services.consensus.planned_moves import PlannedMoves
-from services.consensus.refusals import NO_QUORUM, NO_QUORUM_HINT, Refusals
+from services.consensus.refusals import NO_QUORUM, NO_QUORUM_HINT, Refusals, restored
 from services.consensus.registration import Registration
-from services.consensus.successor import Successor
+from services.consensus.successor import Seen, Successor
 
 _CAMPAIGN_S: Final = 1.0
 _END_S: Final = 4.0  # from a request to end a term until its caller is told that it takes longer
 _LEAVE_S: Final = 1.0
 _LOOK_S: Final = 0.005
 _LEAVE_LOOKS: Final = 200
+SUCCESSOR_S: Final = 5.0
 _PROPOSAL_S: Final = 5.0
 _REFUSED_S: Final = 1.0
 _OUT: Final = "this node was taken out of the cluster"
 _OUT_HINT: Final = "`piccoloctl cluster leave` makes it a node alone"
-_ANEW_HINT: Final = "it leads nothing; `piccoloctl cluster leave --force` here, then join it anew"
 
 
 class EtcdLeaser:
@@ -71,7 +71,7 @@ class EtcdLeaser:
             prover.Prover(paths, module.call, self._store_lives), lambda: last_tick(paths), module.log, self._heard,
             self._looked,
         )  # fmt: skip
-        self._successor = Successor(paths, store.prefix, module.log)
+        self._successor = Successor(paths, store.prefix)
         self.registration: Final = Registration(self.driver, paths, module.log, self._store_lives)
         self._refusals = Refusals(self.driver, mode.node, self.place)
         self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals)
@@ -97,7 +97,7 @@ class EtcdLeaser:
         first = events.Started(clock.boot_id(), shown, memory, running)
         self._running = module.spawn(self.driver.run(first), name="leadership")
         module.spawn(self.registration.run(), name="registration")
-        module.spawn(self._successor.run(self._known, self._succeeded), name="successor")
+        module.spawn(self._watch_for_successor(), name="successor")
         await self.driver.until(lambda: self.driver.state.boot_id, _CAMPAIGN_S)
 
     async def _remembered(self, *, resumes: bool) -> Memory | None:
@@ -109,17 +109,24 @@ class EtcdLeaser:
         seen = await self._successor.look(memory)
         if seen is None:
             return memory
-        self._successor.note(seen)
+        self._note_successor(seen)
         memory = msgspec.structs.replace(memory, restored=True)
         await asyncio.to_thread(file.write, memory)
         return memory
 
-    def _known(self) -> Memory:
-        state = self.driver.state
-        return Memory(state.cluster_id, state.highest, state.gen, state.restored)
+    async def _watch_for_successor(self) -> None:
+        while True:
+            state = self.driver.state
+            known = Memory(state.cluster_id, state.highest, state.gen, state.restored)
+            if (seen := await self._successor.look(known)) is not None:
+                self._note_successor(seen)
+                self.driver.feed(events.Overheard(seen.header, 0))
+            await asyncio.sleep(SUCCESSOR_S)
 
-    def _succeeded(self, header: Header) -> None:
-        self.driver.feed(events.Overheard(header, 0))
+    def _note_successor(self, seen: Seen) -> None:
+        if self.driver.succeeded_by != seen.node:
+            self._module.log.error("the cluster was recovered without this node", on=seen.node)
+        self.driver.succeeded_by = seen.node
 
     async def leave(self) -> None:
         """The kernel, once persistence has ended: others need not wait for a span then. A term of an app ends with the app."""
@@ -184,10 +191,9 @@ class EtcdLeaser:
         return await history.read(self.driver.store, resource, limit)
 
     def trouble(self) -> str:
-        if self.driver.state.restored and self._successor.node:
-            return f"the cluster was recovered on {self._successor.node}, without this node: {_ANEW_HINT}"
         if self.driver.state.restored:
-            return f"{Ended.RESTORED.value}; {RESTORED_HINT}"
+            found = restored(self.driver)
+            return f"{found.detail}; {found.hint}"
         if self.driver.blocked:
             return self.driver.blocked
         if self.registration.is_out():

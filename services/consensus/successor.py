@@ -8,8 +8,7 @@ the core as an answer of another etcd: from then on it believes nothing but a hi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -26,7 +25,6 @@ from services.consensus.etcd.stubs import RANGE
 from services.consensus.etcd.transaction import Found, Range
 
 _ASK_S: Final = 1.0
-_LOOK_S: Final = 5.0
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -44,13 +42,9 @@ def is_successor(gen: GenRecord, answered: Header, known: Memory) -> bool:
 
 
 class Successor:
-    """`node`: the member on which the cluster was begun anew, as far as this life has found."""
-
-    def __init__(self, paths: Paths, prefix: str, log: Any) -> None:
+    def __init__(self, paths: Paths, prefix: str) -> None:
         self._paths = paths
         self._key = prefix + keys.GEN
-        self._log = log
-        self.node = ""
 
     async def look(self, known: Memory) -> Seen | None:
         """Asks every other member of etcd by itself, one without a quorum too. Raises nothing."""
@@ -69,20 +63,6 @@ class Successor:
         finally:
             await client.close()
         return next((each for each in found if each is not None), None)
-
-    async def run(self, known: Callable[[], Memory], tell: Callable[[Header], None]) -> None:
-        """For as long as the process lives."""
-        while True:
-            seen = await self.look(known())
-            if seen is not None:
-                self.note(seen)
-                tell(seen.header)
-            await asyncio.sleep(_LOOK_S)
-
-    def note(self, seen: Seen) -> None:
-        if self.node != seen.node:
-            self._log.error("the cluster was recovered without this node", on=seen.node)
-        self.node = seen.node
 
     async def _ask(self, client: Client, node: str, url: str, known: Memory) -> Seen | None:
         (endpoint,) = members_file.endpoints([url])

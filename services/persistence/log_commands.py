@@ -19,8 +19,9 @@ from piccolod.protocol.persistence import (
     Revision,
     StoreReport,
 )
-from piccolod.protocol.recovery import GetLogEnd, LogEnd
+from piccolod.protocol.recovery import GetLogEnd, LogEnd, TakeEntries
 from services.persistence import history
+from services.persistence.catch_up import as_sealed
 from services.persistence.vault import Vault
 
 LOG_LIMIT: Final = 1000
@@ -55,6 +56,7 @@ class LogCommands:
         module.serve(Drain, self._drain)
         module.serve(ExportLog, self._export)
         module.serve(GetLogEnd, self._end)
+        module.serve(TakeEntries, self._take)
 
     async def _revision(self, request: GetRevision, caller: Caller) -> Revision:
         await self._vault.opened.wait()
@@ -103,6 +105,11 @@ class LogCommands:
             rev=chain.rev, digest=chain.digest, gen=chain.gen, epoch=chain.epoch, at_ms=at_ms,
             locked=self._vault.store is None,
         )  # fmt: skip
+
+    async def _take(self, request: TakeEntries, caller: Caller) -> LogEnd:
+        await self._vault.opened.wait()
+        await self._vault.take([as_sealed(entry) for entry in request.entries], request.keyset)
+        return await self._end(GetLogEnd(), caller)
 
     async def _export(self, request: ExportLog, caller: Caller) -> Exported:
         from services.persistence import export  # a node alone needs it once in its life, if at all

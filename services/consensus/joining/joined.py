@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import Final, NoReturn
 
 import msgspec
@@ -25,16 +26,17 @@ from piccolod.protocol.cluster import (
 )
 from piccolod.protocol.joining import KeepCertificate
 from piccolod.protocol.log import ExportLog
-from piccolod.protocol.recovery import GetLogEnd, GetStoreView, Recover, Recovery, Standing, Store, StoreView
+from piccolod.protocol.recovery import GetLogEnd, GetStoreView, Recover, Recovery, Standing, Store, StoreView, TakeEntries
 from services.consensus import members_file, prover, standing, term_store
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.joining import checks, recovery_checks, renewal
 from services.consensus.joining.folder import Folder, set_store_aside
 from services.consensus.joining.former import FormerMembers
 from services.consensus.joining.members import Membership
-from services.consensus.joining.recovery import EXPORT_S, Plan, Recovering, last_epochs
+from services.consensus.joining.own_member import OwnMember
+from services.consensus.joining.recovery import EXPORT_S, Plan, Recovering
 from services.consensus.joining.supervised import ANSWERED_S, Supervised, restart_owed
-from services.consensus.refusals import Refusals
+from services.consensus.refusals import Refusals, restored
 
 _END_S: Final = 5.0
 
@@ -81,7 +83,7 @@ class Joined:
         if self._recovering.locked():
             raise Busy("the cluster is being recovered here", hint="try again in a moment")
         if self._leaser.driver.state.restored:
-            raise self._refusals.no_leader(RESOURCE_KERNEL)
+            raise restored(self._leaser.driver)
         found = await self._members.cluster(self._mode.cluster)
         told = list(found.warnings)
         if self._leaser.driver.facts.paused:
@@ -127,7 +129,7 @@ class Joined:
         """Raises Conflict for a member; StoreUnavailable, StoreRestored when that is not known, and must be."""
         if self._leaser.driver.state.restored:  # what that etcd says of it is not believed either
             if not force:
-                raise self._refusals.no_leader(RESOURCE_KERNEL)
+                raise restored(self._leaser.driver)
             return
         try:
             member = self._mode.node in await self._members.records() and not self._leaser.registration.is_replaced()
@@ -157,7 +159,11 @@ class Joined:
     async def _store_view(self, request: GetStoreView, caller: Caller) -> StoreView:
         state = self._leaser.driver.state
         store = Store.RESTORED if state.restored else Store.ANSWERS if self._refusals.fresh() else Store.SILENT
-        return StoreView(store=store, gen=state.gen)
+        log_rev = 0
+        if store is not Store.ANSWERS and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
+            async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as own:
+                log_rev = await own.head_rev()
+        return StoreView(store=store, gen=state.gen, log_rev=log_rev)
 
     async def _recover(self, request: Recover, caller: Caller) -> Recovery:
         """From the moment on at which this node leads nothing any more this life of the module is over, however it ends."""
@@ -178,22 +184,17 @@ class Joined:
 
     async def _planned(self, request: Recover, caller: Caller) -> tuple[Recovery, Plan]:
         """What it would be. Raises Conflict, Locked, and what keeps the log from being exported."""
-        node, paths = self._mode.node, self._module.paths
+        node, paths, state = self._mode.node, self._module.paths, self._leaser.driver.state
         settings = etcd_conf.read(paths.etcd_conf)
         if settings is None:
             raise Conflict("this member has no etcd of its own", hint="recover on one that has")
         members = members_file.read(paths)
-        view = await self._store_view(GetStoreView(), caller)
-        try:
-            found = await self._module.call(GetLogEnd(), timeout_s=_END_S)
-            own = Standing(node=node, view=view, end=found)
-        except PiccoloError as error:
-            own = Standing(node=node, view=view, problem=error.detail)
+        seen = {name: record.value for name, record in state.view.epochs.items()}
+        async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as etcd:
+            own = await self._standing(etcd, await self._store_view(GetStoreView(), caller))
+            last = await etcd.epochs(seen)
         end = recovery_checks.check(node, own, members, request.heard)
         await self._module.call(ExportLog(after=0, limit=1, recovers=True), timeout_s=EXPORT_S)
-        state = self._leaser.driver.state
-        seen = {name: record.value for name, record in state.view.epochs.items()}
-        last = await last_epochs(settings, self._leaser.driver.store.prefix, seen)
         epochs = {name: record.epoch for name, record in last.items()}
         epochs[RESOURCE_KERNEL] = max(epochs.get(RESOURCE_KERNEL, 0), end.epoch)
         former = tuple(sorted(members.keys() - {node}))
@@ -201,6 +202,22 @@ class Joined:
         lost = recovery_checks.lost(node, end, request.heard, former, last)
         planned = Recovery(node=node, done=False, rev=end.rev, at_ms=end.at_ms, former=former, lost=tuple(lost))
         return planned, Plan(max([state.gen, end.gen, *gens]), epochs, former)
+
+    async def _standing(self, etcd: OwnMember, view: StoreView) -> Standing:
+        """Of this node, once it has taken what its own etcd has beyond its log."""
+        node, call = self._mode.node, self._module.call
+        try:
+            end = await call(GetLogEnd(), timeout_s=_END_S)
+            if view.store is Store.ANSWERS or end.locked:
+                return Standing(node=node, view=view, end=end)
+            async for page in etcd.entries(end.rev):
+                before, end = end.rev, await call(TakeEntries(entries=page), timeout_s=EXPORT_S)
+                if end.rev == before:
+                    break
+            end = await call(TakeEntries(keyset=await etcd.keyset()), timeout_s=_END_S)
+        except PiccoloError as error:
+            return Standing(node=node, view=view, problem=error.detail)
+        return Standing(node=node, view=view, end=end)
 
     async def _keep_certificate(self, request: KeepCertificate, caller: Caller) -> Nothing:
         """etcd takes it up by itself, with its next connection."""

@@ -18,9 +18,8 @@ from typing import Final
 
 import msgspec
 
-from piccolod import clock, etcd_conf
+from piccolod import clock
 from piccolod.cluster_mode import Mode
-from piccolod.errors import PiccoloError
 from piccolod.leadership import keys
 from piccolod.leadership.events import Memory
 from piccolod.leadership.keys import EpochRecord
@@ -29,8 +28,7 @@ from piccolod.module import Module
 from piccolod.protocol.log import Exported, ExportLog
 from services.consensus import cluster_records, members_file, seed, wire
 from services.consensus.etcd.client import Client
-from services.consensus.etcd.stubs import RANGE
-from services.consensus.etcd.transaction import MOST_OPERATIONS, Found, Put, Range, Transaction
+from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Transaction
 from services.consensus.etcd.upkeep import local_client
 from services.consensus.gen import GenFile
 from services.consensus.joining.folder import Folder
@@ -41,7 +39,6 @@ from services.consensus.joining.supervised import Supervised
 
 EXPORT_S: Final = 30.0
 _PUT_S: Final = 5.0
-_LOCAL_S: Final = 1.0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -129,29 +126,6 @@ class Recovering:
 
     async def _export(self, request: ExportLog) -> Exported:
         return await self._module.call(msgspec.structs.replace(request, recovers=True), timeout_s=EXPORT_S)
-
-
-async def last_epochs(settings: etcd_conf.Settings, prefix: str, seen: Mapping[str, EpochRecord]) -> dict[str, EpochRecord]:
-    """The last term of every resource: as it was seen, or as this member of etcd has it, which tells that without a quorum.
-
-    Best effort: where neither knows it, a resource begins at epoch 1 of the new `gen`.
-    """
-    client = local_client(settings)
-    found = dict(seen)
-    try:
-        wanted = Range(prefix + keys.EPOCH, prefix=True, serializable=True)
-        answer = await client.ask(client.endpoint(), RANGE, wanted.request(), _LOCAL_S)
-    except PiccoloError:
-        return found
-    finally:
-        await client.close()
-    for item in Found.of(answer).keys:
-        key = item.key.removeprefix(prefix)
-        record = wire.decode(key, item.value)
-        resource = key.removeprefix(keys.EPOCH)
-        if isinstance(record, EpochRecord) and (resource not in found or found[resource].epoch < record.epoch):
-            found[resource] = record
-    return found
 
 
 def released(prefix: str, epochs: Mapping[str, int], node: str, timing: Timing) -> list[Put]:

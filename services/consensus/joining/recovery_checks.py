@@ -33,7 +33,7 @@ def check(node: str, own: Standing, members: Mapping[str, KnownMember], heard: I
         raise Conflict(f"the log of this node cannot be vouched for: {own.problem}", hint="see `piccoloctl store check`")
     if own.end.locked:
         raise Locked("the store is locked, and its log is proven by its keys alone", hint="`piccoloctl unlock`")
-    longest = max((other for other in others if other.end is not None), key=_rev, default=None)
+    longest = max(others, key=_rev, default=None)
     if longest is not None and _rev(longest) > own.end.rev:
         raise Conflict(
             f"{longest.node} has the log up to rev {_rev(longest)}, and this node up to {own.end.rev}",
@@ -67,7 +67,8 @@ def lost(node: str, end: LogEnd, heard: Sequence[Heard], former: Sequence[str], 
 
 
 def _rev(standing: Standing) -> int:
-    return standing.end.rev if standing.end is not None else 0
+    """What it has, or could take from its own etcd by being the one."""
+    return max(standing.end.rev if standing.end is not None else 0, standing.view.log_rev)
 
 
 def _silence(heard: Heard) -> str:
