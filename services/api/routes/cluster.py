@@ -202,7 +202,8 @@ async def recover(request: Req, data: JSONBody[RecoverBody | None] = None) -> Re
     """
     core, force = core_of(request), (data or RecoverBody()).force
     heard = await core.standings.ask_all() if core.standings is not None else ()
-    return Response(await core.order(Recover(heard=heard, force=force), timeout_s=_RECOVER_S))
+    order = Recover(heard=heard, force=force)
+    return Response(await core.order(order, timeout_s=_RECOVER_S, idem=await idem_of(request)))
 
 
 @endpoint("POST", f"{BASE}/cluster/pause", scope=Scope.ADMIN, fails=_PAUSE, status=204, tag="cluster")
