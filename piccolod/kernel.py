@@ -73,7 +73,8 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         publishes=("LeadershipRoleChanged", "ControlRevChanged", "NodeStateChanged", "HealthChanged"),
         may_call=(
             "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.issue_certificate",
-            "persistence.crypto_status", "apps.measure_hard_stop",
+            "persistence.crypto_status", "persistence.log_end", "persistence.take_entries", "persistence.forget_node",
+            "apps.measure_hard_stop",
         ),
         # `state_dir/cluster` with the group of those who read it, and a store that is set aside with its owner
         capabilities=("CAP_CHOWN", "CAP_DAC_READ_SEARCH"),
@@ -161,15 +162,17 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "consensus.withdraw": frozenset({"persistence", "apps"}),
     "persistence.drain": frozenset({"consensus"}),
     "persistence.export_log": frozenset({"consensus"}),
+    "persistence.take_entries": frozenset({"consensus"}),
     "persistence.issue_certificate": frozenset({"consensus", "api"}),
     "persistence.redeem": frozenset({"api"}),
-    "persistence.forget_node": frozenset({"api"}),
+    "persistence.forget_node": frozenset({"api", "consensus"}),
     "persistence.check_node": frozenset({"api"}),
     "persistence.ask_unlock": frozenset({"api"}),
     "persistence.give_key": frozenset({"api"}),
     "persistence.take_key": frozenset({"api"}),
     "consensus.grant_unlock": frozenset({"persistence"}),
     "consensus.keep_certificate": frozenset({"api"}),
+    "consensus.recover": frozenset({"api"}),
     **dict.fromkeys(_LOG_COMMANDS, frozenset({"persistence"})),
 }
 

@@ -1,7 +1,7 @@
 """`piccoloctl`: every command in one table, and what happens when one fails.
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 locked, 5 not leader, 6 no leader or store, 7 timeout, 8 invalid,
-9 auth, 10 would change (`apps plan`), 130 interrupted. `health`: 0 OK, 1 WARN, 2 CRIT, 3 UNKNOWN.
+9 auth, 10 would change (`apps plan`, `cluster recover`), 130 interrupted. `health`: 0 OK, 1 WARN, 2 CRIT, 3 UNKNOWN.
 """
 
 from __future__ import annotations

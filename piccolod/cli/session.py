@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from piccolod.cli.client import Client
 
 DEFAULT_SOCKET: Final = "/run/piccolod/api.sock"
+WOULD_CHANGE: Final = 10  # the exit code of what only says what it would do
 _WAIT_S: Final = 60.0
 _WATCH_S: Final = 1.0
 

@@ -30,8 +30,8 @@ class Ended(StrEnum):
 # What a person can do once RESTORED is told; docs/how-to.md goes on from here.
 RESTORED_HINT: Final = (
     "this member leads nothing and believes nothing of that etcd: take it out on a healthy member "
-    "(`piccoloctl nodes remove`), then `piccoloctl cluster leave` and join it anew; "
-    "docs/how-to.md has the way where no member is healthy"
+    "(`piccoloctl nodes remove`), then `piccoloctl cluster leave --force` and join it anew; "
+    "where no member is healthy, `piccoloctl cluster recover` says what can be kept"
 )
 
 

@@ -39,5 +39,6 @@ def next_look_s(page: Page | None, now: float) -> float:
 
 
 def _holds(page: Page, entry: Entry) -> bool:
+    """Tokens begin anew with an etcd that was begun anew, while epochs go on: the pair names no two terms."""
     term = page.terms.get(entry.resource)
-    return term is not None and term.token == entry.token
+    return term is not None and (term.token, term.epoch) == (entry.token, entry.epoch)

@@ -27,14 +27,15 @@ if TYPE_CHECKING:  # each import is a part of the start of every led app
 
 RESOURCE_ANNOTATION: Final = "io.piccolo.resource"
 TOKEN_ANNOTATION: Final = "io.piccolo.token"  # noqa: S105
+EPOCH_ANNOTATION: Final = "io.piccolo.epoch"
 _FILE_NAME: Final = "piccolo-gate.json"
 # Reading a page takes 0.1 ms and starting Python 30 ms; the rest is for a machine in trouble.
 _TIMEOUT_S: Final = 5
 
 
-def term_annotations(resource: str, token: int) -> dict[str, str]:
-    """What a led container must carry."""
-    return {RESOURCE_ANNOTATION: resource, TOKEN_ANNOTATION: str(token)}
+def term_annotations(resource: str, token: int, epoch: int) -> dict[str, str]:
+    """What a led container must carry. The epoch, for tokens begin anew with an etcd that was begun anew."""
+    return {RESOURCE_ANNOTATION: resource, TOKEN_ANNOTATION: str(token), EPOCH_ANNOTATION: str(epoch)}
 
 
 def write_hook(paths: Paths, python: str) -> Path:
@@ -64,14 +65,14 @@ def refusal(page: str, state: Any) -> str | None:
         with open(os.path.join(state["bundle"], "config.json"), "rb") as file:
             config = json.load(file)
         resource = config["annotations"][RESOURCE_ANNOTATION]
-        token = int(config["annotations"][TOKEN_ANNOTATION])
+        made_for = int(config["annotations"][TOKEN_ANNOTATION]), int(config["annotations"][EPOCH_ANNOTATION])
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"the container names no term: {type(error).__name__} {error}"
     try:
-        open_token = Gate(PageReader(page)).check(resource).token
+        term = Gate(PageReader(page)).check(resource)
     except TermOver as over:
         return str(over)
-    return None if open_token == token else f"{resource}: {Shut.OTHER_TERM}"
+    return None if (term.token, term.epoch) == made_for else f"{resource}: {Shut.OTHER_TERM}"
 
 
 def main(page: str) -> int:

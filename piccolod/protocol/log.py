@@ -176,7 +176,7 @@ class ExportLog(Request[Exported], frozen=True, kw_only=True):
 
     With `hold_s` writes are parked for that long from the answer on, which waits for what is under way: it is all there is.
     Busy: a write does not end, or its outcome is not known. Conflict: this node is in a cluster already. Locked: the log
-    cannot be verified.
+    cannot be verified. `recovers`: of a member whose etcd is lost, and of no node alone.
     """
 
     command: ClassVar[str] = "persistence.export_log"
@@ -184,3 +184,4 @@ class ExportLog(Request[Exported], frozen=True, kw_only=True):
     after: int
     limit: int = 256
     hold_s: float = 0.0
+    recovers: bool = False

@@ -34,6 +34,7 @@ from services.api.setup_code import SetupCode
 
 if TYPE_CHECKING:  # imported on members alone
     from services.api.rpc.relay import Relay
+    from services.api.rpc.standings import Standings
 
 _AT_THE_LEADER: Final = "send it to the leader"
 _MIN_REV_WAIT_S: Final = 5.0
@@ -63,6 +64,7 @@ class Core:
         self.closing = asyncio.Event()
         self.mode: Mode | None = None  # of a member of a cluster, from the start on
         self.relay: Relay | None = None  # where writes for the leader go, on a member
+        self.standings: Standings | None = None  # what the other members have, on a member
         enabled = [spec.name for spec in MODULES if module.config.module(spec.name).enabled and spec.name != module.name]
         self.seen = readiness.expect(enabled, clock.now())
         self.kernel_role = LeadershipRoleChanged(

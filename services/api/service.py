@@ -71,6 +71,7 @@ class Service:
             self._core.mode = mode
             self._rpc = Rpc(self._core, mode, self._edge, self._fault)
             self._core.relay = self._rpc.relay
+            self._core.standings = self._rpc.standings
             await self._rpc.start()
 
     def _fault(self, part: str, reason: str) -> None:

@@ -260,7 +260,7 @@ def _foreign(container: Container, now: Situation, led: bool) -> bool:
     """Whether it was made under a term that is not the one of now: it may not run, and cannot be taken over."""
     if not led:
         return container.badge.token != 0
-    return now.term is None or now.term.token != container.badge.token
+    return now.term is None or (now.term.token, now.term.epoch) != (container.badge.token, container.badge.epoch)
 
 
 def _replace(container: Container, now: Situation) -> tuple[Do, ...]:

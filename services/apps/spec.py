@@ -86,7 +86,7 @@ def container(
     body["env"] = {**body["env"], **secrets}
     body["labels"] = badge.labels()
     if manifest.is_led:
-        body["annotations"] = term_annotations(resource_for_app(manifest.name), badge.token)
+        body["annotations"] = term_annotations(resource_for_app(manifest.name), badge.token, badge.epoch)
     return body
 
 

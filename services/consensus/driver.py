@@ -60,6 +60,7 @@ class Driver:
         self.facts = Facts()
         self.heard_at = float("-inf")  # when etcd last gave a quorum's answer
         self.owns_name: Callable[[], bool] = lambda: True  # else a session of this node's name is another machine's
+        self.succeeded_by = ""  # the member on which the cluster was begun anew, without this node
         self.blocked = ""  # why nothing goes on: the disk
         self._page = page
         self._memory = memory

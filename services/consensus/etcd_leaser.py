@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
+
 from piccolod import clock
 from piccolod.cluster_mode import Mode
 from piccolod.errors import (
@@ -21,7 +23,7 @@ from piccolod.errors import (
 )
 from piccolod.leadership import actions, events, keys
 from piccolod.leadership.actions import RESTORED_HINT, Action, Ended
-from piccolod.leadership.events import PageState, PageTerm
+from piccolod.leadership.events import Memory, PageState, PageTerm
 from piccolod.leadership.page import CAPACITY, Page, PageWriter
 from piccolod.leadership.records import ChangeRecord, TermRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
@@ -37,14 +39,16 @@ from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
 from services.consensus.memory import MemoryFile
 from services.consensus.planned_moves import PlannedMoves
-from services.consensus.refusals import Refusals
+from services.consensus.refusals import NO_QUORUM, NO_QUORUM_HINT, Refusals, restored
 from services.consensus.registration import Registration
+from services.consensus.successor import Seen, Successor
 
 _CAMPAIGN_S: Final = 1.0
 _END_S: Final = 4.0  # from a request to end a term until its caller is told that it takes longer
 _LEAVE_S: Final = 1.0
 _LOOK_S: Final = 0.005
 _LEAVE_LOOKS: Final = 200
+SUCCESSOR_S: Final = 5.0
 _PROPOSAL_S: Final = 5.0
 _REFUSED_S: Final = 1.0
 _OUT: Final = "this node was taken out of the cluster"
@@ -69,6 +73,7 @@ class EtcdLeaser:
             prover.Prover(paths, module.call, self._store_lives), lambda: last_tick(paths), module.log, self._heard,
             self._looked,
         )  # fmt: skip
+        self._successor = Successor(paths, store.prefix)
         self.registration: Final = Registration(self.driver, module, mode, self._store_lives)
         self._refusals = Refusals(self.driver, mode.node, self.place)
         self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals)
@@ -90,11 +95,40 @@ class EtcdLeaser:
             shown = PageState(page.gen, page.sid, page.lease_id, page.soft_at, page.hard_at, terms)
             on_page = {RESOURCE_KERNEL} & set(terms)
         running = tuple(sorted(on_page | prover.running(module.paths)))
-        memory = MemoryFile(module.paths.cluster / "seen.json").read()
+        memory = await self._remembered(resumes=shown is not None and shown.sid != 0 and clock.now() < shown.hard_at)
         first = events.Started(clock.boot_id(), shown, memory, running)
         self._running = module.spawn(self.driver.run(first), name="leadership")
         module.spawn(self.registration.run(), name="registration")
+        module.spawn(self._watch_for_successor(), name="successor")
         await self.driver.until(lambda: self.driver.state.boot_id, _CAMPAIGN_S)
+
+    async def _remembered(self, *, resumes: bool) -> Memory | None:
+        """What a former life knew of etcd. A session that lives on was in touch; a new one waits for the others' answers."""
+        file = MemoryFile(self._module.paths.cluster / "seen.json")
+        memory = file.read()
+        if memory is None or memory.restored or resumes:
+            return memory
+        seen = await self._successor.look(memory)
+        if seen is None:
+            return memory
+        self._note_successor(seen)
+        memory = msgspec.structs.replace(memory, restored=True)
+        await asyncio.to_thread(file.write, memory)
+        return memory
+
+    async def _watch_for_successor(self) -> None:
+        while True:
+            state = self.driver.state
+            known = Memory(state.cluster_id, state.highest, state.gen, state.restored)
+            if (seen := await self._successor.look(known)) is not None:
+                self._note_successor(seen)
+                self.driver.feed(events.Overheard(seen.header, 0))
+            await asyncio.sleep(SUCCESSOR_S)
+
+    def _note_successor(self, seen: Seen) -> None:
+        if self.driver.succeeded_by != seen.node:
+            self._module.log.error("the cluster was recovered without this node", on=seen.node)
+        self.driver.succeeded_by = seen.node
 
     async def leave(self) -> None:
         """The kernel, once persistence has ended: others need not wait for a span then. A term of an app ends with the app."""
@@ -160,13 +194,14 @@ class EtcdLeaser:
 
     def trouble(self) -> str:
         if self.driver.state.restored:
-            other = ", or [etcd] in the configuration names another one" if self._external else ""
-            return f"{Ended.RESTORED.value}{other}; {RESTORED_HINT}"
+            found = restored(self.driver)
+            other = "; or [etcd] in the configuration names another one" if self._external else ""
+            return f"{found.detail}{other}; {found.hint}"
         if self.driver.blocked:
             return self.driver.blocked
         if self.registration.is_out():
             return f"{_OUT}: {_OUT_HINT}"
-        return "" if self._refusals.fresh() else "etcd does not answer, or has no quorum"
+        return "" if self._refusals.fresh() else f"{NO_QUORUM}; {NO_QUORUM_HINT}"
 
     def hint(self, resource: str) -> LeaderHint | None:
         return self._refusals.hint(resource)

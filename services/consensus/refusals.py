@@ -13,6 +13,10 @@ from services.consensus import standing
 from services.consensus.driver import Driver
 from services.consensus.leaser import Place
 
+NO_QUORUM: Final = "etcd does not answer, or has no quorum"
+NO_QUORUM_HINT: Final = "where the others are lost for good, `piccoloctl cluster recover` says what can be kept"
+_ANEW_HINT: Final = "it leads nothing here; `piccoloctl cluster leave --force`, then join it anew"
+
 
 class Refusals:
     """Read from the core's state, and changes nothing. `place`: where a node is found."""
@@ -44,13 +48,20 @@ class Refusals:
     def no_leader(self, resource: str) -> PiccoloError:
         state = self._driver.state
         if state.restored:
-            return StoreRestored(Ended.RESTORED.value, hint=RESTORED_HINT)
+            return restored(self._driver)
         if self._driver.blocked:
             return StoreUnavailable(self._driver.blocked, hint="see the disk")
         if not self.fresh():
-            return StoreUnavailable("etcd does not answer, or has no quorum", hint="see `piccoloctl cluster list`")
+            return StoreUnavailable(NO_QUORUM, hint=NO_QUORUM_HINT)
         if state.session is None:
             return NoLeader(f"nobody leads {resource}, and this node has no session yet", hint="try again in a moment")
         if state.paused:
             return NoLeader(f"nobody leads {resource}, and the cluster is paused", hint="`piccoloctl cluster resume`")
         return NoLeader(f"nobody leads {resource} now", hint="see `piccoloctl why kernel`")
+
+
+def restored(driver: Driver) -> StoreRestored:
+    """Why this node believes nothing of its etcd."""
+    if driver.succeeded_by:
+        return StoreRestored(f"the cluster was recovered on {driver.succeeded_by}, without this node", hint=_ANEW_HINT)
+    return StoreRestored(Ended.RESTORED.value, hint=RESTORED_HINT)

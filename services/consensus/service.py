@@ -45,6 +45,7 @@ from piccolod.protocol.consensus import (
 )
 from piccolod.protocol.events import ControlRevChanged, ControlStoreCommit
 from services.consensus.joining.alone import Alone
+from services.consensus.joining.supervised import Supervised
 from services.consensus.leaser import Leaser
 from services.consensus.registry import Registry, explanation, listed
 from services.consensus.static_leaser import StaticLeaser
@@ -85,6 +86,8 @@ class Service:
         self._page = await self._only_writer()
         mode = cluster_mode.load(module.paths.cluster)
         self._cluster = "" if mode is None else mode.cluster
+        if mode is not None:
+            await self._settle_recovery()
         self._leaser = self._alone() if mode is None else self._member(mode)
         self._registry = Registry(module.config.node.name, self._leaser)
         await self._leaser.open()
@@ -114,6 +117,12 @@ class Service:
         leaser = StaticLeaser(self._file, self._page, node.name, node.address)
         self._membership = Alone(self._module, leaser)
         return leaser
+
+    async def _settle_recovery(self) -> None:
+        """Before anybody reads where etcd is."""
+        from services.consensus.joining import recovery_journal
+
+        await recovery_journal.settle(self._module.paths, Supervised(self._module.paths), self._module.log)
 
     def _member(self, mode: Mode) -> Leaser:
         """grpc comes with it: here, after the fork, and nowhere else."""

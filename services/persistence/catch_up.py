@@ -94,6 +94,21 @@ class CatchUp:
             except Broken:
                 return  # whether that is a fault, the next look at the head tells
 
+    async def take(self, entries: Sequence[Sealed]) -> None:
+        """Entries from wherever: those that follow the end here without a break. Raises as `to_head` for the disk."""
+        async with self.lock:
+            await self._take(entries)
+
+    async def _take(self, entries: Sequence[Sealed]) -> Broken | None:
+        """What is wrong with the first that was not taken."""
+        key = self.ledger.key if self.ledger is not None else None
+        items, broken = await asyncio.to_thread(verified, self.end.fork(), key, entries)
+        if items:
+            await self.copy.append(items)
+            if self.ledger is not None:
+                self._on_commit(self.ledger.fold(items))
+        return broken
+
     async def _follow(self, head: Head) -> None:
         if head.rev < self.end.rev:
             # A cluster whose log is empty has lost it: a copy is then worth more than that.
@@ -123,12 +138,7 @@ class CatchUp:
             return
         if not page.entries:
             raise Broken(after + 1, f"entry {after + 1} is missing")
-        key = self.ledger.key if self.ledger is not None else None
-        items, broken = await asyncio.to_thread(verified, self.end.fork(), key, [as_sealed(entry) for entry in page.entries])
-        if items:
-            await self.copy.append(items)
-            if self.ledger is not None:
-                self._on_commit(self.ledger.fold(items))
+        broken = await self._take([as_sealed(entry) for entry in page.entries])
         if broken is not None:
             self.forked = broken.rev == after + 1 and isinstance(broken, Orphan)
             raise broken

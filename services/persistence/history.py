@@ -8,7 +8,7 @@ import msgspec
 
 from piccolod.errors import StoreCorrupt
 from piccolod.protocol.persistence import LogEntry
-from services.persistence.entry import CannotOpen, Sealed, entry_header, open_entry
+from services.persistence.entry import CannotOpen, Sealed, entry_header, open_entry, snapshot_header
 from services.persistence.log import REPAIR_HINT, LogReader
 from services.persistence.secret import SecretKey
 
@@ -24,6 +24,21 @@ def read(db: Path, after: int, limit: int, key: SecretKey | None) -> tuple[LogEn
             return tuple(_shown(entry, key, db) for entry in reader.entries(after, limit))
         newest = [_shown(entry, key, db) for entry in reader.newest_entries(_ABOVE_ALL, limit)]
         return tuple(reversed(newest))
+    finally:
+        reader.close()
+
+
+def written_ms(db: Path, rev: int) -> int:
+    """When the last entry up to `rev` was written, or what stands for it was taken; 0: there is none. Raises as `read`."""
+    reader = LogReader(db)
+    try:
+        for entry in reader.newest_entries(rev + 1, 1):
+            return entry_header(entry).wall_ms
+        for snapshot in reader.snapshots():
+            return snapshot_header(snapshot).wall_ms
+        return 0
+    except msgspec.MsgspecError:
+        raise StoreCorrupt(f"{db} is damaged: its last entry cannot be read", hint=REPAIR_HINT) from None
     finally:
         reader.close()
 

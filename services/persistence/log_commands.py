@@ -19,7 +19,9 @@ from piccolod.protocol.persistence import (
     Revision,
     StoreReport,
 )
+from piccolod.protocol.recovery import GetLogEnd, LogEnd, TakeEntries
 from services.persistence import history
+from services.persistence.catch_up import as_sealed
 from services.persistence.vault import Vault
 
 LOG_LIMIT: Final = 1000
@@ -53,6 +55,8 @@ class LogCommands:
         module.serve(Repair, self._repair)
         module.serve(Drain, self._drain)
         module.serve(ExportLog, self._export)
+        module.serve(GetLogEnd, self._end)
+        module.serve(TakeEntries, self._take)
 
     async def _revision(self, request: GetRevision, caller: Caller) -> Revision:
         await self._vault.opened.wait()
@@ -92,17 +96,35 @@ class LogCommands:
         await commits.hold(min(request.park_s, HOLD_MOST_S))
         return Drained(rev=store.state.rev, digest=store.state.digest)
 
+    async def _end(self, request: GetLogEnd, caller: Caller) -> LogEnd:
+        """As it is proven in memory; when its last entry was written says the file, which is never ahead of that."""
+        await self._vault.opened.wait()
+        chain = self._vault.end().fork()
+        at_ms = await asyncio.to_thread(history.written_ms, self._db, chain.rev)
+        return LogEnd(
+            rev=chain.rev, digest=chain.digest, gen=chain.gen, epoch=chain.epoch, at_ms=at_ms,
+            locked=self._vault.store is None,
+        )  # fmt: skip
+
+    async def _take(self, request: TakeEntries, caller: Caller) -> LogEnd:
+        await self._vault.opened.wait()
+        await self._vault.take([as_sealed(entry) for entry in request.entries], request.keyset)
+        return await self._end(GetLogEnd(), caller)
+
     async def _export(self, request: ExportLog, caller: Caller) -> Exported:
         from services.persistence import export  # a node alone needs it once in its life, if at all
 
         await self._vault.opened.wait()
-        if not self._alone:
+        if request.recovers and self._alone:
+            raise Conflict("this node is alone, and its log is its own")
+        if not self._alone and not request.recovers:
             raise Conflict(
                 "this node is a member of a cluster already, and its log is there", hint="`piccoloctl cluster list` shows it"
             )
         store, commits = self._vault.unlocked()
         keyset = self._vault.passwords.keyset
         assert keyset is not None
+        await self._vault.file_all()
         if request.hold_s > 0:
             await commits.quiet(min(request.hold_s, HOLD_MOST_S))
         at = export.position(store, request.after, self._db)

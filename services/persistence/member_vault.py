@@ -17,9 +17,9 @@ from piccolod.errors import PiccoloError, StoreCorrupt, StoreUnavailable
 from piccolod.protocol.persistence import StoreReport
 from services.persistence import keyset as keysets
 from services.persistence.catch_up import Ask, CatchUp
-from services.persistence.chain import check_snapshot
+from services.persistence.chain import Chain, check_snapshot
 from services.persistence.committer import Committer
-from services.persistence.entry import CannotOpen, open_bytes, open_entry
+from services.persistence.entry import CannotOpen, Sealed, open_bytes, open_entry
 from services.persistence.guesses import Guesses
 from services.persistence.keyset import Kdf, Keyset
 from services.persistence.ledger import Folded, Ledger
@@ -73,6 +73,27 @@ class MemberVault(Vault):
         if self.catch_up is None:
             return self.locked_rev, b""
         return self.catch_up.end.rev, self.catch_up.end.digest
+
+    def end(self) -> Chain:
+        """While it is locked as far as digests show, which `end_of` and each append have looked at."""
+        if self.condition is Condition.LOCKED and self.catch_up is not None:
+            return self.catch_up.end
+        return super().end()
+
+    async def file_all(self) -> None:
+        """Raises StoreFull, StoreUnavailable, StoreCorrupt."""
+        if self.catch_up is not None:
+            async with self.catch_up.lock:
+                await self.catch_up.copy.append(())
+
+    async def take(self, entries: Sequence[Sealed], keyset: bytes) -> None:
+        """Those that follow and prove themselves. Raises Locked, StoreFull, StoreUnavailable, StoreCorrupt."""
+        self.unlocked()
+        assert self.catch_up is not None
+        await self.catch_up.take(entries)
+        found = keysets.decode(keyset) if keyset else None
+        if found is not None and found.cluster == self.cluster:
+            await self.passwords.consider(found, self._key)
 
     # --- changes of condition
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +20,13 @@ from typing import Any, Final
 import msgspec
 
 from piccolod import clock
-from piccolod.errors import Exists, Locked, PiccoloError, StoreCorrupt, StoreUnavailable
+from piccolod.errors import Conflict, Exists, Locked, PiccoloError, StoreCorrupt, StoreUnavailable
 from piccolod.protocol.persistence import StoreReport
 from piccolod.supervisor import settle
 from services.persistence import keyset as keysets
+from services.persistence.chain import Chain
 from services.persistence.committer import Committer
+from services.persistence.entry import Sealed
 from services.persistence.guesses import Guesses
 from services.persistence.head import HeadFile
 from services.persistence.keyset import Kdf
@@ -105,6 +107,17 @@ class Vault:
     def locked_end(self) -> tuple[int, bytes]:
         """Rev and, where it is known, digest of the last entry that is here, as far as can be told without the key."""
         return self.locked_rev, b""
+
+    def end(self) -> Chain:
+        """The verified end of the log. Raises Locked, StoreCorrupt, StoreUnavailable."""
+        return self.unlocked()[0].chain
+
+    async def file_all(self) -> None:
+        """All that is visible is in the file when this returns. Here it is that from the start on."""
+
+    async def take(self, entries: Sequence[Sealed], keyset: bytes) -> None:
+        """What was committed and has not come here yet. Raises Conflict: of a node alone nothing was committed elsewhere."""
+        raise Conflict("this node is alone, and its log is all there is")
 
     @property
     def busy(self) -> bool:

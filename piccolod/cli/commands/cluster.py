@@ -15,7 +15,7 @@ from piccolod.cli.commands.nodes import COLUMNS as NODES
 from piccolod.cli.complete import join_token_ids, resource_names
 from piccolod.cli.options import Duration, Group
 from piccolod.cli.refusal import Refusal
-from piccolod.cli.session import Printed, Session
+from piccolod.cli.session import WOULD_CHANGE, Printed, Session
 from piccolod.cli.table import Column, printable, render, table
 from piccolod.cli.times import moment
 from piccolod.errors import Conflict, DeadlineExceeded, NoLeader, NotFound, NotLeader, PiccoloError, StoreUnavailable
@@ -30,6 +30,7 @@ _LOOK_S: Final = 0.2
 _JOIN_S: Final = 120.0
 _LEAVE_S: Final = 90.0
 _NEW_LEADER_S: Final = 10.0
+_RECOVER_S: Final = 150.0
 
 
 def _phases(change: dict[str, Any]) -> str:
@@ -130,6 +131,24 @@ def leave(session: Session, force: bool) -> int:
     return 0
 
 
+@cluster.command(waits=True)
+@click.option("--force", is_flag=True, help="Do it. Without it, only say what would be, and change nothing (exit code 10).")
+@click.pass_obj
+def recover(session: Session, force: bool) -> int:
+    """Begin the cluster anew with this node alone, whose etcd is lost for good or came from a backup. Others join again."""
+    session.timeout_s = session.timeout_s or _RECOVER_S
+    session.say("asking the other members what they have" + ("; then what they may still do runs out first" if force else ""))
+    found = session.client().send("POST", "/cluster/recover", {"force": force})
+    session.write(Printed(found, _recovery, lambda document: [str(document["node"])], code=0 if force else WOULD_CHANGE))
+    if not force:
+        session.say("nothing was changed: `piccoloctl cluster recover --force` does it, once the others are off for good")
+        return WOULD_CHANGE
+    if session.wait:
+        _until_led(session, {})
+    session.say(f"{printable(str(found['node']))} is the cluster now; `piccoloctl cluster tokens create` lets others join")
+    return 0
+
+
 @cluster.command()
 @click.pass_obj
 def pause(session: Session) -> int:
@@ -163,6 +182,14 @@ def history(session: Session, tail: int, resource: str | None) -> int:
             lambda found: [f"{each['resource']}@{each['epoch']}" for each in found],
         )
     )
+
+
+def _recovery(found: dict[str, Any], wide: bool, width: int) -> str:
+    rev, at_ms = found.get("rev"), int(found.get("at_ms") or 0)
+    verb = "begins" if found.get("done") else "would begin"
+    lines = [f"the cluster {verb} anew on {printable(str(found.get('node')))} with rev {rev}, of {moment(at_ms)}"]
+    lines += [f"lost: {printable(str(each))}" for each in found.get("lost") or ()]
+    return "\n".join(lines)
 
 
 def _say_notes(session: Session, found: dict[str, Any]) -> None:

@@ -14,11 +14,10 @@ from piccolod.cli.client import path_of
 from piccolod.cli.commands.apps import written
 from piccolod.cli.options import Command
 from piccolod.cli.refusal import Refusal
-from piccolod.cli.session import Printed, Session
+from piccolod.cli.session import WOULD_CHANGE, Printed, Session
 from piccolod.cli.table import printable
 from piccolod.errors import Invalid
 
-_WOULD_CHANGE: Final = 10
 # The API's own limit is 256 KiB; a little more is read so that the API's words refuse what is too large.
 _MAX_BYTES: Final = 2**20
 
@@ -90,7 +89,7 @@ def plan(session: Session, file: str, allow_privileged: bool) -> int:
     name = _name(session, file, text, allow_privileged)
     found = _send(session, "POST", path_of("apps", name, "plan", consent=allow_privileged), file, text)
     session.write(Printed(found, _planned, lambda document: [str(document["name"])]))
-    return 0 if found.get("action") == "none" else _WOULD_CHANGE
+    return 0 if found.get("action") == "none" else WOULD_CHANGE
 
 
 def _planned(found: dict[str, Any], _wide: bool, _width: int) -> str:

@@ -22,7 +22,9 @@ from piccolod.errors import (
     PiccoloError,
     StoreCorrupt,
     StoreFull,
+    StoreRestored,
     StoreUnavailable,
+    TooLarge,
     TooMany,
 )
 from piccolod.pki.identity import Role
@@ -48,6 +50,7 @@ from piccolod.protocol.joining import (
     RevokeJoinToken,
 )
 from piccolod.protocol.persistence import GetRevision, Lock
+from piccolod.protocol.recovery import Recover, Recovery
 from piccolod.protocol.unlocking import AutoUnlock
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, actor_of, core_of, idem_of, written
@@ -61,6 +64,7 @@ _INIT_S = 60.0
 _JOIN_S = 110.0  # the member answers within 45 s, and etcd here may take 30 s to start
 _REMOVE_S = 40.0
 _LEAVE_S = 20.0
+_RECOVER_S = 120.0  # the span is waited for, 20 s at most, and etcd may take 30 s to start
 _LOCK_S = 40.0
 _ELECTION_S = 8.0
 _AGAIN_S = 0.2
@@ -101,6 +105,12 @@ class JoinTokenBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 class LeaveBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`force`: also where etcd does not say whether this node is a member, for one that the others have lost for good."""
+
+    force: bool = False
+
+
+class RecoverBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Without `force` the answer says what would be lost, and nothing is changed."""
 
     force: bool = False
 
@@ -156,7 +166,7 @@ async def _is_member(core: Core, force: bool) -> bool:
     """Whether it has a cluster to leave. Raises Conflict when that has not taken it out yet."""
     try:
         found = await core.ask(GetCluster())
-    except StoreUnavailable:
+    except (StoreUnavailable, StoreRestored):
         if not force:
             raise
         return True
@@ -178,6 +188,22 @@ async def _end_acting(core: Core, force: bool) -> None:
     except PiccoloError as error:
         await call_off(core, wish, error)
         raise
+
+
+@endpoint(
+    "POST", f"{BASE}/cluster/recover", scope=Scope.ADMIN, accepts=JSON, leads=False, tag="cluster",
+    fails=(Conflict, Busy, Locked, TooLarge, *_MEMBERS, StoreFull),
+)  # fmt: skip
+async def recover(request: Req, data: JSONBody[RecoverBody | None] = None) -> Response[Recovery]:
+    """Begins a cluster anew with this member alone, whose etcd is lost for good or came from a backup.
+
+    Its modules restart right after the answer. The other members are asked first: it is refused when one of them has more of
+    the log, or says that etcd works.
+    """
+    core, force = core_of(request), (data or RecoverBody()).force
+    heard = await core.standings.ask_all() if core.standings is not None else ()
+    order = Recover(heard=heard, force=force)
+    return Response(await core.order(order, timeout_s=_RECOVER_S, idem=await idem_of(request)))
 
 
 @endpoint("POST", f"{BASE}/cluster/pause", scope=Scope.ADMIN, fails=_PAUSE, status=204, tag="cluster")
@@ -279,4 +305,4 @@ def _view(member: Member, head: int) -> NodeView:
     )  # fmt: skip
 
 
-ROUTES = (show, init, join, leave, pause, resume, list_tokens, create_token, revoke_token, nodes, node, remove)
+ROUTES = (show, init, join, leave, recover, pause, resume, list_tokens, create_token, revoke_token, nodes, node, remove)

@@ -13,7 +13,7 @@ from piccolod.config import at_port
 from piccolod.errors import PiccoloError
 from piccolod.protocol.joining import JOIN_PATH
 from services.api.core import Core
-from services.api.rpc import relay, renewal, unlocking
+from services.api.rpc import relay, renewal, standings, unlocking
 from services.api.rpc.app import App
 from services.api.rpc.client import Client
 from services.api.rpc.files import NodeFiles
@@ -22,6 +22,7 @@ from services.api.rpc.places import Places
 from services.api.rpc.relay import Relay
 from services.api.rpc.renewal import Renewal
 from services.api.rpc.replay import Replay
+from services.api.rpc.standings import Standings
 from services.api.rpc.unlocking import Unlocking
 from services.api.server import Server
 
@@ -41,11 +42,13 @@ class Rpc:
         self.relay = Relay(client, places)
         self.renewal = Renewal(core, self.files, client, places, lambda reason: fault("certificate", reason))
         self.unlocking = Unlocking(core, self.files, client, places, core.tell_locked)
+        self.standings = Standings(core, client, places)
         routes = {
             JOIN_PATH: Door(core, client, places).route,
             relay.PATH: Replay(core, edge).route,
             renewal.PATH: self.renewal.route,
             unlocking.PATH: self.unlocking.route,
+            standings.PATH: self.standings.route,
         }
         self._server = Server(App(core, mode.cluster, routes))
 

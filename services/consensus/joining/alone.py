@@ -22,6 +22,7 @@ from piccolod.protocol.cluster import (
     RemoveMember,
 )
 from piccolod.protocol.persistence import CryptoStatus, GetCryptoStatus
+from piccolod.protocol.recovery import GetStoreView, Recover
 from services.consensus.joining import checks
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.place import own_record
@@ -65,6 +66,8 @@ class Alone:
         self._module.serve(AddMember, self._nobody)
         self._module.serve(RemoveMember, self._nobody)
         self._module.serve(Leave, self._nobody)
+        self._module.serve(Recover, self._nobody)
+        self._module.serve(GetStoreView, self._nobody)
 
     async def _cluster(self, request: GetCluster, caller: Caller) -> Cluster:
         return Cluster(mode="alone", node=self._module.config.node.name)
@@ -140,7 +143,7 @@ class Alone:
         finally:
             await self._supervised.restart("consensus")
 
-    async def _nobody(self, request: AddMember | RemoveMember | Leave, caller: Caller) -> NoReturn:
+    async def _nobody(self, request: AddMember | RemoveMember | Leave | Recover | GetStoreView, caller: Caller) -> NoReturn:
         raise Conflict(f"{self._module.config.node.name} is a node alone", hint="`piccoloctl cluster init` founds a cluster")
 
     async def _status(self) -> CryptoStatus:

@@ -13,8 +13,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Final
 
-from piccolod import clock, cluster_mode, etcd_conf
-from piccolod.errors import Conflict, PiccoloError, StoreUnavailable, Unavailable
+from piccolod import cluster_mode, etcd_conf
+from piccolod.errors import Conflict, PiccoloError, Unavailable
 from piccolod.leadership import keys
 from piccolod.leadership import timing as leadership
 from piccolod.leadership.keys import EpochRecord
@@ -30,12 +30,12 @@ from piccolod.protocol.log import Exported, ExportLog
 from piccolod.protocol.persistence import CryptoStatus
 from services.consensus import access, cluster_records, seed, wire
 from services.consensus.etcd.client import Client
-from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Range, Transaction
+from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Transaction
 from services.consensus.etcd.upkeep import local_client
 from services.consensus.gen import GenFile
 from services.consensus.joining import measure, outside
 from services.consensus.joining.folder import Draft, Folder
-from services.consensus.joining.moving import Move
+from services.consensus.joining.moving import Move, writable
 from services.consensus.joining.place import etcd_settings, mode, own_record
 from services.consensus.joining.supervised import Supervised, undo
 from services.consensus.leaser import Leaser
@@ -43,9 +43,7 @@ from services.consensus.memory import MemoryFile
 
 _EXPORT_S: Final = 30.0
 _CERTIFICATE_S: Final = 5.0
-_HEALTHY_S: Final = 15.0
 _PUT_S: Final = 5.0
-_LOOK_S: Final = 0.1
 HOLD_S: Final = 5.0  # longer than what is left to do then; the process that holds ends right after it
 
 
@@ -161,7 +159,7 @@ class Init:
 
     async def _begin(self, client: Client, prefix: str, timing: leadership.Timing, wrote_last: int) -> int:
         """Names the store and this member. What is led is led on, with the tokens that it has; epochs go on counting."""
-        await self._healthy(client, prefix)
+        await writable(client, prefix)
         gen, led = await self._take_terms(client, prefix, timing, wrote_last)
         await seed.put_gen(client, prefix, gen)
         own = own_record(self._module)
@@ -195,18 +193,6 @@ class Init:
                 self._module.log.warning("what is led here begins anew in the cluster", reason=error.detail)
         least = max([wrote_last, *(record.gen for record in held.values())])
         return await asyncio.to_thread(GenFile(paths.consensus / "gen").next, least), frozenset()
-
-    async def _healthy(self, client: Client, prefix: str) -> None:
-        """It leads itself, so that a write goes through. Raises StoreUnavailable."""
-        give_up_at = clock.now() + _HEALTHY_S
-        while True:
-            try:
-                await client.find(Range(prefix + keys.GEN), _LOOK_S * 5)
-                return
-            except StoreUnavailable:
-                if clock.now() > give_up_at:
-                    raise
-            await asyncio.sleep(_LOOK_S)
 
     async def _export(self, request: ExportLog) -> Exported:
         return await self._module.call(request, timeout_s=_EXPORT_S)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
 
-from piccolod.errors import Conflict
+from piccolod import clock
+from piccolod.errors import Conflict, StoreUnavailable
 from piccolod.leadership import keys
 from piccolod.protocol.log import APPEND_BYTES, APPEND_ENTRIES, CHUNK_BYTES, Exported, ExportLog, SealedEntry
 from services.consensus import seed, wire
 from services.consensus.cluster_records import HeadRecord
 from services.consensus.etcd.client import Client
-from services.consensus.etcd.transaction import Put, Transaction
+from services.consensus.etcd.transaction import Put, Range, Transaction
 
 _PUT_S: Final = 5.0
+
+_WRITABLE_S: Final = 15.0
+_LOOK_S: Final = 0.1
+_LOOK_ONCE_S: Final = 0.5
 
 Ask = Callable[[ExportLog], Awaitable[Exported]]
 
@@ -77,6 +83,19 @@ class Move:
             if not exported.entries or self._rev >= exported.head_rev:
                 return exported
             exported = await self._ask(ExportLog(after=self._rev))
+
+
+async def writable(client: Client, prefix: str) -> None:
+    """Returns once an etcd that has just begun leads itself, so that a write goes through. Raises StoreUnavailable."""
+    give_up_at = clock.now() + _WRITABLE_S
+    while True:
+        try:
+            await client.find(Range(prefix + keys.GEN), _LOOK_ONCE_S)
+            return
+        except StoreUnavailable:
+            if clock.now() > give_up_at:
+                raise
+        await asyncio.sleep(_LOOK_S)
 
 
 def batches(entries: Sequence[SealedEntry]) -> Iterator[list[SealedEntry]]:

@@ -36,6 +36,7 @@ BODIES: dict[str, dict[str, Any]] = {
     f"{BASE}/leadership/{{resource}}/switchover": {},
     f"{BASE}/cluster/init": {},
     f"{BASE}/cluster/leave": {},
+    f"{BASE}/cluster/recover": {},
     f"{BASE}/cluster/join": {"address": "10.0.0.1", "token": "t"},
     f"{BASE}/cluster/tokens": {},
     f"{BASE}/routes/test": {"app": "hello", "listener": "web"},

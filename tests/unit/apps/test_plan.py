@@ -85,6 +85,13 @@ def test_an_initialised_container_is_armed_before_it_starts() -> None:
     assert made.steps == (Do.ARM, Do.START)
 
 
+def test_a_container_of_a_former_term_whose_token_came_again_is_made_anew() -> None:
+    """As with an etcd that was begun anew: its tokens begin at 1 again, and epochs go on."""
+    made = plan(wanted(), at(term=TermIs(7, 2), container=container(Status.EXITED), guarded=True))
+    assert Do.REMOVE in made.steps
+    assert Do.REMOVE not in plan(wanted(), at(term=TERM, container=container(), health=READY)).steps
+
+
 def test_a_container_of_another_term_is_removed() -> None:
     made = plan(wanted(), at(term=TERM, container=container(token=6), guarded=True))
     assert made.steps == (Do.STOP, Do.DISARM, Do.REMOVE)

@@ -76,7 +76,7 @@ def test_volumes_secrets_and_config_are_mounted() -> None:
 
 
 def test_a_led_container_names_its_term_to_the_runtime_and_another_none() -> None:
-    assert told()["annotations"] == {"io.piccolo.resource": "app:a", "io.piccolo.token": "9"}
+    assert told()["annotations"] == {"io.piccolo.resource": "app:a", "io.piccolo.token": "9", "io.piccolo.epoch": "3"}
     assert "annotations" not in told("cluster: {policy: always_on}\n")
 
 

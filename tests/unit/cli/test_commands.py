@@ -339,3 +339,34 @@ def test_doctor_tells_a_locked_node_from_an_ill_one(ctl: Ctl, double: ApiDouble)
     assert finding()["grade"] == "warn"
     double.on("GET", "/health/ready", {"ready": True})
     assert finding()["grade"] == "ok"
+
+
+RECOVERY = {"node": "n3", "done": False, "rev": 41, "at_ms": 0, "former": ["n1", "n2"], "lost": ["writes after rev 41"]}
+
+
+def test_recover_without_force_only_says_what_would_be_lost(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/cluster/recover", RECOVERY)
+    done = ctl("cluster", "recover")
+    assert done.code == 10
+    assert done.out.splitlines()[0].startswith("the cluster would begin anew on n3 with rev 41")
+    assert "lost: writes after rev 41" in done.out and "nothing was changed" in done.err
+    assert double.sent[0].document == {"force": False}
+    assert json.loads(ctl("cluster", "recover", "-o", "json").out) == RECOVERY
+
+
+def test_recover_with_force_waits_until_the_cluster_is_led(ctl: Ctl, double: ApiDouble) -> None:
+    members = [{"node": "n3", "state": "alive", "leads_kernel": True}]
+    double.on("POST", "/cluster/recover", {**RECOVERY, "done": True})
+    double.on("GET", "/cluster", Reply(503, {"code": "store_unavailable", "detail": "not yet"}),
+              {"mode": "etcd", "node": "n3", "members": members})  # fmt: skip
+    done = ctl("cluster", "recover", "--force")
+    assert done.code == 0, done.err
+    assert done.out.startswith("the cluster begins anew on n3")
+    assert "waiting: not yet" in done.err and "tokens create" in done.err
+    assert double.sent[0].document == {"force": True}
+
+
+def test_a_recovery_that_is_refused_is_told(ctl: Ctl, double: ApiDouble) -> None:
+    double.refuse("POST", "/cluster/recover", 409, "conflict", detail="n2 has the log up to rev 50")
+    done = ctl("cluster", "recover", "--force")
+    assert done.code == 1 and "n2 has the log up to rev 50" in done.err

@@ -64,6 +64,7 @@ ASKING: dict[str, tuple[list[str], str]] = {
     "cluster init": (["--profile", "fast", "--no-wait"], ""),
     "cluster join": (["10.0.0.1", "--token", "t", "--witness", "--discard-local", "-y", "--no-wait"], ""),
     "cluster leave": (["-y"], ""),
+    "cluster recover": (["--force", "--no-wait"], ""),
     "cluster pause": ([], ""),
     "cluster resume": ([], ""),
     "cluster history": (["hello", "-n", "5"], ""),

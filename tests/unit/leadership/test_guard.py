@@ -37,6 +37,10 @@ def test_a_token_that_left_the_page_is_overdue_before_any_deadline() -> None:
     assert overdue(page({}, hard_at=clock.FOREVER), [entry()], NOW, BOOT) == [entry()]
 
 
+def test_a_token_that_came_again_with_an_etcd_that_was_begun_anew_is_overdue() -> None:
+    assert overdue(page({"app:a": Term(7, 2)}), [entry(token=7)], NOW, BOOT) == [entry(token=7)]
+
+
 def test_no_page_and_a_page_of_another_boot_hold_nothing() -> None:
     assert overdue(None, [entry()], NOW, BOOT) == [entry()]
     assert overdue(page({"app:a": Term(7, 1)}, boot_id="other"), [entry()], NOW, BOOT) == [entry()]

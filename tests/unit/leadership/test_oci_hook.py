@@ -32,7 +32,7 @@ def run_hook(paths: Paths, annotations: dict[str, Any] | None, stdin: str | None
 
 def test_the_open_term_may_start(paths: Paths, page_writer: PageWriter) -> None:
     page_writer.write(a_page({"app:notes": Term(7, 1)}))
-    done = run_hook(paths, term_annotations("app:notes", 7))
+    done = run_hook(paths, term_annotations("app:notes", 7, 1))
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -40,6 +40,7 @@ def test_the_open_term_may_start(paths: Paths, page_writer: PageWriter) -> None:
     ("terms", "reason"),
     [
         ({"app:notes": Term(8, 2)}, "another term has begun"),
+        ({"app:notes": Term(7, 2)}, "another term has begun"),  # in an etcd that was begun anew
         ({"app:notes": Term(7, 1, closing=True)}, "its term is being closed"),
         ({}, "does not lead it"),
     ],
@@ -48,18 +49,18 @@ def test_a_start_that_was_queued_for_too_long_does_nothing(
     paths: Paths, page_writer: PageWriter, terms: dict[str, Term], reason: str
 ) -> None:
     page_writer.write(a_page(terms))
-    done = run_hook(paths, term_annotations("app:notes", 7))
+    done = run_hook(paths, term_annotations("app:notes", 7, 1))
     assert done.returncode == 1 and reason in done.stderr
 
 
 def test_a_passed_deadline_refuses(paths: Paths, page_writer: PageWriter) -> None:
     page_writer.write(a_page({"app:notes": Term(7, 1)}, hard_at=1.0))
-    assert "the deadline has passed" in run_hook(paths, term_annotations("app:notes", 7)).stderr
+    assert "the deadline has passed" in run_hook(paths, term_annotations("app:notes", 7, 1)).stderr
 
 
 @pytest.mark.parametrize(
     "annotations",
-    [None, {}, {"io.piccolo.resource": "app:notes"}, {**term_annotations("app:notes", 7), "io.piccolo.token": "x"}],
+    [None, {}, {"io.piccolo.resource": "app:notes"}, {**term_annotations("app:notes", 7, 1), "io.piccolo.token": "x"}],
 )
 def test_a_container_that_names_no_term_is_refused(
     paths: Paths, page_writer: PageWriter, annotations: dict[str, str] | None
@@ -72,11 +73,11 @@ def test_a_container_that_names_no_term_is_refused(
 @pytest.mark.parametrize("stdin", ["", "garbage", "null", "[]"])
 def test_a_state_that_is_garbage_is_refused(paths: Paths, page_writer: PageWriter, stdin: str) -> None:
     page_writer.write(a_page({"app:notes": Term(7, 1)}))
-    assert run_hook(paths, term_annotations("app:notes", 7), stdin).returncode == 1
+    assert run_hook(paths, term_annotations("app:notes", 7, 1), stdin).returncode == 1
 
 
 def test_without_a_page_nothing_starts(paths: Paths) -> None:
-    done = run_hook(paths, term_annotations("app:notes", 7))
+    done = run_hook(paths, term_annotations("app:notes", 7, 1))
     assert done.returncode == 1 and "absent" in done.stderr
 
 

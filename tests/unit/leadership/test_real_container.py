@@ -46,7 +46,7 @@ class Podman:
         return done.stdout.strip()
 
     def create(self) -> str:
-        annotations = [f"--annotation={key}={value}" for key, value in term_annotations("app:notes", 7).items()]
+        annotations = [f"--annotation={key}={value}" for key, value in term_annotations("app:notes", 7, 1).items()]
         return self.ok("create", "--network=none", *annotations, "localhost/bb:1", "/busybox", "sleep", "1000")
 
     def pid(self, container: str) -> int:

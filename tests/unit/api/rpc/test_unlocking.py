@@ -138,10 +138,10 @@ class Caller:
         body = msgspec.msgpack.encode(SignedAsk(ask=ASK, key=public, signature=signature))
         return self.post(body)
 
-    def post(self, body: bytes) -> tuple[int, Any]:
+    def post(self, body: bytes, path: str = "/unlock") -> tuple[int, Any]:
         connection = http.client.HTTPSConnection(*self._at, context=self._tls, timeout=10)
         try:
-            connection.request("POST", "/unlock", body, {"Content-Type": "application/x-msgpack"})
+            connection.request("POST", path, body, {"Content-Type": "application/x-msgpack"})
             answer = connection.getresponse()
             content = answer.read()
             return answer.status, content if answer.status == 200 else json.loads(content)

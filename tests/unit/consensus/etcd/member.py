@@ -22,7 +22,7 @@ from piccolod import clock, cluster_mode, config, etcd_conf
 from piccolod.cluster_mode import Mode
 from piccolod.errors import Busy, NoLeader, NotLeader, StoreUnavailable
 from piccolod.leadership.gate import Gate
-from piccolod.leadership.page import PageReader, create
+from piccolod.leadership.page import Page, PageReader, PageWriter, create
 from piccolod.protocol.base import Event, Level, Request
 from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.consensus import Campaign, Term
@@ -144,6 +144,12 @@ class Node:
         page = self._reader.read()
         assert page is not None
         return page
+
+    def reboot(self) -> None:
+        """Its supervisor makes the page anew."""
+        writer = PageWriter(self.paths.page)
+        writer.write(Page(0, 0, 0, 0, clock.boot_id(), 0.0, 0.0, {}))
+        writer.close()
 
     def token(self, resource: str = "kernel") -> int:
         """Of the open term; 0 behind a shut gate."""

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from piccolod import cluster_mode
-from piccolod.errors import Conflict, StoreUnavailable
+from piccolod.errors import Conflict, StoreRestored, StoreUnavailable
 from piccolod.leadership import events, leash_table
 from piccolod.protocol.cluster import GetCluster, KnownMember, Leave
 from services.consensus import seed, wire
@@ -131,7 +131,7 @@ def test_a_node_whose_place_another_machine_has_taken_leaves_and_takes_nothing_f
     asyncio.run(main())
 
 
-def test_who_does_not_believe_its_etcd_any_more_leaves_once_it_was_taken_out(home: House, supervisor: Supervisor) -> None:
+def test_who_does_not_believe_its_etcd_any_more_leaves_by_force_whatever_that_says(home: House, supervisor: Supervisor) -> None:
     async def main() -> None:
         _, node = await home.begin(2)
         async with living(node) as live:
@@ -139,8 +139,9 @@ def test_who_does_not_believe_its_etcd_any_more_leaves_once_it_was_taken_out(hom
             driver = live.leaser.driver
             driver.feed(events.Overheard(events.Header(1, driver.state.highest), 0))
             await eventually(lambda: driver.state.restored, "it does not believe it")
-            await take_out(home, node)
-            await live.ask(Leave(), "api")
+            with pytest.raises(StoreRestored):
+                await live.ask(Leave(), "api")
+            await live.ask(Leave(force=True), "api")
             await eventually(lambda: supervisor.restarted, "it restarts")
         await is_alone(node, supervisor)
 

@@ -1,0 +1,92 @@
+"""From whom a cluster may be begun anew, and what is told of what that loses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from piccolod.errors import Conflict, Locked
+from piccolod.leadership.keys import EpochRecord
+from piccolod.protocol.cluster import KnownMember
+from piccolod.protocol.recovery import Heard, LogEnd, Standing, Store, StoreView
+from services.consensus.joining.recovery_checks import check, lost
+
+
+def known(role: str = "member") -> KnownMember:
+    return KnownMember(address="", client_url="", rpc="", role=role)
+
+
+MEMBERS = {"n1": known(), "n2": known(), "n3": known("witness")}
+
+
+def end(rev: int = 10, digest: bytes = b"d", *, locked: bool = False) -> LogEnd:
+    return LogEnd(rev=rev, digest=digest, gen=7, epoch=3, at_ms=1, locked=locked)
+
+
+def standing(node: str, at: LogEnd | None, store: Store = Store.SILENT, log_rev: int = 0, problem: str = "") -> Standing:
+    return Standing(node=node, view=StoreView(store=store, gen=7, log_rev=log_rev), end=at, problem=problem)
+
+
+def heard(node: str, at: LogEnd | None, **view: Any) -> Heard:
+    return Heard(node=node, standing=standing(node, at, **view))
+
+
+@pytest.mark.parametrize("store", [Store.SILENT, Store.RESTORED])
+def test_who_has_as_much_as_every_other_one_begins_anew(store: Store) -> None:
+    others = [heard("n2", end(9)), Heard(node="n4", silence="it cannot be reached")]
+    assert check("n1", standing("n1", end(), store), MEMBERS, others) == end()
+    assert check("n1", standing("n1", end(), store), MEMBERS, [heard("n2", end())]) == end()
+
+
+def test_while_etcd_answers_here_or_at_another_nothing_is_recovered() -> None:
+    with pytest.raises(Conflict, match=r"^etcd answers"):
+        check("n1", standing("n1", end(), Store.ANSWERS), MEMBERS, [])
+    with pytest.raises(Conflict, match=r"^n2 says that etcd answers") as told:
+        check("n1", standing("n1", end()), MEMBERS, [heard("n2", end(1), store=Store.ANSWERS)])
+    assert "cluster leave --force" in (told.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        heard("n2", end(11)),
+        heard("n2", end(11, locked=True)),
+        heard("n2", end(10), log_rev=11),
+        heard("n2", None, log_rev=11, problem="it is damaged"),
+    ],
+    ids=["in its log", "while it is locked", "in its etcd", "in its etcd alone"],
+)
+def test_one_that_has_more_is_named(more: Heard) -> None:
+    with pytest.raises(Conflict, match="n2 has the log up to rev 11, and this node up to 10") as told:
+        check("n1", standing("n1", end()), MEMBERS, [Heard(node="n0", silence="off"), heard("n4", end(10)), more])
+    assert "run it on n2" in (told.value.hint or "")
+
+
+def test_a_log_that_is_not_proven_begins_nothing() -> None:
+    with pytest.raises(Locked, match="locked"):
+        check("n1", standing("n1", end(locked=True)), MEMBERS, [])
+    with pytest.raises(Conflict, match="damaged"):
+        check("n1", standing("n1", None, problem="control.db is damaged"), MEMBERS, [])
+    with pytest.raises(Conflict, match="witness"):
+        check("n3", standing("n3", end()), MEMBERS, [])
+
+
+def test_it_is_told_whose_writes_may_be_lost_and_who_has_to_join_again() -> None:
+    others = [Heard(node="n2", silence="n2 cannot be reached"), heard("n4", end(10, b"other")), heard("n5", end(10))]
+    homes = {
+        "kernel": EpochRecord(4, "n2", 1, 3.0, held=True),
+        "app:blog": EpochRecord(1, "n2", 1, 3.0, held=True),
+        "app:wiki": EpochRecord(2, "n2", 1, 3.0, held=False),
+        "app:mine": EpochRecord(2, "n1", 1, 3.0, held=False),
+    }
+    told = lost("n1", end(), others, ("n2", "n3", "n4", "n5"), homes)
+    assert told[0].startswith("writes after rev 10") and "n2 cannot be reached" in told[0] and "n3 has no store" in told[0]
+    assert told[1].startswith("what n4 has instead of this node's rev 10")
+    assert told[2] == "the data of blog, wiki: it is on n2, and they begin here without it"
+    assert "n2, n3, n4, n5" in told[3] and len(told) == 5
+
+
+def test_where_everybody_said_the_same_no_write_is_lost() -> None:
+    told = lost("n1", end(), [heard("n2", end())], ("n2",), {})
+    assert not [each for each in told if "writes" in each]
