@@ -39,7 +39,7 @@ class Storm:
     def __init__(self, machines: list[Machine], writers: int = 3, pause_s: float = 0.02) -> None:
         made = machines[0].api("POST", "/auth/tokens", {"name": "storm", "scope": "admin"})
         assert made.status == 201, made
-        self._bearer = f"Bearer {made.json['token']}"
+        self.bearer = f"Bearer {made.json['token']}"
         self._machines = machines
         self._pause_s = pause_s
         self._end, self._go = threading.Event(), threading.Event()
@@ -135,7 +135,7 @@ class Storm:
         try:
             connection.connect()
             connection.sock.settimeout(_PATIENCE_S)
-            headers = {"Content-Type": "application/json", "Authorization": self._bearer, "Idempotency-Key": title}
+            headers = {"Content-Type": "application/json", "Authorization": self.bearer, "Idempotency-Key": title}
             connection.request("PUT", "/api/v1/settings", json.dumps({"title": title}), headers)
             answer = connection.getresponse()
             return answer.status, {name.lower(): value for name, value in answer.getheaders()}

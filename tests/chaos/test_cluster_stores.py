@@ -13,6 +13,7 @@ from tests.bed import audit, faults, forming
 from tests.bed.machine import Machine
 from tests.bed.trial import Trial
 from tests.chaos.revival import replaced_after, rested_leader
+from tests.chaos.rounds import ROUNDS
 from tests.node import until
 
 pytestmark = pytest.mark.timeout(180)
@@ -92,13 +93,26 @@ def test_a_leader_whose_member_of_etcd_is_cut_off_from_the_others_is_served_by_t
 
 def test_quorum_is_lost_for_three_seconds_and_comes_back(trial: Trial, chance: random.Random) -> None:
     """The store alone: the machines still reach each other."""
-    names = [machine.name for machine in trial.cluster.machines]
     trial.moment(chance)
     began = time.monotonic()
-    for name in names:
-        faults.partition(trial.cluster, [name], [other for other in names if other > name], ports=faults.ETCD_PORTS)
+    part_members(trial)
     rest(3.0)
     assert trial.storm.longest_gap_s(began) > 2.0, "nobody can commit without a quorum"
+    faults.heal(trial.cluster)
+    trial.settled()
+
+
+@pytest.mark.skipif(ROUNDS == 1, reason="a minute: make chaos")
+def test_quorum_is_lost_for_a_minute_and_nobody_leads_meanwhile(trial: Trial) -> None:
+    part_members(trial)
+    until(lambda: forming.leader(trial.cluster) is None, "nobody leads", 10)
+    end_at = time.monotonic() + 60
+    while time.monotonic() < end_at:
+        assert forming.leader(trial.cluster) is None
+        for machine in trial.cluster.machines:
+            answer = machine.api("PUT", "/settings", {"title": "without a quorum"}, timeout_s=15)
+            assert answer.status == 503, answer
+        rest(2.0)
     faults.heal(trial.cluster)
     trial.settled()
 
@@ -126,6 +140,12 @@ def test_a_flipped_byte_in_a_followers_file_is_healed_from_the_others(trial: Tri
     trial.settled()
     report = follower.api("POST", "/store/check", timeout_s=60)
     assert report.status == 200 and report.json["ok"], report
+
+
+def part_members(trial: Trial) -> None:
+    names = [machine.name for machine in trial.cluster.machines]
+    for name in names:
+        faults.partition(trial.cluster, [name], [other for other in names if other > name], ports=faults.ETCD_PORTS)
 
 
 def rest(seconds: float) -> None:
