@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from services.persistence.disk import PATIENCE_S
 from tests.bed import audit, faults, forming
 from tests.bed.machine import Machine
 from tests.bed.trial import Trial
@@ -19,6 +20,8 @@ from tests.node import until
 pytestmark = pytest.mark.timeout(180)
 
 PEER_PORTS = (2380,)
+# Longer than a leader bears a disk that takes nothing.
+_FULL_S = PATIENCE_S + 1
 
 
 def test_a_follower_of_etcd_that_is_killed_changes_nothing(trial: Trial, chance: random.Random) -> None:
@@ -125,6 +128,20 @@ def test_a_frozen_disk_under_the_leaders_etcd(trial: Trial, chance: random.Rando
         rest(4.0)
     finally:
         faults.thaw_disk(machine)
+    trial.settled()
+
+
+@pytest.mark.parametrize("role", ["follower", "leader"])
+def test_a_full_disk_under_one_member_stops_nobody_else(trial: Trial, chance: random.Random, role: str) -> None:
+    machine = trial.leader() if role == "leader" else chance.choice(trial.followers())
+    trial.moment(chance)
+    faults.fill_disk(machine)
+    try:
+        end_at = time.monotonic() + _FULL_S
+        while time.monotonic() < end_at:
+            trial.storm.wait_acknowledged()
+    finally:
+        faults.empty_disk(machine)
     trial.settled()
 
 
