@@ -114,13 +114,13 @@ class ClusterCommit:
         except UNKNOWN as error:
             self._log.warning("an append's outcome is unknown and is being read", rev=append.head_rev + 1, reason=error.detail)
             self._in_doubt = True
-            committed = await self._resolved(append, token)
+            committed = await self._resolved(append, token, error)
             self._in_doubt = False
             return committed
         return True
 
-    async def _resolved(self, append: Append, token: Token) -> bool:
-        """Whether it was written. Raises NotLeader when it never will be, OutcomeUnknown when that cannot be known in time."""
+    async def _resolved(self, append: Append, token: Token, doubt: PiccoloError) -> bool:
+        """Whether it was written; `doubt` is why that is not known. Raises NotLeader when it never will be, OutcomeUnknown when that cannot be known in time."""
         sent = Sent.of(append)
         give_up_at = clock.now() + RESOLVE_S
         while True:
@@ -134,7 +134,7 @@ class ClusterCommit:
                 return True
             if clock.now() >= give_up_at:
                 raise OutcomeUnknown(
-                    f"the write of rev {sent.last_rev} was sent and its end is not known",
+                    f"the write of rev {sent.last_rev} was sent and its end is not known: {doubt.detail}",
                     hint="repeat it with the same idempotency key",
                 )
             await asyncio.sleep(RESOLVE_PAUSE_S)

@@ -105,6 +105,9 @@ class MemberVault(Vault):
         if self.passwords.keyset is None:
             self._become(Condition.WAITING, self._shared.problem or "the keyset of the cluster has not come yet")
             return
+        if key is not None and not await asyncio.to_thread(self._is_ours, key):
+            self._log.warning("does not take the key of another store", cluster=self.cluster)
+            key = None
         if self.catch_up is None:
             self.catch_up = await self._opened_copy(key)
         self.locked_rev = self.catch_up.end.rev
@@ -112,6 +115,11 @@ class MemberVault(Vault):
             await self._unlock(key)
         else:
             self._become(Condition.LOCKED, "the control store is locked")
+
+    def _is_ours(self, key: SecretKey) -> bool:
+        """In a thread. The supervisor may still keep the key of the store that this node had alone before it joined."""
+        known = [each for each in (self.passwords.keyset, self.passwords.offered) if each is not None and each.proof]
+        return any(keysets.is_genuine(each, key) for each in known) if known else self.fits(key)
 
     async def _own_keyset(self) -> Keyset | None:
         """This node's; the cluster's where it has none or a damaged one. None while neither is there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from tests.bed.cluster import Cluster
 from tests.bed.machine import Machine
@@ -37,6 +37,17 @@ def thaw(machine: Machine, *programs: str) -> None:
         _signal(machine, programs, signal.SIGCONT)
     else:
         machine.cgroups.thaw()
+
+
+@contextmanager
+def frozen(machine: Machine, *programs: str) -> Iterator[None]:
+    """SIGSTOP, and SIGCONT to the same processes, if they are still there: a frozen supervisor cannot say which those were."""
+    pids = [pid for program in programs for pid in _found(machine, program)]
+    _send(pids, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _send(pids, signal.SIGCONT)
 
 
 def partition(
@@ -87,7 +98,10 @@ def empty_disk(machine: Machine) -> None:
 
 
 def _signal(machine: Machine, programs: Iterable[str], number: int) -> None:
-    pids = [pid for program in programs for pid in _found(machine, program)]
+    _send([pid for program in programs for pid in _found(machine, program)], number)
+
+
+def _send(pids: Iterable[int], number: int) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)

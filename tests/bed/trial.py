@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import defaultdict
 from contextlib import ExitStack, suppress
 
 from tests.bed import audit, faults, forming
@@ -31,6 +32,7 @@ class Trial:
         self.cluster = cluster
         self.oracle = Oracle(cluster)
         self.storm = Storm(cluster.machines)
+        self.hits: defaultdict[tuple[str, str], list[float]] = defaultdict(list)  # (machine, program) -> when (time.monotonic)
         self._stack = ExitStack()
 
     def __enter__(self) -> Trial:

@@ -5,7 +5,6 @@ Each test leaves them healthy or fails.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 
@@ -14,11 +13,8 @@ import pytest
 from tests.bed.cluster import Cluster
 from tests.bed.forming import form
 from tests.bed.trial import Trial
+from tests.chaos.rounds import ROUNDS, SEED
 from tests.node import Node
-
-# How often each fault of the long set comes: 1 in `make test`, more in `make chaos`.
-ROUNDS = int(os.environ.get("PICCOLO_CHAOS_ROUNDS", "1"))
-SEED = int(os.environ.get("PICCOLO_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from tests.bed import faults
+from tests.bed import faults, forming
+from tests.bed.machine import API_PORT, Machine
+from tests.bed.network import CLIENT
 from tests.bed.trial import Trial
+from tests.chaos.rounds import ROUNDS
 from tests.node import until
 
 pytestmark = pytest.mark.timeout(240)
@@ -20,7 +26,8 @@ _SHORT_S = 0.6
 def test_a_leader_that_stands_still_for_a_moment_keeps_its_term(trial: Trial, chance: random.Random) -> None:
     term, machine = trial.term(), trial.leader()
     trial.moment(chance)
-    freeze_for(trial, machine.name, _SHORT_S)
+    with standing_still(machine):
+        rest(_SHORT_S)
     trial.settled()
     assert trial.term() == term
 
@@ -28,8 +35,23 @@ def test_a_leader_that_stands_still_for_a_moment_keeps_its_term(trial: Trial, ch
 def test_a_leader_that_stands_still_for_three_seconds(trial: Trial, chance: random.Random) -> None:
     """Its term has run out when it wakes, and whether anybody has taken it or not, it alone or the other acts."""
     trial.moment(chance)
-    freeze_for(trial, trial.leader().name, 3.0)
+    with standing_still(trial.leader()):
+        rest(3.0)
     trial.settled()
+
+
+@pytest.mark.skipif(ROUNDS == 1, reason="a minute: make chaos")
+def test_a_leader_that_stands_still_for_a_minute_is_followed_and_comes_back(trial: Trial) -> None:
+    """The others have long gone on; what it still holds in memory is of no use to it."""
+    term, machine = trial.term(), trial.leader()
+    trial.storm.wait_acknowledged()
+    with standing_still(machine):
+        until(lambda: forming.leader(trial.cluster, machine), "another node leads", 30)
+        end_at = time.monotonic() + 60
+        while time.monotonic() < end_at:
+            trial.storm.wait_acknowledged()
+    trial.settled()
+    assert trial.term()[1] > term[1]
 
 
 def test_a_leader_that_is_cut_off_is_followed_by_another_and_takes_nothing_more(trial: Trial, chance: random.Random) -> None:
@@ -44,6 +66,25 @@ def test_a_leader_that_is_cut_off_is_followed_by_another_and_takes_nothing_more(
     faults.heal(trial.cluster)
     trial.settled()
     assert trial.term()[1] > term[1]
+
+
+def test_a_client_that_does_not_reach_the_leader_changes_nothing_and_is_answered_by_the_others(
+    trial: Trial, chance: random.Random
+) -> None:  # fmt: skip
+    """Its trouble is no fault of the cluster; that it is alone with it, nobody but itself can see."""
+    term, machine, other = trial.term(), trial.leader(), chance.choice(trial.followers())
+    assert says_who_leads(trial, machine) == machine.name
+    faults.partition(trial.cluster, [CLIENT], [machine.name])
+    began = time.monotonic()
+    assert says_who_leads(trial, machine) == "", "it is cut off"
+    assert says_who_leads(trial, other) == machine.name
+    faults.partition(trial.cluster, [CLIENT], [each.name for each in trial.followers()])
+    trial.storm.wait_acknowledged()
+    assert trial.storm.longest_gap_s(began) < 1.0, "the others were not served"
+    faults.heal(trial.cluster)
+    trial.settled()
+    assert trial.term() == term
+    assert says_who_leads(trial, machine) == machine.name
 
 
 def test_a_link_that_flaps_faster_than_the_budget_changes_nothing(trial: Trial, chance: random.Random) -> None:
@@ -76,13 +117,25 @@ def test_all_machines_lose_power_and_nothing_acknowledged_is_lost(trial: Trial, 
     trial.settled(60)
 
 
-def freeze_for(trial: Trial, name: str, seconds: float) -> None:
-    machine = trial.cluster[name]
+@contextmanager
+def standing_still(machine: Machine) -> Iterator[None]:
     faults.freeze(machine)
     try:
-        time.sleep(seconds)  # how long a fault lasts is the fault itself
+        yield
     finally:
         faults.thaw(machine)
+
+
+def rest(seconds: float) -> None:
+    """How long a fault lasts is the fault itself."""
+    time.sleep(seconds)
+
+
+def says_who_leads(trial: Trial, machine: Machine) -> str:
+    """What the client hears from it; empty when that is nothing."""
+    done = trial.cluster.client("curl", "-s", "-m", "2", f"http://{machine.address}:{API_PORT}/api/v1/leadership/kernel",
+                                "-H", f"Authorization: {trial.storm.bearer}")  # fmt: skip
+    return str(json.loads(done.stdout)["node"]) if done.returncode == 0 else ""
 
 
 def flap(trial: Trial, name: str, times: list[tuple[float, float]]) -> None:
@@ -90,6 +143,6 @@ def flap(trial: Trial, name: str, times: list[tuple[float, float]]) -> None:
     others = [machine.name for machine in trial.cluster.machines if machine.name != name]
     for away_s, back_s in times:
         faults.partition(trial.cluster, [name], others)
-        time.sleep(away_s)
+        rest(away_s)
         faults.heal(trial.cluster)
-        time.sleep(back_s)
+        rest(back_s)

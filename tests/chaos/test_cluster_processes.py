@@ -7,18 +7,23 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.bed import faults, forming
-from tests.bed.machine import Machine
+from tests.bed import faults
 from tests.bed.trial import Trial
-from tests.node import PICCOLOD, until
+from tests.chaos.revival import by_service_manager, replaced_after, rested_leader
+from tests.chaos.rounds import at_length
+from tests.node import until
 
 pytestmark = pytest.mark.timeout(180)
+
+BOTH = ("consensus", "persistence")
 
 
 @pytest.mark.parametrize("module", ["consensus", "persistence"])
 def test_a_module_killed_on_the_leader_changes_no_leadership(trial: Trial, chance: random.Random, module: str) -> None:
-    term, machine = trial.term(), trial.leader()
-    hit(trial, machine, module, faults.kill, chance)
+    machine = rested_leader(trial, module)
+    term = trial.term()
+    trial.moment(chance)
+    replaced_after(faults.kill, trial, machine, module)
     trial.settled()
     assert trial.term() == term
 
@@ -27,15 +32,40 @@ def test_a_module_killed_on_the_leader_changes_no_leadership(trial: Trial, chanc
 def test_a_module_frozen_on_the_leader_is_replaced_and_changes_no_leadership(
     trial: Trial, chance: random.Random, module: str
 ) -> None:
-    term, machine = trial.term(), trial.leader()
-    hit(trial, machine, module, faults.freeze, chance)
+    machine = rested_leader(trial, module)
+    term = trial.term()
+    trial.moment(chance)
+    replaced_after(faults.freeze, trial, machine, module)
     trial.settled()
     assert trial.term() == term
 
 
-def test_consensus_and_persistence_killed_together_on_the_leader(trial: Trial, chance: random.Random) -> None:
-    machine = trial.leader()
-    hit(trial, machine, "consensus", lambda where, module: faults.kill(where, module, "persistence"), chance)
+def test_both_killed_at_once_change_no_leadership(trial: Trial, chance: random.Random) -> None:
+    machine = rested_leader(trial, *BOTH)
+    term = trial.term()
+    trial.moment(chance)
+    replaced_after(faults.kill, trial, machine, *BOTH)
+    trial.settled()
+    assert trial.term() == term
+
+
+@pytest.mark.parametrize(
+    ("fault", "pair"),
+    [
+        (faults.freeze, BOTH),
+        (faults.kill, ("persistence", "etcd")),
+        (faults.freeze, ("persistence", "etcd")),
+        *at_length(*((fault, (one, "etcd")) for fault in (faults.kill, faults.freeze) for one in ("consensus", "leash.0"))),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else value.__name__,
+)
+def test_two_at_once_on_the_leader(
+    trial: Trial, chance: random.Random, fault: Callable[..., None], pair: tuple[str, str]
+) -> None:  # fmt: skip
+    """Each is replaced on its own. Whether the term lasts depends on which member leads etcd, and on how soon others elect."""
+    machine = rested_leader(trial, *pair)
+    trial.moment(chance)
+    replaced_after(fault, trial, machine, *pair)
     trial.settled()
 
 
@@ -43,27 +73,7 @@ def test_a_supervisor_that_is_killed_gives_the_kernel_to_another_node(trial: Tri
     term, machine = trial.term(), trial.leader()
     trial.moment(chance)
     faults.kill(machine, "supervisor")
-    service_manager(machine)
+    by_service_manager(machine)
     until(lambda: trial.leader() is not machine, "another node leads", 20)
     trial.settled()
     assert trial.term()[1] > term[1]
-
-
-def hit(trial: Trial, machine: Machine, module: str, fault: Callable[..., None], chance: random.Random) -> None:
-    """Once the module has lived long enough that its death is no crash loop; it is another process afterwards."""
-    instance = machine.instance(module)
-    trial.moment(chance)
-    fault(machine, module)
-    until(lambda: machine.is_replaced(module, instance), f"{module} is replaced", 30)
-
-
-def service_manager(machine: Machine) -> None:
-    """What deploy/systemd does when piccolod has ended by itself: the hook, then a new start."""
-    assert machine.process is not None
-    machine.process.wait(10)
-    machine.process = None
-    hook = machine.spawn(str(PICCOLOD), "--config", str(machine.config_file), "--after-crash")
-    hook.wait(20)
-    machine.start(wait=False)
-    machine.wait_up(60)
-    forming.unlock(machine)

@@ -134,7 +134,7 @@ def test_it_releases_where_the_others_lead_on_without_this_node(paths: Paths, mo
     """Of two members of etcd none survives the other; one of an owner is elsewhere."""
     before = crashed(paths, members=members)
     (paths.cluster / "mode").write_text(json.dumps({"etcd": mode}))
-    said = after_crash(paths, Release(paths) if released else never)
+    said = after_crash(paths, Release(paths) if released else never, alone)
     assert (said == "released") is released
     assert (shown(paths) != before) is released
 

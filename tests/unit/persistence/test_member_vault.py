@@ -6,9 +6,10 @@ from pathlib import Path
 
 from piccolod.protocol.base import Level
 from piccolod.protocol.events import LockStateChanged
-from piccolod.protocol.persistence import Check, List, Repair
+from piccolod.protocol.persistence import Check, GetCryptoStatus, List, Repair
 from services.persistence.catch_up import on_the_wire
 from services.persistence.entry import EntryHeader, seal_entry
+from services.persistence.lock_commands import DEPOSIT
 from services.persistence.secret import SecretKey
 from services.persistence.state import put
 from services.persistence.verify import survey
@@ -56,6 +57,22 @@ async def test_a_copy_that_is_gone_is_fetched_whole(town: Town) -> None:
         file.unlink()
     await n2.begin()
     await n2.catches_up(11)
+    assert await n2.get("old9") == 9
+
+
+@in_town
+async def test_the_key_that_a_node_had_alone_opens_nothing_of_the_cluster_that_it_joined(town: Town) -> None:
+    """The supervisor keeps it over the restart of this module that ends a join."""
+    n1 = await town.found(writes=10)
+    n2 = town.node("n2")
+    n2.deposits[DEPOSIT] = SecretKey.random().raw()
+    town.enter(n2)
+    await n2.begin()
+    assert (await n2.ask(GetCryptoStatus())).locked
+    await until(lambda: not n2.deposits, "the supervisor is told to forget it")
+    await n1.until_leads()
+    await n2.catches_up(11)
+    await n2.unlock()
     assert await n2.get("old9") == 9
 
 
