@@ -98,16 +98,22 @@ async def forget(draft: Draft, paths: Paths, etcd: Etcd) -> None:
 async def enter(paths: Paths, etcd: Etcd, cluster: str, node: str, record: KnownMember) -> None:
     """Whether this node finds the cluster that let it in, and may write there: it says once more where it is found.
 
-    Raises Conflict when the cluster is not there, Invalid when it may not, StoreUnavailable.
+    Raises Conflict: the name is taken there by now, whatever kept this node from it.
     """
     client, prefix = access.external(paths, etcd).client(RPC_S), cluster_records.prefix(cluster)
     own = Put(prefix + cluster_records.NODE + node, wire.encode(record))
     try:
         there = await client.transact(Transaction((present(prefix + keys.GEN), present(own.key)), (own,)), RPC_S)
+        why = "" if there.succeeded else "it is not there"
+    except PiccoloError as error:
+        why = error.detail
     finally:
         await client.close()
-    if not there.succeeded:
-        raise Conflict(f"the etcd of this node does not hold the cluster {cluster} that let it in", hint=_SEE)
+    if why:
+        raise Conflict(
+            f"this node does not get at the cluster {cluster} that let it in: {why}",
+            hint=f"{_SEE}; `piccoloctl nodes remove {node}` on a member frees the name, then join with another token",
+        )
 
 
 async def _told(client: Client, endpoint: str) -> Status:

@@ -271,6 +271,19 @@ def test_why_takes_the_name_of_an_app(ctl: Ctl, double: ApiDouble) -> None:
     assert "installed" in out
 
 
+def test_votes_are_shown_where_the_nodes_have_them(ctl: Ctl, double: ApiDouble) -> None:
+    member = {
+        "node": "n1", "role": "member", "address": "10.0.0.1", "rpc": "10.0.0.1:7444", "api_url": "", "state": "alive",
+        "voter": True, "leads_kernel": True, "epoch": 1, "rev": 3,
+    }  # fmt: skip
+    found = {"mode": "etcd", "node": "n1", "cluster": "c", "profile": "fast", "members": [member], "warnings": [], "out": False}
+    double.on("GET", "/cluster", found)
+    assert "VOTE" in ctl("cluster", "list").out and "owner" not in ctl("cluster", "list", "-o", "wide").out
+    double.on("GET", "/cluster", {**found, "members": [{**member, "voter": False}], "etcd": "external"})
+    assert "VOTE" not in ctl("cluster", "list").out
+    assert "timing fast, etcd kept by its owner" in ctl("cluster", "list", "-o", "wide").out
+
+
 def test_why_tells_of_each_node_of_a_cluster_whether_it_could_lead(ctl: Ctl, double: ApiDouble) -> None:
     candidates = [
         {"node": "n1", "eligible": True, "reason": "leads it"},

@@ -18,6 +18,7 @@ import pytest
 from piccolod.config import parse
 from piccolod.errors import (
     Busy,
+    Conflict,
     DeadlineExceeded,
     Exists,
     Failed,
@@ -36,7 +37,7 @@ from piccolod.paths import Paths
 from piccolod.pki import authority as pki
 from piccolod.pki.authority import make_key, make_request
 from piccolod.pki.identity import Identity, Role
-from piccolod.protocol.cluster import AddMember, Welcome
+from piccolod.protocol.cluster import AddMember, Admission, Timing, Welcome
 from piccolod.protocol.joining import ForgetNode, GetJoinTokens, JoinBody, JoinTokens, JoinTokenView, Redeem, TokenState
 from services.api.rpc import join as joining
 from services.api.rpc.pace import PER_SOURCE, Pace
@@ -190,6 +191,19 @@ def test_a_joiner_whose_member_cannot_be_reached_says_so_at_once() -> None:
     join = joiner.Join(module, None, None)  # type: ignore[arg-type]
     with pytest.raises(Unavailable, match="cannot be reached"):
         asyncio.run(join._answer("127.0.0.99", 1, "0" * 64, BODY))
+
+
+@pytest.mark.parametrize(("of_cluster", "own"), [(7, 0), (0, 7), (7, 8)])
+def test_a_joiner_that_was_let_in_without_being_asked_does_not_enter_another_kind_of_cluster(of_cluster: int, own: int) -> None:
+    """A member of before external etcds looks at nothing of that."""
+    module: Any = SimpleNamespace(config=parse('[node]\nname = "n2"'), log=None)
+    join = joiner.Join(module, None, None)  # type: ignore[arg-type]
+    timing = Timing(profile="fast", stop_s=0.1)
+    admission = Admission(cluster="c", initial_cluster={}, etcd_token="", members={}, timing=timing, etcd_id=of_cluster)
+    with pytest.raises(Conflict, match="kept another way") as refusal:
+        join._check_etcd(admission, own)
+    assert "nodes remove n2" in refusal.value.hint
+    join._check_etcd(admission, of_cluster)
 
 
 def test_without_a_leader_nobody_is_let_in(two: Cluster) -> None:

@@ -211,11 +211,11 @@ def test_a_joiner_finds_the_cluster_that_let_it_in_or_says_that_it_is_not_there(
     etcd = owners(one)
 
     async def main() -> None:
-        with pytest.raises(Conflict, match="does not hold the cluster c1"):
+        with pytest.raises(Conflict, match="the cluster c1 that let it in: it is not there"):
             await outside.enter(paths, etcd, CLUSTER, "n2", ME)
         async with opened(paths, etcd) as client:
             await seed.put_gen(client, PREFIX, 7)
-            with pytest.raises(Conflict, match="does not hold the cluster c1"):
+            with pytest.raises(Conflict, match="the cluster c1 that let it in: it is not there"):
                 await outside.enter(paths, etcd, CLUSTER, "n2", ME)
             await seed.put_node(client, PREFIX, "n2", ME)
         await outside.enter(paths, etcd, CLUSTER, "n2", ME)
@@ -249,8 +249,9 @@ def test_one_that_lets_a_node_read_and_not_write_is_no_etcd_for_a_member(paths: 
                 await outside.claim(client, DRAFT)
                 await seed.put_gen(client, PREFIX, 7)
                 await seed.put_node(client, PREFIX, "n2", ME)
-            with pytest.raises(Invalid, match="permission denied"):
+            with pytest.raises(Conflict, match="permission denied") as refusal:
                 await outside.enter(paths, of("n2"), CLUSTER, "n2", ME)
+            assert "nodes remove n2" in refusal.value.hint
             await outside.enter(paths, of("n1"), CLUSTER, "n2", ME)
 
         asyncio.run(main())
