@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import msgspec
 
-from piccolod import clock, cluster_mode, etcd_conf
+from piccolod import clock, cluster_mode
 from piccolod.cluster_mode import Mode
-from piccolod.errors import Busy, Conflict, PiccoloError, StoreUnavailable
+from piccolod.errors import Busy, Conflict, StoreUnavailable
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.module import Caller, Module
 from piccolod.protocol.base import Nothing
@@ -25,21 +24,16 @@ from piccolod.protocol.cluster import (
     RemoveMember,
 )
 from piccolod.protocol.joining import KeepCertificate
-from piccolod.protocol.log import ExportLog
-from piccolod.protocol.recovery import GetLogEnd, GetStoreView, Recover, Recovery, Standing, Store, StoreView, TakeEntries
 from services.consensus import access, members_file, prover, standing, term_store
 from services.consensus.etcd_leaser import EtcdLeaser
-from services.consensus.joining import checks, recovery_checks, renewal
+from services.consensus.joining import checks, renewal
 from services.consensus.joining.attempt import AttemptFile
 from services.consensus.joining.folder import Folder, set_store_aside
 from services.consensus.joining.former import FormerMembers
 from services.consensus.joining.members import Membership
-from services.consensus.joining.own_member import OwnMember
-from services.consensus.joining.recovery import EXPORT_S, Plan, Recovering
 from services.consensus.joining.supervised import ANSWERED_S, Supervised, restart_owed
+from services.consensus.joining.survivor import Survivor
 from services.consensus.refusals import Refusals, restored
-
-_END_S: Final = 5.0
 
 
 class Joined:
@@ -55,7 +49,7 @@ class Joined:
             store.client, store.prefix, self._folder, mode.node, self._leads, module.log, external=mode.is_external
         )
         self._former = FormerMembers(module, self._leads)
-        self._recovering = asyncio.Lock()
+        self._survivor = Survivor(module, leaser, mode, self._refusals, self._check_stopped, self._restart)
 
     async def start(self) -> None:
         """Ends what a crash of init or join left undone, before anybody is granted a term here.
@@ -79,13 +73,12 @@ class Joined:
         self._module.serve(RemoveMember, self._remove)
         self._module.serve(Leave, self._leave)
         self._module.serve(KeepCertificate, self._keep_certificate)
-        self._module.serve(GetStoreView, self._store_view)
-        self._module.serve(Recover, self._recover)
+        self._survivor.serve()
         self._module.spawn(self._members.run(), name="members")
         self._module.spawn(self._former.forget(), name="former members")
 
     async def _cluster(self, request: GetCluster, caller: Caller) -> Cluster:
-        if self._recovering.locked():
+        if self._survivor.is_recovering:
             raise Busy("the cluster is being recovered here", hint="try again in a moment")
         if self._leaser.driver.state.restored:
             raise restored(self._leaser.driver)
@@ -162,74 +155,6 @@ class Joined:
         paths.lock_mark.unlink(missing_ok=True)  # it was the cluster's store that was locked on purpose
         term_store.forget(paths.consensus / "terms.db")
         cluster_mode.leave(paths.cluster)
-
-    # --- begun anew
-
-    async def _store_view(self, request: GetStoreView, caller: Caller) -> StoreView:
-        state = self._leaser.driver.state
-        store = Store.RESTORED if state.restored else Store.ANSWERS if self._refusals.fresh() else Store.SILENT
-        log_rev = 0
-        if store is not Store.ANSWERS and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
-            async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as own:
-                log_rev = await own.head_rev()
-        return StoreView(store=store, gen=state.gen, log_rev=log_rev)
-
-    async def _recover(self, request: Recover, caller: Caller) -> Recovery:
-        """From the moment on at which this node leads nothing any more this life of the module is over, however it ends."""
-        if self._recovering.locked():
-            raise Busy("the cluster is being recovered here already", hint="try again in a moment")
-        async with self._recovering:
-            found, plan = await self._planned(request, caller)
-            if not request.force:
-                return found
-            await self._check_stopped()
-            await self._leaser.abandon()
-            try:
-                await self._check_stopped()
-                await Recovering(self._module, self._folder, self._supervised, self._mode).run(plan)
-            finally:
-                self._module.spawn(self._restart(), name="restart after a recovery")
-        return msgspec.structs.replace(found, done=True)
-
-    async def _planned(self, request: Recover, caller: Caller) -> tuple[Recovery, Plan]:
-        """What it would be. Raises Conflict, Locked, and what keeps the log from being exported."""
-        node, paths, state = self._mode.node, self._module.paths, self._leaser.driver.state
-        settings = etcd_conf.read(paths.etcd_conf)
-        if settings is None:
-            raise Conflict(
-                "the etcd of this cluster is kept by its owner, and a recovery begins one of its members anew",
-                hint="bring that etcd back as it was: its members believe no older copy, and keep the whole log meanwhile",
-            )
-        members = members_file.read(paths)
-        seen = {name: record.value for name, record in state.view.epochs.items()}
-        async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as etcd:
-            own = await self._standing(etcd, await self._store_view(GetStoreView(), caller))
-            last = await etcd.epochs(seen)
-        end = recovery_checks.check(node, own, members, request.heard)
-        await self._module.call(ExportLog(after=0, limit=1, recovers=True), timeout_s=EXPORT_S)
-        epochs = {name: record.epoch for name, record in last.items()}
-        epochs[RESOURCE_KERNEL] = max(epochs.get(RESOURCE_KERNEL, 0), end.epoch)
-        former = tuple(sorted(members.keys() - {node}))
-        gens = [each.standing.view.gen for each in request.heard if each.standing is not None]
-        lost = recovery_checks.lost(node, end, request.heard, former, last)
-        planned = Recovery(node=node, done=False, rev=end.rev, at_ms=end.at_ms, former=former, lost=tuple(lost))
-        return planned, Plan(max([state.gen, end.gen, *gens]), epochs, former)
-
-    async def _standing(self, etcd: OwnMember, view: StoreView) -> Standing:
-        """Of this node, once it has taken what its own etcd has beyond its log."""
-        node, call = self._mode.node, self._module.call
-        try:
-            end = await call(GetLogEnd(), timeout_s=_END_S)
-            if view.store is Store.ANSWERS or end.locked:
-                return Standing(node=node, view=view, end=end)
-            async for page in etcd.entries(end.rev):
-                before, end = end.rev, await call(TakeEntries(entries=page), timeout_s=EXPORT_S)
-                if end.rev == before:
-                    break
-            end = await call(TakeEntries(keyset=await etcd.keyset()), timeout_s=_END_S)
-        except PiccoloError as error:
-            return Standing(node=node, view=view, problem=error.detail)
-        return Standing(node=node, view=view, end=end)
 
     async def _keep_certificate(self, request: KeepCertificate, caller: Caller) -> Nothing:
         """etcd takes it up by itself, with its next connection."""

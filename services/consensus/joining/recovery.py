@@ -52,10 +52,10 @@ class Plan(msgspec.Struct, frozen=True):
 class Recovering:
     """One attempt, once nothing acts here any more. `run` returns when it counts, or puts back what was and raises why."""
 
-    def __init__(self, module: Module, folder: Folder, supervised: Supervised, mode: Mode) -> None:
+    def __init__(self, module: Module, mode: Mode) -> None:
         self._module = module
-        self._folder = folder
-        self._supervised = supervised
+        self._folder = Folder(module.paths)
+        self._supervised = Supervised(module.paths)
         self._mode = mode
         self._paths = module.paths
         self._timing = members_file.timing_of(module.paths)

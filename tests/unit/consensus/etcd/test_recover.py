@@ -12,7 +12,7 @@ from piccolod.errors import Conflict, Failed, Locked
 from piccolod.leadership import leash_table
 from piccolod.protocol.log import Append, Exported, ExportLog, SealedEntry
 from piccolod.protocol.recovery import GetLogEnd, GetStoreView, Heard, LogEnd, Recover, Standing, Store, StoreView, TakeEntries
-from services.consensus.joining import joined
+from services.consensus.joining import survivor
 from services.consensus.joining.recovery import Plan
 from tests.unit.consensus.etcd.conftest import eventually, opened, put_keyset
 from tests.unit.consensus.etcd.member import GEN, House, Live
@@ -148,7 +148,7 @@ def test_from_the_order_on_this_node_leads_nothing_however_it_ends(
                 if fails:
                     raise Failed("the disk")
 
-            monkeypatch.setattr(joined.Recovering, "run", run)
+            monkeypatch.setattr(survivor.Recovering, "run", run)
             heard = (Heard(node="n2", standing=Standing(node="n2", view=StoreView(store=Store.SILENT, gen=GEN + 5))),)
             if fails:
                 with pytest.raises(Failed):

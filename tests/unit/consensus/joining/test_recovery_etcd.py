@@ -99,10 +99,10 @@ def recovered(etcd: Cluster, node: Left, monkeypatch: pytest.MonkeyPatch) -> dic
     """Runs it. What etcd has afterwards, each with its mod revision."""
     monkeypatch.setattr(recovery, "local_client", lambda _: Client(etcd.endpoints, None, rpc_s=2.0))
     monkeypatch.setattr(recovery, "wait_s", lambda _: WAIT_S)
-    supervised: Any = node
+    monkeypatch.setattr(recovery, "Supervised", lambda _: node)
 
     async def main() -> dict[str, Any]:
-        await Recovering(node, node.folder, supervised, MODE).run(PLAN)  # type: ignore[arg-type]
+        await Recovering(node, MODE).run(PLAN)  # type: ignore[arg-type]
         client = Client(etcd.endpoints, None, rpc_s=2.0)
         try:
             items, _ = await client.list(PREFIX, 5)

@@ -1,0 +1,130 @@
+"""A member as the one that is left: what it sees of etcd, and the order to begin the cluster anew with it alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, Final
+
+import msgspec
+
+from piccolod import etcd_conf
+from piccolod.cluster_mode import Mode
+from piccolod.errors import Busy, Conflict, PiccoloError
+from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.module import Caller, Module
+from piccolod.protocol.log import ExportLog
+from piccolod.protocol.recovery import (
+    GetLogEnd,
+    GetStoreView,
+    Recover,
+    Recovery,
+    Standing,
+    Store,
+    StoreView,
+    TakeEntries,
+)
+from services.consensus import members_file
+from services.consensus.etcd_leaser import EtcdLeaser
+from services.consensus.joining import recovery_checks
+from services.consensus.joining.own_member import OwnMember
+from services.consensus.joining.recovery import EXPORT_S, Plan, Recovering
+from services.consensus.refusals import Refusals
+
+_END_S: Final = 5.0
+
+
+class Survivor:
+    """`check_stopped()` raises Conflict while a container of a led app lives here; `restart()` ends this life of the module."""
+
+    def __init__(
+        self,
+        module: Module,
+        leaser: EtcdLeaser,
+        mode: Mode,
+        refusals: Refusals,
+        check_stopped: Callable[[], Awaitable[None]],
+        restart: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._module = module
+        self._leaser = leaser
+        self._mode = mode
+        self._refusals = refusals
+        self._check_stopped = check_stopped
+        self._restart = restart
+        self._recovering = asyncio.Lock()
+
+    @property
+    def is_recovering(self) -> bool:
+        return self._recovering.locked()
+
+    def serve(self) -> None:
+        self._module.serve(GetStoreView, self._store_view)
+        self._module.serve(Recover, self._recover)
+
+    async def _store_view(self, request: GetStoreView, caller: Caller) -> StoreView:
+        state = self._leaser.driver.state
+        store = Store.RESTORED if state.restored else Store.ANSWERS if self._refusals.fresh() else Store.SILENT
+        log_rev = 0
+        if store is not Store.ANSWERS and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
+            async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as own:
+                log_rev = await own.head_rev()
+        return StoreView(store=store, gen=state.gen, log_rev=log_rev)
+
+    async def _recover(self, request: Recover, caller: Caller) -> Recovery:
+        """From the moment on at which this node leads nothing any more this life of the module is over, however it ends."""
+        if self.is_recovering:
+            raise Busy("the cluster is being recovered here already", hint="try again in a moment")
+        async with self._recovering:
+            found, plan = await self._planned(request, caller)
+            if not request.force:
+                return found
+            await self._check_stopped()
+            await self._leaser.abandon()
+            try:
+                await self._check_stopped()
+                await Recovering(self._module, self._mode).run(plan)
+            finally:
+                self._module.spawn(self._restart(), name="restart after a recovery")
+        return msgspec.structs.replace(found, done=True)
+
+    async def _planned(self, request: Recover, caller: Caller) -> tuple[Recovery, Plan]:
+        """What it would be. Raises Conflict, Locked, and what keeps the log from being exported."""
+        node, paths, state = self._mode.node, self._module.paths, self._leaser.driver.state
+        settings = etcd_conf.read(paths.etcd_conf)
+        if settings is None:
+            raise Conflict(
+                "the etcd of this cluster is kept by its owner, and a recovery begins one of its members anew",
+                hint="bring that etcd back as it was: its members believe no older copy, and keep the whole log meanwhile",
+            )
+        members = members_file.read(paths)
+        seen = {name: record.value for name, record in state.view.epochs.items()}
+        async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as etcd:
+            own = await self._standing(etcd, await self._store_view(GetStoreView(), caller))
+            last = await etcd.epochs(seen)
+        end = recovery_checks.check(node, own, members, request.heard)
+        await self._module.call(ExportLog(after=0, limit=1, recovers=True), timeout_s=EXPORT_S)
+        epochs = {name: record.epoch for name, record in last.items()}
+        epochs[RESOURCE_KERNEL] = max(epochs.get(RESOURCE_KERNEL, 0), end.epoch)
+        former = tuple(sorted(members.keys() - {node}))
+        gens = [each.standing.view.gen for each in request.heard if each.standing is not None]
+        lost = recovery_checks.lost(node, end, request.heard, former, last)
+        planned = Recovery(node=node, done=False, rev=end.rev, at_ms=end.at_ms, former=former, lost=tuple(lost))
+        return planned, Plan(max([state.gen, end.gen, *gens]), epochs, former)
+
+    async def _standing(self, etcd: OwnMember, view: StoreView) -> Standing:
+        """Of this node, once it has taken what its own etcd has beyond its log."""
+        node, call = self._mode.node, self._module.call
+        try:
+            end = await call(GetLogEnd(), timeout_s=_END_S)
+            if view.store is Store.ANSWERS or end.locked:
+                return Standing(node=node, view=view, end=end)
+            async for page in etcd.entries(end.rev):
+                before, end = end.rev, await call(TakeEntries(entries=page), timeout_s=EXPORT_S)
+                if end.rev == before:
+                    break
+            end = await call(TakeEntries(keyset=await etcd.keyset()), timeout_s=_END_S)
+        except PiccoloError as error:
+            return Standing(node=node, view=view, problem=error.detail)
+        return Standing(node=node, view=view, end=end)
