@@ -70,7 +70,8 @@ def test_a_moved_log_is_read_and_appended_to_by_the_first_leader(etcd: Cluster) 
             assert (await live.ask(GetSnapshot())).size_bytes == 16
             assert (await live.ask(GetSnapshotChunk(rev=10, index=1))).data == b"part two"
             assert (await live.ask(GetKeyset())).keyset == b"keyset"
-            assert (await append(live, term, entry(31), after=entries[-1].digest)).rev == 31
+            await append(live, term, entry(31), after=entries[-1].digest)
+            assert (await live.ask(GetHead())).rev == 31
 
     with house(etcd) as home:
         asyncio.run(main(home))
