@@ -72,7 +72,8 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         needs=("broker",),
         publishes=("LeadershipRoleChanged", "ControlRevChanged", "NodeStateChanged", "HealthChanged"),
         may_call=(
-            "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.issue_certificate",
+            "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.export_chunk",
+            "persistence.issue_certificate",
             "persistence.crypto_status", "apps.measure_hard_stop",
         ),
         # `state_dir/cluster` with the group of those who read it, and a store that is set aside with its owner
@@ -161,6 +162,7 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "consensus.withdraw": frozenset({"persistence", "apps"}),
     "persistence.drain": frozenset({"consensus"}),
     "persistence.export_log": frozenset({"consensus"}),
+    "persistence.export_chunk": frozenset({"consensus"}),
     "persistence.issue_certificate": frozenset({"consensus", "api"}),
     "persistence.redeem": frozenset({"api"}),
     "persistence.forget_node": frozenset({"api"}),
