@@ -72,9 +72,9 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         needs=("broker",),
         publishes=("LeadershipRoleChanged", "ControlRevChanged", "NodeStateChanged", "HealthChanged"),
         may_call=(
-            "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.issue_certificate",
-            "persistence.crypto_status", "persistence.log_end", "persistence.take_entries", "persistence.forget_node",
-            "apps.measure_hard_stop",
+            "persistence.revision", "persistence.drain", "persistence.export_log", "persistence.export_chunk",
+            "persistence.issue_certificate", "persistence.crypto_status", "persistence.log_end", "persistence.take_entries",
+            "persistence.forget_node", "apps.measure_hard_stop",
         ),
         # `state_dir/cluster` with the group of those who read it, and a store that is set aside with its owner
         capabilities=("CAP_CHOWN", "CAP_DAC_READ_SEARCH"),
@@ -163,6 +163,7 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "persistence.drain": frozenset({"consensus"}),
     "persistence.export_log": frozenset({"consensus"}),
     "persistence.take_entries": frozenset({"consensus"}),
+    "persistence.export_chunk": frozenset({"consensus"}),
     "persistence.issue_certificate": frozenset({"consensus", "api"}),
     "persistence.redeem": frozenset({"api"}),
     "persistence.forget_node": frozenset({"api", "consensus"}),

@@ -160,13 +160,13 @@ class Drain(Request[Drained], frozen=True, kw_only=True):
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
-    """`snapshot`: what stands for all up to `first_rev - 1`, where the local log does not reach back to 1."""
+    """`snapshot`: what stands for all before the first entry, where the local log does not reach back to 1 (ExportChunk)."""
 
     cluster: str
     gen: int
     head_rev: int
     head_digest: bytes
-    snapshot: SealedEntry | None
+    snapshot: SnapshotInfo | None
     entries: tuple[SealedEntry, ...]
     keyset: bytes
 
@@ -185,3 +185,15 @@ class ExportLog(Request[Exported], frozen=True, kw_only=True):
     limit: int = 256
     hold_s: float = 0.0
     recovers: bool = False
+
+
+class ExportChunk(Request[Chunk], frozen=True, kw_only=True):
+    """One chunk of the snapshot that the last `ExportLog` named, in order of `index`.
+
+    NotFound: it is kept no more, for the last chunk was asked for or a minute has passed, or it was another snapshot.
+    """
+
+    command: ClassVar[str] = "persistence.export_chunk"
+    reply: ClassVar[type] = Chunk
+    rev: int
+    index: int

@@ -71,7 +71,7 @@ def idempotency(connection: Connection, body: bytes) -> str:
         return ""
     asked = f"{method_of(connection)} {connection.scope['path']}?{connection.scope['query_string'].decode('latin-1')}\n"
     digest = hashlib.sha256(asked.encode() + body).hexdigest()[:_DIGEST_CHARACTERS]
-    return f"{call_of(connection).actor.name} {key}:{digest}"
+    return f"{call_of(connection).actor.caller} {key}:{digest}"
 
 
 def method_of(connection: Connection) -> str:

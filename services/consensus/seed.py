@@ -62,8 +62,17 @@ async def put_log(client: Client, prefix: str, gen: int, entries: Sequence[Seale
 async def put_snapshot(client: Client, prefix: str, rev: int, chunks: Sequence[bytes]) -> None:
     """One encoded `SealedEntry` in chunks of CHUNK_BYTES."""
     for index, chunk in enumerate(chunks):
-        await client.transact(Transaction((), (Put(prefix + chunk_key(rev, index), chunk),)), _WITHIN_S)
-    record = SnapshotRecord(rev, len(chunks), sum(len(chunk) for chunk in chunks))
+        await put_chunk(client, prefix, rev, index, chunk)
+    await put_snapshot_record(client, prefix, rev, len(chunks), sum(len(chunk) for chunk in chunks))
+
+
+async def put_chunk(client: Client, prefix: str, rev: int, index: int, chunk: bytes) -> None:
+    await client.transact(Transaction((), (Put(prefix + chunk_key(rev, index), chunk),)), _WITHIN_S)
+
+
+async def put_snapshot_record(client: Client, prefix: str, rev: int, chunks: int, size_bytes: int) -> None:
+    """After all of its chunks: it makes them count."""
+    record = SnapshotRecord(rev, chunks, size_bytes)
     await client.transact(Transaction((), (Put(prefix + SNAPSHOT, wire.encode(record)),)), _WITHIN_S)
 
 

@@ -1,10 +1,12 @@
 """The local log for its move into etcd, when a node alone founds a cluster: the bytes as they are, verified once more.
 
-The newest snapshot stands for all before it, as it does in etcd; what follows it is the tail.
+The newest snapshot stands for all before it, as it does in etcd, in chunks, for a message of the bus has 4 MiB at most; what
+follows it is the tail.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -12,8 +14,8 @@ from typing import Final
 import msgspec
 
 from piccolod import clock
-from piccolod.errors import Invalid, StoreCorrupt, TooLarge
-from piccolod.protocol.log import Exported
+from piccolod.errors import Invalid, NotFound, StoreCorrupt, TooLarge
+from piccolod.protocol.log import CHUNK_BYTES, Exported, SnapshotInfo
 from services.persistence import keyset as keysets
 from services.persistence.catch_up import on_the_wire, verified
 from services.persistence.chain import Broken, Chain, check_snapshot
@@ -25,10 +27,40 @@ from services.persistence.log import REPAIR_HINT, LogReader
 from services.persistence.secret import SecretKey
 
 LIMIT: Final = 1000
-# A message of the bus has 4 MiB at most, and beside one of these the largest entry and the keyset.
-SNAPSHOT_BYTES: Final = 3584 * 1024
+# A quarter of etcd's quota, which for a moment holds the next one beside it.
+SNAPSHOT_BYTES: Final = 64 * 1024 * 1024
+# Beside these a message of the bus takes the largest entry and the keyset.
 ENTRIES_BYTES: Final = 1024 * 1024
-_ALONE_BYTES: Final = 2048 * 1024  # a snapshot beyond this comes without entries
+_KEPT_S: Final = 60.0
+
+
+class Chunks:
+    """Of the snapshot that was exported last, encoded, until the last one was taken or a minute has passed."""
+
+    def __init__(self) -> None:
+        self._rev = 0
+        self._raw = b""
+        self._forget: asyncio.TimerHandle | None = None
+
+    def keep(self, rev: int, raw: bytes) -> None:
+        self._drop()
+        if raw:
+            self._rev, self._raw = rev, raw
+            self._forget = asyncio.get_running_loop().call_later(_KEPT_S, self._drop)
+
+    def take(self, rev: int, index: int) -> bytes:
+        """Raises NotFound."""
+        chunk = self._raw[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES] if rev == self._rev and index >= 0 else b""
+        if not chunk:
+            raise NotFound(f"chunk {index} of snapshot {rev} is not kept here", hint="begin anew: `piccoloctl cluster init`")
+        if (index + 1) * CHUNK_BYTES >= len(self._raw):
+            self._drop()
+        return chunk
+
+    def _drop(self) -> None:
+        self._rev, self._raw = 0, b""
+        if self._forget is not None:
+            self._forget.cancel()
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -55,15 +87,19 @@ def position(ledger: Ledger, after: int, db: Path) -> Position:
     return Position(state.rev, state.digest, chain.gen, fresh)
 
 
-def export(db: Path, cluster: str, key: SecretKey, keyset: Keyset, at: Position, after: int, limit: int) -> Exported:
-    """Raises StoreCorrupt for a log that does not verify, Invalid for an `after` that is not in it, TooLarge."""
+def export(
+    db: Path, cluster: str, key: SecretKey, keyset: Keyset, at: Position, after: int, limit: int
+) -> tuple[Exported, bytes]:
+    """With the encoded snapshot, empty without one.
+
+    Raises StoreCorrupt for a log that does not verify, Invalid for an `after` that is not in it, TooLarge.
+    """
     if not 0 <= after <= at.rev or not 1 <= limit <= LIMIT:
         raise Invalid(f"after must be 0 to {at.rev} and limit 1 to {LIMIT}")
     reader = LogReader(db)
     try:
         snapshot, start = _start(reader, cluster, at, after)
-        alone = snapshot is not None and len(snapshot.sealed) > _ALONE_BYTES
-        entries = _page(reader, start.rev, 0 if alone else min(limit, at.rev - start.rev))
+        entries = _page(reader, start.rev, min(limit, at.rev - start.rev))
     except Broken as error:
         raise StoreCorrupt(f"{db} is damaged: {error.what}", hint=REPAIR_HINT) from None
     finally:
@@ -71,15 +107,17 @@ def export(db: Path, cluster: str, key: SecretKey, keyset: Keyset, at: Position,
     items, broken = verified(start, key, entries)
     if broken is not None:
         raise StoreCorrupt(f"{db} is damaged: {broken.what}", hint=REPAIR_HINT)
-    return Exported(
+    raw = msgspec.msgpack.encode(on_the_wire(snapshot)) if snapshot is not None else b""
+    exported = Exported(
         cluster=cluster,
         gen=at.gen,
         head_rev=at.rev,
         head_digest=at.digest,
-        snapshot=on_the_wire(snapshot) if snapshot is not None else None,
+        snapshot=SnapshotInfo(rev=snapshot.rev, chunks=-(-len(raw) // CHUNK_BYTES), size_bytes=len(raw)) if snapshot else None,
         entries=tuple(on_the_wire(item.sealed) for item in items),
         keyset=keysets.encode(keyset) if after == 0 else b"",
     )
+    return exported, raw
 
 
 def _start(reader: LogReader, cluster: str, at: Position, after: int) -> tuple[Sealed | None, Chain]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from piccolod.errors import Conflict, Invalid, PiccoloError
+from piccolod.errors import Conflict, Invalid, NotFound, PiccoloError
 from piccolod.module import Caller, Module
-from piccolod.protocol.log import Drain, Drained, Exported, ExportLog
+from piccolod.protocol.log import Chunk, Drain, Drained, ExportChunk, Exported, ExportLog
 from piccolod.protocol.persistence import (
     Check,
     GetLog,
@@ -23,6 +23,9 @@ from piccolod.protocol.recovery import GetLogEnd, LogEnd, TakeEntries
 from services.persistence import history
 from services.persistence.catch_up import as_sealed
 from services.persistence.vault import Vault
+
+if TYPE_CHECKING:
+    from services.persistence.export import Chunks
 
 LOG_LIMIT: Final = 1000
 HOLD_MOST_S: Final = 30.0
@@ -47,6 +50,7 @@ class LogCommands:
         self._repair_store = repair
         self._judge = judge
         self._alone = alone
+        self._chunks: Chunks | None = None
 
     def serve(self, module: Module) -> None:
         module.serve(GetRevision, self._revision)
@@ -57,6 +61,7 @@ class LogCommands:
         module.serve(ExportLog, self._export)
         module.serve(GetLogEnd, self._end)
         module.serve(TakeEntries, self._take)
+        module.serve(ExportChunk, self._chunk)
 
     async def _revision(self, request: GetRevision, caller: Caller) -> Revision:
         await self._vault.opened.wait()
@@ -114,6 +119,8 @@ class LogCommands:
     async def _export(self, request: ExportLog, caller: Caller) -> Exported:
         from services.persistence import export  # a node alone needs it once in its life, if at all
 
+        if self._chunks is None:
+            self._chunks = export.Chunks()
         await self._vault.opened.wait()
         if request.recovers and self._alone:
             raise Conflict("this node is alone, and its log is its own")
@@ -128,6 +135,15 @@ class LogCommands:
         if request.hold_s > 0:
             await commits.quiet(min(request.hold_s, HOLD_MOST_S))
         at = export.position(store, request.after, self._db)
-        return await asyncio.to_thread(
+        exported, raw = await asyncio.to_thread(
             export.export, self._db, store.meta.cluster, store.key, keyset, at, request.after, request.limit
         )
+        if exported.snapshot is not None:
+            self._chunks.keep(exported.snapshot.rev, raw)
+        return exported
+
+    async def _chunk(self, request: ExportChunk, caller: Caller) -> Chunk:
+        self._vault.unlocked()
+        if self._chunks is None:
+            raise NotFound("no snapshot was exported here", hint="begin anew: `piccoloctl cluster init`")
+        return Chunk(data=self._chunks.take(request.rev, request.index))

@@ -19,6 +19,7 @@ from services.persistence.entry import GENESIS, EntryHeader, Op, OpKind
 IDEM_KEPT: Final = 4096
 NAME_LIMIT_BYTES: Final = 255
 ABSENT: Final = 0
+_ROOT: Final = "root"
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _NIL: Final = msgspec.Raw(_encoder.encode(None))
@@ -89,7 +90,7 @@ class State:
 
     def committed(self, author: str, idem: str) -> int | None:
         """The rev of the write that `author` made under this key, while it is remembered."""
-        return self._idem.get((author, idem)) if idem else None
+        return self._idem.get((_caller(author), idem)) if idem else None
 
     def apply(self, header: EntryHeader, digest: bytes, ops: Sequence[Op]) -> None:
         """Folds the entry rev + 1. The caller has verified it."""
@@ -100,7 +101,7 @@ class State:
                 self._remove(op.collection, op.id)
         self.rev, self.digest = header.rev, digest
         if header.idem:
-            self._remember((header.author, header.idem), header.rev)
+            self._remember((_caller(header.author), header.idem), header.rev)
 
     def _remove(self, collection: str, id: str) -> None:
         documents = self._collections.get(collection)
@@ -128,8 +129,13 @@ class State:
         for row in image.documents:
             state._collections.setdefault(row.collection, {})[row.id] = Document(row.generation, row.body)
         for author, key, at in image.idem:
-            state._remember((author, key), at)
+            state._remember((_caller(author), key), at)
         return state
+
+
+def _caller(author: str) -> str:
+    """`root@NODE` of a cluster and `root` of a node alone are one caller: a retry may come by another node's unix socket."""
+    return _ROOT if author.startswith(f"{_ROOT}@") else author
 
 
 class Draft:
@@ -146,7 +152,7 @@ class Draft:
         return self._changed[key] if key in self._changed else self._state.get(collection, id)
 
     def committed(self, author: str, idem: str) -> int | None:
-        at = self._idem.get((author, idem)) if idem else None
+        at = self._idem.get((_caller(author), idem)) if idem else None
         return at if at is not None else self._state.committed(author, idem)
 
     def plan(self, ops: Sequence[Op], expect: Mapping[Key, int]) -> tuple[Op, ...]:
@@ -167,7 +173,7 @@ class Draft:
             document = Document(self.rev, bytes(op.document)) if op.op is OpKind.PUT else None
             self._changed[op.collection, op.id] = document
         if idem:
-            self._idem[author, idem] = self.rev
+            self._idem[_caller(author), idem] = self.rev
         return self.rev
 
     def _unmet(self, expect: Mapping[Key, int]) -> Iterator[Problem]:

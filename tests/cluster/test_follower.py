@@ -152,6 +152,15 @@ def test_a_retry_through_another_node_gets_the_first_result(leading: Machine, fo
     assert title(leading, first.headers["piccolo-rev"]) == "Between", "it was not written a second time"
 
 
+def test_a_retry_of_root_on_another_machine_gets_the_first_result(leading: Machine, follower: Machine) -> None:
+    key = {"Idempotency-Key": "by-root"}
+    first = follower.api("PUT", "/settings", {"title": "By root"}, headers=key)
+    leading.api("PUT", "/settings", {"title": "Between"})
+    again = leading.api("PUT", "/settings", {"title": "By root"}, headers=key)
+    assert first.status == again.status == 200
+    assert first.headers["piccolo-rev"] == again.headers["piccolo-rev"]
+
+
 def test_only_the_leader_answers_a_load_balancer(four: Cluster, leading: Machine) -> None:
     found = {machine.name: tcp(machine, "HEAD", "/leader/kernel").status for machine in four.machines[:3]}
     assert found == {machine.name: 200 if machine is leading else 409 for machine in four.machines[:3]}

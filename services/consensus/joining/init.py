@@ -24,9 +24,10 @@ from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.timing import Choice
 from piccolod.module import Module
 from piccolod.pki import authority
+from piccolod.protocol.base import Reply, Request
 from piccolod.protocol.cluster import InitCluster, Timing
 from piccolod.protocol.joining import IssueCertificate, Issued
-from piccolod.protocol.log import Exported, ExportLog
+from piccolod.protocol.log import ExportLog
 from piccolod.protocol.persistence import CryptoStatus
 from services.consensus import access, cluster_records, seed, wire
 from services.consensus.etcd.client import Client
@@ -194,7 +195,7 @@ class Init:
         least = max([wrote_last, *(record.gen for record in held.values())])
         return await asyncio.to_thread(GenFile(paths.consensus / "gen").next, least), frozenset()
 
-    async def _export(self, request: ExportLog) -> Exported:
+    async def _export(self, request: Request[Reply]) -> Reply:
         return await self._module.call(request, timeout_s=_EXPORT_S)
 
     async def _close_kernel(self) -> None:

@@ -28,7 +28,7 @@ _SYNCS: Final = 100  # the slowest of them stands for the 99th percentile
 _SYNC_BYTES: Final = 4096
 _KILLS: Final = 5
 _GONE_S: Final = 5.0
-_CONTAINER_S: Final = 30.0  # podman makes, starts and removes a few
+_CONTAINER_S: Final = 15.0  # podman makes, starts and removes a few, within a second or two
 _ROUND_TRIPS: Final = 5
 _REACHED_S: Final = 1.0
 

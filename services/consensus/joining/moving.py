@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final
-
-import msgspec
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
 
 from piccolod import clock
 from piccolod.errors import Conflict, StoreUnavailable
 from piccolod.leadership import keys
-from piccolod.protocol.log import APPEND_BYTES, APPEND_ENTRIES, CHUNK_BYTES, Exported, ExportLog, SealedEntry
+from piccolod.protocol.base import Reply, Request
+from piccolod.protocol.log import APPEND_BYTES, APPEND_ENTRIES, ExportChunk, Exported, ExportLog, SealedEntry, SnapshotInfo
 from services.consensus import seed, wire
 from services.consensus.cluster_records import HeadRecord
 from services.consensus.etcd.client import Client
@@ -23,7 +22,11 @@ _WRITABLE_S: Final = 15.0
 _LOOK_S: Final = 0.1
 _LOOK_ONCE_S: Final = 0.5
 
-Ask = Callable[[ExportLog], Awaitable[Exported]]
+
+class Ask(Protocol):
+    """A command to persistence: ExportLog, ExportChunk. Raises what it answers."""
+
+    async def __call__(self, request: Request[Reply]) -> Reply: ...
 
 
 class Move:
@@ -42,10 +45,7 @@ class Move:
         """All that there is now. What is written meanwhile comes with `finish`."""
         first = await self._ask(ExportLog(after=0))
         if first.snapshot is not None:
-            raw = msgspec.msgpack.encode(first.snapshot)
-            chunks = [raw[at : at + CHUNK_BYTES] for at in range(0, len(raw), CHUNK_BYTES)]
-            await seed.put_snapshot(self._client, self._prefix, first.snapshot.rev, chunks)
-            self._rev = first.snapshot.rev
+            await self._move_snapshot(first.snapshot)
         await self._move(first)
 
     async def follow(self, hold_s: float) -> None:
@@ -73,6 +73,14 @@ class Move:
                 f"the log or the keyset has changed while it was moved: etcd has rev {self._rev}, this node {here.head_rev}",
                 hint="try again",
             )
+
+    async def _move_snapshot(self, info: SnapshotInfo) -> None:
+        """A chunk at a time: neither side of the bus has to send the whole."""
+        for index in range(info.chunks):
+            chunk = await self._ask(ExportChunk(rev=info.rev, index=index))
+            await seed.put_chunk(self._client, self._prefix, info.rev, index, chunk.data)
+        await seed.put_snapshot_record(self._client, self._prefix, info.rev, info.chunks, info.size_bytes)
+        self._rev = info.rev
 
     async def _move(self, exported: Exported) -> Exported:
         """These entries and all after them. Returns the export that had none left."""

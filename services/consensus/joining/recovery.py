@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -25,7 +25,8 @@ from piccolod.leadership.events import Memory
 from piccolod.leadership.keys import EpochRecord
 from piccolod.leadership.timing import Timing, wait_s
 from piccolod.module import Module
-from piccolod.protocol.log import Exported, ExportLog
+from piccolod.protocol.base import Reply, Request
+from piccolod.protocol.log import ExportLog
 from services.consensus import cluster_records, members_file, seed, wire
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Transaction
@@ -124,8 +125,10 @@ class Recovering:
         await seed.put_gen(client, prefix, gen)
         return await seed.memory_of(client, prefix, gen)
 
-    async def _export(self, request: ExportLog) -> Exported:
-        return await self._module.call(msgspec.structs.replace(request, recovers=True), timeout_s=EXPORT_S)
+    async def _export(self, request: Request[Reply]) -> Reply:
+        asked: Any = msgspec.structs.replace(request, recovers=True) if isinstance(request, ExportLog) else request
+        answer: Reply = await self._module.call(asked, timeout_s=EXPORT_S)
+        return answer
 
 
 def released(prefix: str, epochs: Mapping[str, int], node: str, timing: Timing) -> list[Put]:

@@ -7,15 +7,28 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from piccolod.errors import Busy, Invalid, Locked, PiccoloError, StoreCorrupt, StoreUnavailable
-from piccolod.protocol.log import Exported, ExportLog
+from piccolod.bus.envelope import MAX_MESSAGE_BYTES
+from piccolod.errors import (
+    Busy,
+    Invalid,
+    Locked,
+    NotFound,
+    PiccoloError,
+    StoreCorrupt,
+    StoreUnavailable,
+    TooLarge,
+)
+from piccolod.protocol.log import Exported, ExportLog, SealedEntry
 from piccolod.protocol.persistence import Lock, Setup
 from services.persistence import committer, export
 from services.persistence import keyset as keysets
 from services.persistence.catch_up import as_sealed, verified
 from services.persistence.chain import Chain, check_snapshot
+from services.persistence.entry import Sealed
+from services.persistence.export import Chunks
 from services.persistence.ledger import Batch, Item
 from services.persistence.store import Store
 
@@ -27,17 +40,27 @@ KEYSET = keysets.create(CLUSTER, "a password of tests", CHEAP)[0]
 
 
 def exported(bench: Bench, after: int, limit: int = 256) -> Exported:
+    return whole(bench, after, limit)[0]
+
+
+def whole(bench: Bench, after: int = 0, limit: int = 256) -> tuple[Exported, bytes]:
+    """With the snapshot."""
     at = export.position(bench.store, after, bench.db)
     return export.export(bench.db, CLUSTER, bench.key, KEYSET, at, after, limit)
+
+
+def decoded(raw: bytes) -> Sealed:
+    return as_sealed(msgspec.msgpack.decode(raw, type=SealedEntry))
 
 
 def moved(bench: Bench, limit: int = 256) -> tuple[Chain, int]:
     """As etcd gets it: a chain over the snapshot and every entry, and how many entries that were."""
     chain, count, after = Chain(CLUSTER), 0, 0
     while True:
-        part = exported(bench, after, limit)
+        part, raw = whole(bench, after, limit)
         if after == 0 and part.snapshot is not None:
-            chain.stand_on(check_snapshot(as_sealed(part.snapshot), CLUSTER))
+            assert part.snapshot.rev == decoded(raw).rev
+            chain.stand_on(check_snapshot(decoded(raw), CLUSTER))
         items, broken = verified(chain, bench.key, [as_sealed(entry) for entry in part.entries])
         assert broken is None
         count += len(items)
@@ -74,6 +97,34 @@ def test_a_tail_that_etcd_would_not_keep_gives_way_to_a_fresh_snapshot(bench: Be
     assert part.snapshot is not None and part.snapshot.rev == 30
     assert part.entries == ()
     assert moved(bench)[0].rev == 30
+
+
+def test_a_snapshot_that_no_message_holds_goes_in_chunks(bench: Bench) -> None:
+    for number in range(30):
+        bench.put(f"large{number}", str(number % 10) * 300_000)
+
+    async def taken() -> bytes:
+        part, raw = whole(bench)
+        assert part.snapshot is not None and part.entries == () and len(msgspec.msgpack.encode(part)) < MAX_MESSAGE_BYTES
+        assert part.snapshot.size_bytes == len(raw) > 2 * MAX_MESSAGE_BYTES
+        chunks = Chunks()
+        chunks.keep(30, raw)
+        for rev, index in ((29, 0), (30, -1), (30, part.snapshot.chunks)):
+            with pytest.raises(NotFound):
+                chunks.take(rev, index)
+        found = b"".join(chunks.take(30, index) for index in range(part.snapshot.chunks))
+        with pytest.raises(NotFound):
+            chunks.take(30, 0)  # the memory of a node alone is not kept for that
+        return found
+
+    assert check_snapshot(decoded(asyncio.run(taken())), CLUSTER).rev == 30
+
+
+def test_a_store_that_etcd_could_not_hold_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "SNAPSHOT_BYTES", 1024)
+    bench.grow(1000)
+    with pytest.raises(TooLarge):
+        exported(bench, 0)
 
 
 def test_what_follows_a_snapshot_that_stands_for_a_gap_can_be_asked_for(bench: Bench) -> None:

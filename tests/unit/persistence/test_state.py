@@ -144,6 +144,16 @@ def test_the_same_key_of_another_author_is_another_write() -> None:
     assert commit(state, [put("apps", "a", {"v": 2})], idem="k", author="two") == 2
 
 
+def test_the_root_of_every_node_is_one_author_also_from_a_snapshot() -> None:
+    state = State()
+    assert commit(state, [put("apps", "a", {"v": 1})], idem="k", author="root@n1") == 1
+    for author in ("root@n2", "root"):
+        assert commit(state, [put("apps", "a", {"v": 2})], idem="k", author=author) == 1
+    assert commit(state, [put("apps", "a", {"v": 2})], idem="k", author="rooter") == 2
+    again = State.from_image(state.rev, state.digest, state.image())
+    assert again.committed("root@n3", "k") == 1
+
+
 def test_only_the_newest_idempotency_keys_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_module, "IDEM_KEPT", 3)
     state = State()

@@ -74,6 +74,16 @@ def test_a_retry_is_known_as_one_wherever_the_leadership_went_meanwhile(two: Clu
     assert commits(two["n1"]) == commits(two["n2"])
 
 
+def test_the_root_of_every_node_is_one_caller_and_the_audit_tells_them_apart(two: Cluster) -> None:
+    key = {"Idempotency-Key": "k1"}
+    for name in ("n1", "n2"):
+        with two[name].unix() as client:
+            client.put("/settings", json=TITLE, headers=key)
+    first, second = (idem for request, idem, _ in two["n1"].modules.calls if isinstance(request, Commit))
+    assert first == second != ""
+    assert commits(two["n1"]) == [("root@n1", "settings"), ("root@n2", "settings")]
+
+
 def test_the_leaders_refusal_is_the_answer(two: Cluster) -> None:
     with two["n2"].unix() as client:
         answer = client.put("/secrets/Bad", json={"value": "v"})

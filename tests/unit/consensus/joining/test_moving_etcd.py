@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import msgspec
 import pytest
 
 from piccolod.errors import Conflict
 from piccolod.leadership import keys
-from piccolod.protocol.log import CHUNK_BYTES, Exported, ExportLog, SealedEntry
+from piccolod.protocol.log import CHUNK_BYTES, Chunk, ExportChunk, Exported, ExportLog, SealedEntry, SnapshotInfo
 from services.consensus import cluster_records, wire
 from services.consensus.cluster_records import log_key
 from services.consensus.etcd.client import Client
@@ -42,12 +43,20 @@ class Log:
         self.held = False
         self.head_digest: bytes | None = None
 
-    async def export(self, request: ExportLog) -> Exported:
+    async def ask(self, request: Any) -> Any:
+        raw = b"" if self.snapshot is None else msgspec.msgpack.encode(self.snapshot)
+        if isinstance(request, ExportChunk):
+            assert self.snapshot is not None and request.rev == self.snapshot.rev
+            return Chunk(data=raw[request.index * CHUNK_BYTES :][:CHUNK_BYTES])
+        info = self.snapshot and SnapshotInfo(rev=self.snapshot.rev, chunks=-(-len(raw) // CHUNK_BYTES), size_bytes=len(raw))
+        return await self.export(request, info if request.after == 0 else None)
+
+    async def export(self, request: ExportLog, info: SnapshotInfo | None) -> Exported:
         self.held = self.held or request.hold_s > 0
         revs = range(max(self.first, request.after + 1), min(self.head, request.after + request.limit) + 1)
         return Exported(
             cluster="c", gen=1, head_rev=self.head, head_digest=self.head_digest or b"digest of %d" % self.head,
-            snapshot=self.snapshot if request.after == 0 else None, entries=tuple(entry(rev) for rev in revs),
+            snapshot=info, entries=tuple(entry(rev) for rev in revs),
             keyset=self.keyset if request.after == 0 else b"",
         )  # fmt: skip
 
@@ -56,7 +65,7 @@ def moving(etcd: Cluster, log: Log, work: Callable[[Move, Client], Awaitable[Non
     async def main() -> None:
         client = Client(etcd.endpoints, None, rpc_s=2.0)
         try:
-            await work(Move(client, PREFIX, GEN, log.export), client)
+            await work(Move(client, PREFIX, GEN, log.ask), client)
         finally:
             await client.close()
 
