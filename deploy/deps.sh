@@ -12,11 +12,11 @@ fail() { echo "deps: $*" >&2; exit 1; }
 
 apt_run="podman runc conmon netavark aardvark-dns catatonit nftables iptables busybox-static gocryptfs fuse3
     btrfs-progs e2fsprogs iproute2 util-linux mount procps curl ca-certificates etcd-server"
-apt_test="etcd-client"
+apt_test="etcd-client gcc libc6-dev"
 apt_bench="haproxy wrk iperf3 nats-server supervisor runit"
 dnf_run="podman runc conmon netavark aardvark-dns catatonit nftables iptables-nft busybox gocryptfs fuse3
     btrfs-progs e2fsprogs iproute util-linux procps-ng curl ca-certificates etcd"
-dnf_test=
+dnf_test="gcc"
 dnf_bench="haproxy iperf3 supervisor"
 
 # The venv module comes with every Python but the one of Debian's minimal package.

@@ -120,7 +120,7 @@ class ClusterCommit:
         return True
 
     async def _resolved(self, append: Append, token: Token, doubt: PiccoloError) -> bool:
-        """Whether it was written; `doubt` is why that is not known.
+        """Whether it was written; `doubt` is why that is not known yet.
 
         Raises NotLeader when it never will be, OutcomeUnknown when that cannot be known in time.
         """

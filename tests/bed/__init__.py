@@ -9,6 +9,6 @@ A machine is a set of namespaces (processes, mounts, network, host name, IPC, cg
 lies on a disk of its own, an ext4 image behind a loop device. Killing the first process takes every process and mount of
 the machine at once, so that power loss is exact. All that a bed makes carries its tag, and `remains` finds it again.
 
-Not to be had on one host: a wall clock of one's own (time namespaces shift CLOCK_BOOTTIME and CLOCK_MONOTONIC alone), and
-a kernel of one's own: descriptors, memory and page cache are shared.
+Not to be had on one host: a wall clock of one's own but in the C library (`wallclock`: time namespaces shift CLOCK_BOOTTIME and
+CLOCK_MONOTONIC alone), and a kernel of one's own: descriptors, memory and page cache are shared.
 """

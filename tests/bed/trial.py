@@ -72,9 +72,13 @@ class Trial:
         for machine in machines:
             faults.power_on(machine, within_s=0)
         for machine in machines:
-            machine.wait_up(60)
-            forming.unlock(machine)
-            self.watch(machine)
+            self.welcome(machine)
+
+    def welcome(self, machine: Machine) -> None:
+        """Of a machine whose piccolod was started: unlocked as a person does, and its gate watched."""
+        machine.wait_up(60)
+        forming.unlock(machine)
+        self.watch(machine)
 
     def settled(self, within_s: float = 40.0) -> None:
         """All is well again: writes are acknowledged, one node leads, every member has the same, and nothing was lost."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from piccolod.supervisor.restart import Policy
@@ -17,18 +17,23 @@ _FORGOTTEN_S: Final = Policy().healthy_s + 5
 _OFTEN: Final = 2
 
 
-def rested_leader(trial: Trial, *programs: str) -> Machine:
-    """The leader: a machine where these have not been hit often of late, which the kernel is handed to if need be."""
+def rested(trial: Trial, among: Sequence[Machine], *programs: str) -> Machine:
+    """The first of those where these programs have been hit least of late, once that was not too often."""
 
     def hits(machine: Machine) -> int:
         since = time.monotonic() - _FORGOTTEN_S
         return max(sum(at > since for at in trial.hits[machine.name, program]) for program in programs)
 
-    leading = trial.leader()
-    machines = sorted(trial.cluster.machines, key=lambda machine: (hits(machine), machine is not leading))
-    until(lambda: hits(machines[0]) < _OFTEN, f"{programs} of {machines[0].name} have rested", _FORGOTTEN_S, 0.5)
-    forming.switch_over(trial.cluster, machines[0])
-    return machines[0]
+    found = min(among, key=hits)
+    until(lambda: hits(found) < _OFTEN, f"{', '.join(programs)} of {found.name} have rested", _FORGOTTEN_S, 0.5)
+    return found
+
+
+def rested_leader(trial: Trial, *programs: str) -> Machine:
+    """The leader, or a machine that the kernel is handed to because these programs have rested there."""
+    machine = rested(trial, [trial.leader(), *trial.followers()], *programs)
+    forming.switch_over(trial.cluster, machine)
+    return machine
 
 
 def replaced_after(fault: Callable[..., None], trial: Trial, machine: Machine, *programs: str) -> None:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.bed import faults, forming
+from piccolod.leadership.timing import FAST
+from tests.bed import faults, forming, wallclock
 from tests.bed.machine import API_PORT, Machine
 from tests.bed.network import CLIENT
 from tests.bed.trial import Trial
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.timeout(240)
 
 # leadership.md, Time: what profile `fast` surely survives is 1.3 s.
 _SHORT_S = 0.6
+_TERM_S = FAST.span_s - FAST.margin_s + 0.2  # without a heartbeat it has ended by then
 
 
 def test_a_leader_that_stands_still_for_a_moment_keeps_its_term(trial: Trial, chance: random.Random) -> None:
@@ -100,6 +102,33 @@ def test_a_link_that_flaps_at_random(trial: Trial, chance: random.Random) -> Non
     trial.settled()
 
 
+def test_steps_of_the_wall_clock_change_nothing_for_who_leads_nor_for_who_follows(trial: Trial, chance: random.Random) -> None:
+    machine = trial.leader()
+    faults.power_off(machine)
+    machine.boot()
+    wallclock.lay(machine)
+    machine.start(wait=False)
+    trial.welcome(machine)
+    trial.settled()
+    for role in ("follower", "leader"):
+        if role == "leader":
+            forming.switch_over(trial.cluster, machine)
+        term = trial.term()
+        instances = {name: machine.instance(name) for name in ("broker", "consensus", "persistence", "volumes", "apps")}
+        assert all(wallclock.reads(machine.pid(name)) for name in instances)
+        for ahead_s in (3600.0, -3600.0):
+            trial.moment(chance)
+            began = time.monotonic()
+            wallclock.step(machine, ahead_s)
+            rest(_TERM_S)
+            assert abs(told_time(machine) - time.time() - ahead_s) < 60, "it was not stepped"
+            assert trial.storm.longest_gap_s(began) < 2.0
+        trial.settled()
+        assert trial.term() == term
+        assert {name: machine.instance(name) for name in instances} == instances, "somebody was replaced"
+    wallclock.step(machine, 0.0)
+
+
 def test_the_leaders_machine_loses_power(trial: Trial, chance: random.Random) -> None:
     lost = trial.leader()
     trial.moment(chance)
@@ -124,6 +153,15 @@ def standing_still(machine: Machine) -> Iterator[None]:
         yield
     finally:
         faults.thaw(machine)
+
+
+def told_time(machine: Machine) -> float:
+    """What its supervisor takes for the time of day, as the death that it writes down now tells."""
+    instance = machine.instance("telemetry")
+    machine.supervisor("restart", name="telemetry")
+    until(lambda: machine.is_replaced("telemetry", instance), "telemetry is replaced", 20)
+    deaths = {death["instance"]: death["at_ms"] for death in machine.get("/modules/telemetry/deaths")}
+    return float(deaths[instance]) / 1000
 
 
 def rest(seconds: float) -> None:

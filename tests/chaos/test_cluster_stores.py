@@ -13,7 +13,7 @@ from services.persistence.disk import PATIENCE_S
 from tests.bed import audit, faults, forming
 from tests.bed.machine import Machine
 from tests.bed.trial import Trial
-from tests.chaos.revival import replaced_after, rested_leader
+from tests.chaos.revival import replaced_after, rested, rested_leader
 from tests.chaos.rounds import ROUNDS
 from tests.node import until
 
@@ -26,7 +26,7 @@ _FULL_S = PATIENCE_S + 1
 
 def test_a_follower_of_etcd_that_is_killed_changes_nothing(trial: Trial, chance: random.Random) -> None:
     term, leading = trial.term(), forming.wait_etcd_leader(trial.cluster)
-    lost = chance.choice([machine for machine in trial.cluster.machines if machine is not leading])
+    lost = rested(trial, [machine for machine in trial.cluster.machines if machine is not leading], "etcd")
     trial.moment(chance)
     replaced_after(faults.kill, trial, lost, "etcd")
     trial.settled()
