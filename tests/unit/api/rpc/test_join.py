@@ -196,7 +196,7 @@ def test_a_joiner_whose_member_cannot_be_reached_says_so_at_once() -> None:
 @pytest.mark.parametrize(("of_cluster", "own"), [(7, 0), (0, 7), (7, 8)])
 def test_a_joiner_that_was_let_in_without_being_asked_does_not_enter_another_kind_of_cluster(of_cluster: int, own: int) -> None:
     """A member of before external etcds looks at nothing of that."""
-    module: Any = SimpleNamespace(config=parse('[node]\nname = "n2"'), log=None)
+    module: Any = SimpleNamespace(config=parse('[node]\nname = "n2"'), log=None, paths=PATHS)
     join = joiner.Join(module, None, None)  # type: ignore[arg-type]
     timing = Timing(profile="fast", stop_s=0.1)
     admission = Admission(cluster="c", initial_cluster={}, etcd_token="", members={}, timing=timing, etcd_id=of_cluster)
