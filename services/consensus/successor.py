@@ -48,14 +48,14 @@ class Successor:
 
     async def look(self, known: Memory) -> Seen | None:
         """Asks every other member of etcd by itself, one without a quorum too. Raises nothing."""
-        settings = etcd_conf.read(self._paths.etcd_conf)
-        own = "" if settings is None else settings.client_url
-        others = {name: each.client_url for name, each in members_file.read(self._paths).items() if each.client_url != own}
-        if not others:
-            return None
         try:
+            settings = etcd_conf.read(self._paths.etcd_conf)
+            own = "" if settings is None else settings.client_url
+            others = {name: each.client_url for name, each in members_file.read(self._paths).items() if each.client_url != own}
             tls = members_file.certificates(self._paths, list(others.values()))
-        except PiccoloError:
+        except PiccoloError:  # a file that cannot be read now
+            return None
+        if not others:
             return None
         client = Client(members_file.endpoints(list(others.values())), tls, rpc_s=_ASK_S, lineage=header.Unjudged())
         try:
