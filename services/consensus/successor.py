@@ -48,15 +48,15 @@ class Successor:
 
     async def look(self, known: Memory) -> Seen | None:
         """Asks every other member of etcd by itself, one without a quorum too. Raises nothing."""
-        settings = etcd_conf.read(self._paths.etcd_conf)
-        own = "" if settings is None else settings.client_url
-        members = members_file.read(self._paths)
-        others = {name: each for name, each in members.items() if each.client_url not in ("", own)}
-        if not others:
-            return None
         try:
+            settings = etcd_conf.read(self._paths.etcd_conf)
+            own = "" if settings is None else settings.client_url
+            members = members_file.read(self._paths)
+            others = {name: each for name, each in members.items() if each.client_url not in ("", own)}
+            if not others:
+                return None
             client = access.managed(self._paths, others, local=False).client(_ASK_S)
-        except PiccoloError:
+        except PiccoloError:  # a file that cannot be read now
             return None
         try:
             found = await asyncio.gather(*(self._ask(client, name, each.client_url, known) for name, each in others.items()))

@@ -21,7 +21,6 @@ from piccolod.protocol.persistence import (
 )
 from piccolod.protocol.recovery import GetLogEnd, LogEnd, TakeEntries
 from services.persistence import history
-from services.persistence.catch_up import as_sealed
 from services.persistence.vault import Vault
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class LogCommands:
 
     async def _take(self, request: TakeEntries, caller: Caller) -> LogEnd:
         await self._vault.opened.wait()
-        await self._vault.take([as_sealed(entry) for entry in request.entries], request.keyset)
+        await self._vault.take(request.entries, request.keyset)
         return await self._end(GetLogEnd(), caller)
 
     async def _export(self, request: ExportLog, caller: Caller) -> Exported:

@@ -14,12 +14,13 @@ from typing import Any
 
 from piccolod import clock
 from piccolod.errors import PiccoloError, StoreCorrupt, StoreUnavailable
+from piccolod.protocol.log import SealedEntry
 from piccolod.protocol.persistence import StoreReport
 from services.persistence import keyset as keysets
-from services.persistence.catch_up import Ask, CatchUp
+from services.persistence.catch_up import Ask, CatchUp, as_sealed
 from services.persistence.chain import Chain, check_snapshot
 from services.persistence.committer import Committer
-from services.persistence.entry import CannotOpen, Sealed, open_bytes, open_entry
+from services.persistence.entry import CannotOpen, open_bytes, open_entry
 from services.persistence.guesses import Guesses
 from services.persistence.keyset import Kdf, Keyset
 from services.persistence.ledger import Folded, Ledger
@@ -86,11 +87,11 @@ class MemberVault(Vault):
             async with self.catch_up.lock:
                 await self.catch_up.copy.append(())
 
-    async def take(self, entries: Sequence[Sealed], keyset: bytes) -> None:
+    async def take(self, entries: Sequence[SealedEntry], keyset: bytes) -> None:
         """Those that follow and prove themselves. Raises Locked, StoreFull, StoreUnavailable, StoreCorrupt."""
         self.unlocked()
         assert self.catch_up is not None
-        await self.catch_up.take(entries)
+        await self.catch_up.take([as_sealed(entry) for entry in entries])
         found = keysets.decode(keyset) if keyset else None
         if found is not None and found.cluster == self.cluster:
             await self.passwords.consider(found, self._key)

@@ -21,12 +21,12 @@ import msgspec
 
 from piccolod import clock
 from piccolod.errors import Conflict, Exists, Locked, PiccoloError, StoreCorrupt, StoreUnavailable
+from piccolod.protocol.log import SealedEntry
 from piccolod.protocol.persistence import StoreReport
 from piccolod.supervisor import settle
 from services.persistence import keyset as keysets
 from services.persistence.chain import Chain
 from services.persistence.committer import Committer
-from services.persistence.entry import Sealed
 from services.persistence.guesses import Guesses
 from services.persistence.head import HeadFile
 from services.persistence.keyset import Kdf
@@ -115,7 +115,7 @@ class Vault:
     async def file_all(self) -> None:
         """All that is visible is in the file when this returns. Here it is that from the start on."""
 
-    async def take(self, entries: Sequence[Sealed], keyset: bytes) -> None:
+    async def take(self, entries: Sequence[SealedEntry], keyset: bytes) -> None:
         """What was committed and has not come here yet. Raises Conflict: of a node alone nothing was committed elsewhere."""
         raise Conflict("this node is alone, and its log is all there is")
 

@@ -42,9 +42,14 @@ def check(node: str, own: Standing, members: Mapping[str, KnownMember], heard: I
     return own.end
 
 
-def lost(node: str, end: LogEnd, heard: Sequence[Heard], former: Sequence[str], homes: Mapping[str, EpochRecord]) -> list[str]:
-    """`former`: the other members. `homes`: what was led, and where."""
+def lost(
+    node: str, end: LogEnd, members: Mapping[str, KnownMember], heard: Sequence[Heard], homes: Mapping[str, EpochRecord]
+) -> list[str]:
+    """`members`: as they were known last. `homes`: what was led, and where."""
     found = []
+    former = sorted(members.keys() - {node})
+    if members and node not in members:
+        found.append(f"everything since {node} was taken out of the cluster")
     spoke = {each.node: each.standing for each in heard if each.standing is not None and each.standing.end is not None}
     silences = {each.node: _silence(each) for each in heard}
     silent = [name for name in former if name not in spoke]

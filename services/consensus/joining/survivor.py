@@ -109,7 +109,7 @@ class Survivor:
         epochs[RESOURCE_KERNEL] = max(epochs.get(RESOURCE_KERNEL, 0), end.epoch)
         former = tuple(sorted(members.keys() - {node}))
         gens = [each.standing.view.gen for each in request.heard if each.standing is not None]
-        lost = recovery_checks.lost(node, end, request.heard, former, last)
+        lost = recovery_checks.lost(node, end, members, request.heard, last)
         planned = Recovery(node=node, done=False, rev=end.rev, at_ms=end.at_ms, former=former, lost=tuple(lost))
         return planned, Plan(max([state.gen, end.gen, *gens]), epochs, former)
 

@@ -80,7 +80,7 @@ def test_it_is_told_whose_writes_may_be_lost_and_who_has_to_join_again() -> None
         "app:wiki": EpochRecord(2, "n2", 1, 3.0, held=False),
         "app:mine": EpochRecord(2, "n1", 1, 3.0, held=False),
     }
-    told = lost("n1", end(), others, ("n2", "n3", "n4", "n5"), homes)
+    told = lost("n1", end(), {name: known() for name in ("n1", "n2", "n3", "n4", "n5")}, others, homes)
     assert told[0].startswith("writes after rev 10") and "n2 cannot be reached" in told[0] and "n3 has no store" in told[0]
     assert told[1].startswith("what n4 has instead of this node's rev 10")
     assert told[2] == "the data of blog, wiki: it is on n2, and they begin here without it"
@@ -88,5 +88,10 @@ def test_it_is_told_whose_writes_may_be_lost_and_who_has_to_join_again() -> None
 
 
 def test_where_everybody_said_the_same_no_write_is_lost() -> None:
-    told = lost("n1", end(), [heard("n2", end())], ("n2",), {})
+    told = lost("n1", end(), {"n1": known(), "n2": known()}, [heard("n2", end())], {})
     assert not [each for each in told if "writes" in each]
+
+
+def test_a_node_that_was_taken_out_before_is_told_so() -> None:
+    told = lost("n1", end(), {"n2": known()}, [heard("n2", end())], {})
+    assert told[0] == "everything since n1 was taken out of the cluster"
