@@ -15,7 +15,7 @@ from piccolod.leadership.page import PageReader
 from piccolod.leadership.timing import FAST
 from tests.bed import faults
 from tests.bed.cluster import Cluster
-from tests.bed.forming import leader, members, unlock, wait_leader
+from tests.bed.forming import leader, members, switch_over, unlock, wait_leader
 from tests.bed.machine import Machine
 from tests.node import PICCOLOD, until
 
@@ -147,3 +147,33 @@ def test_an_app_of_the_dead_tree_is_dead_when_its_term_is_released_and_starts_an
     lost.start()
     unlock(lost)
     lost.wait_app("hello", within_s=60)
+
+
+@pytest.fixture(scope="module")
+def two(formed: Callable[[int], Cluster]) -> Cluster:
+    """The second is a learner of etcd."""
+    return formed(2)
+
+
+def test_of_two_the_first_is_left_for_its_next_start_and_the_second_released_to_the_first(two: Cluster) -> None:
+    n1, n2 = two["n1"], two["n2"]
+    assert [members(n1)[name]["voter"] for name in ("n1", "n2")] == [True, False]
+    until(lambda: n2.name in able(n1), "the second could lead", 30)
+    switch_over(two, n2)
+    kill_tree(n2)
+    done = after_crash(n2)
+    assert done.stdout == "piccolod: released kernel; ended the session\n", done.stderr
+    until(lambda: leader(two, n2) is n1, "the first leads at once", _WITHOUT_S)
+    n2.start()
+    until(lambda: members(n1).get("n2", {}).get("state") == "alive", "the second is back", 20)
+
+    kill_tree(n1)
+    done = after_crash(n1)
+    assert "left as it is: without this node the cluster has no quorum" in done.stdout, done
+    n1.start()
+    unlock(n1)
+    until(lambda: leader(two) in two.machines, "the kernel is led again", 30)
+
+
+def able(machine: Machine) -> list[str]:
+    return [each["node"] for each in machine.get("/leadership/kernel")["candidates"] if each["eligible"]]

@@ -15,6 +15,7 @@ import pytest
 
 from piccolod import etcd_conf
 from piccolod.errors import Conflict, Invalid, NotFound, NotLeader, OutcomeUnknown, StoreFull, StoreRestored, StoreUnavailable
+from piccolod.leadership import keys
 from piccolod.leadership.actions import RESTORED_HINT
 from piccolod.protocol.consensus import Campaign, Closing, Term, Withdraw
 from piccolod.protocol.log import (
@@ -159,7 +160,7 @@ def test_an_append_whose_token_was_taken_meanwhile_fails_its_compare(home: House
 
             async def late(transaction, within_s):  # type: ignore[no-untyped-def]
                 nonlocal taken
-                if transaction.kind == "proposal" and not taken:
+                if any(put.key == keys.KERNEL_HEAD for put in transaction.puts) and not taken:
                     taken = True
                     key = home.prefix + "epoch/kernel"
                     async with opened(home.etcd) as client:
