@@ -26,7 +26,7 @@ _VALUE = b"x" * 1_000_000
 _FULL = 507
 
 # Longer than W, and than any try to lead: who would act has acted by then.
-_QUIET_S = 6.0
+_QUIET_S = 4.0
 
 
 def test_an_etcd_at_its_quota_says_so_by_name_and_goes_on_by_itself_once_its_past_is_dropped(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from piccolod import etcd_conf
 from tests.bed.cluster import Cluster
 from tests.bed.forming import wait_leader
 from tests.bed.machine import Machine
-from tests.etcd import ETCDCTL
+from tests.bed.store import etcdctl
 from tests.node import Node, until
 
 pytestmark = [
@@ -39,16 +38,6 @@ def one(formed: Callable[[int], Cluster]) -> Cluster:
 def node() -> Iterator[Node]:
     with Node() as node:
         yield node
-
-
-def etcdctl(machine: Machine, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    settings = etcd_conf.read(machine.state / "cluster" / "etcd.json")
-    assert settings is not None
-    tls = [f"--cacert={settings.ca}", f"--cert={settings.cert}", f"--key={settings.key}"]
-    return subprocess.run(
-        machine.inside(ETCDCTL, f"--endpoints={settings.client_url}", *tls, *words),
-        env={"PATH": os.environ["PATH"], "ETCDCTL_API": "3"}, input=stdin, capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
 
 
 def kill(machine: Machine, name: str) -> None:
@@ -80,7 +69,7 @@ def test_consensus_and_etcd_die_and_come_back_each_on_its_own(one: Cluster) -> N
         machine.wait_up(20)
         wait_leader(one)
         assert machine.pid(other) == stays
-    assert "kept" in etcdctl(machine, "get", "/a").stdout
+    assert b"kept" in etcdctl(machine, "get", "/a").stdout
 
 
 def test_it_is_listed_and_its_alarm_is_named_and_heals(one: Cluster) -> None:
@@ -94,7 +83,7 @@ def test_it_is_listed_and_its_alarm_is_named_and_heals(one: Cluster) -> None:
     machine.wait_up(20)
 
     def full() -> bool:
-        return etcdctl(machine, "put", "/big", stdin="x" * 1_000_000).returncode != 0
+        return etcdctl(machine, "put", "/big", stdin=b"x" * 1_000_000).returncode != 0
 
     until(full, "etcd takes no more", 30, 0)
     until(lambda: "alarm NOSPACE on n1" in machine.modules()["etcd"]["reason"], "the alarm is named", 15)
