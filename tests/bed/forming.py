@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.bed.cluster import Cluster
 from tests.bed.machine import Machine
-from tests.node import PASSWORD, Failed, UnixConnection, until
+from tests.node import PASSWORD, Failed, Reply, UnixConnection, until
 
 
 def form(cluster: Cluster, profile: str = "fast") -> None:
@@ -107,3 +107,46 @@ def switch_over(cluster: Cluster, to: Machine) -> None:
     if leader(cluster) is not to:
         said(to, "leaders", "switchover", "kernel", "--to", to.name)
         until(lambda: leader(cluster) is to, f"{to.name} leads", 20)
+
+
+# --- what a machine says while its modules come and go
+
+
+def asked(machine: Machine, method: str, path: str, body: Any = None) -> Reply:
+    """An answer: the api of a follower is restarted by what is written, and by who recovers or leaves a cluster."""
+
+    def answer() -> Reply | None:
+        with suppress(OSError, http.client.HTTPException):
+            return machine.api(method, path, body, timeout_s=10)
+        return None
+
+    reply: Reply = until(answer, f"{machine.name} answers {method} {path}", 20, 0.2)
+    return reply
+
+
+def acknowledged(machine: Machine, title: str) -> int:
+    """The rev of the first write that a machine acknowledges."""
+
+    def rev() -> int:
+        reply = asked(machine, "PUT", "/settings", {"title": title})
+        return int(reply.headers["piccolo-rev"]) if reply.status == 200 else 0
+
+    found: int = until(rev, f"{machine.name} acknowledges a write", 30, 0.2)
+    return found
+
+
+def digest(machine: Machine) -> tuple[int, str]:
+    """Where its verified log ends."""
+    revision = asked(machine, "GET", "/store/revision").json
+    return revision["rev"], revision["digest"]
+
+
+def trouble(machine: Machine) -> str:
+    """What keeps its consensus from its work."""
+    health: dict[str, Any] = asked(machine, "GET", "/health/detail").json
+    return str(health["components"].get("consensus", {}).get("reason", ""))
+
+
+def opened(machine: Machine) -> None:
+    """Unlocked by its own keyset, whatever its cluster does."""
+    until(lambda: asked(machine, "POST", "/crypto/unlock", {"password": PASSWORD}).status == 200, f"{machine.name} is open", 30)

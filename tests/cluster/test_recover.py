@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
 
 import pytest
 
 from tests.bed import faults
 from tests.bed.cluster import Cluster
-from tests.bed.forming import join, leader, leads_etcd, members, said, wait_leader
+from tests.bed.forming import acknowledged, asked, digest, join, leader, leads_etcd, members, opened, said, trouble, wait_leader
 from tests.bed.machine import Machine
-from tests.node import PASSWORD, Reply, until
+from tests.node import until
 
 
 @pytest.fixture(scope="module")
@@ -24,42 +21,10 @@ def three(formed: Callable[[int], Cluster]) -> Cluster:
     return made
 
 
-def asked(machine: Machine, method: str, path: str, body: Any = None) -> Reply:
-    """An answer: the api of a follower is restarted by what is written, and by who recovers or leaves."""
-
-    def answer() -> Reply | None:
-        with suppress(OSError, http.client.HTTPException):
-            return machine.api(method, path, body, timeout_s=10)
-        return None
-
-    reply: Reply = until(answer, f"{machine.name} answers {method} {path}", 20, 0.2)
-    return reply
-
-
-def write(machine: Machine, title: str, within_s: float = 30.0) -> int:
-    """The rev of the first write that is acknowledged."""
-
-    def acknowledged() -> int:
-        reply = asked(machine, "PUT", "/settings", {"title": title})
-        return int(reply.headers["piccolo-rev"]) if reply.status == 200 else 0
-
-    rev: int = until(acknowledged, f"{machine.name} acknowledges a write", within_s, 0.2)
-    return rev
-
-
-def unlock(machine: Machine) -> None:
-    until(lambda: asked(machine, "POST", "/crypto/unlock", {"password": PASSWORD}).status == 200, f"{machine.name} is open", 30)
-
-
 def title(machine: Machine) -> str:
     reply = asked(machine, "GET", "/settings")
     assert reply.status == 200, reply
     return str(reply.json["title"])
-
-
-def trouble(machine: Machine) -> str:
-    health: dict[str, Any] = asked(machine, "GET", "/health/detail").json
-    return str(health["components"].get("consensus", {}).get("reason", ""))
 
 
 def gen(machine: Machine) -> int:
@@ -69,11 +34,6 @@ def gen(machine: Machine) -> int:
 def is_alone(machine: Machine) -> bool:
     reply = asked(machine, "GET", "/cluster")
     return bool(reply.status == 200 and reply.json["mode"] == "alone")
-
-
-def digest(machine: Machine) -> tuple[int, str]:
-    revision = asked(machine, "GET", "/store/revision").json
-    return revision["rev"], revision["digest"]
 
 
 def test_while_etcd_has_its_quorum_nothing_is_recovered(three: Cluster) -> None:
@@ -86,7 +46,7 @@ def test_while_etcd_has_its_quorum_nothing_is_recovered(three: Cluster) -> None:
 
 def test_the_one_that_is_left_begins_anew_with_everything_that_was_acknowledged(three: Cluster) -> None:
     n1, n2, n3 = three.machines
-    rev = write(wait_leader(three), "before the fire")
+    rev = acknowledged(wait_leader(three), "before the fire")
     until(lambda: digest(n3)[0] >= rev, "n3 has it", 10)
     before, former = digest(n3), gen(n3)
     for burnt in (n1, n2):
@@ -103,7 +63,7 @@ def test_the_one_that_is_left_begins_anew_with_everything_that_was_acknowledged(
 
     said(n3, "cluster", "recover", "--force", timeout_s=160)
     assert leader(three) is n3
-    after = write(n3, "after the fire")
+    after = acknowledged(n3, "after the fire")
     assert after > rev
     assert gen(n3) > former
     assert sorted(members(n3)) == ["n3"]
@@ -116,20 +76,20 @@ def test_the_one_that_is_left_begins_anew_with_everything_that_was_acknowledged(
 
 def test_two_that_come_back_have_a_quorum_and_lead_nothing(three: Cluster) -> None:
     n1, n2, n3 = three.machines
-    rev = write(n3, "while they were off")
+    rev = acknowledged(n3, "while they were off")
     for machine in (n1, n2):
         faults.power_on(machine, within_s=0)
     for machine in (n1, n2):
         machine.wait_up(60)
     until(lambda: any(leads_etcd(machine) for machine in (n1, n2)), "their etcd has its quorum again", 20)
     for machine in (n1, n2):
-        unlock(machine)
+        opened(machine)
         until(lambda machine=machine: "recovered on n3" in trouble(machine), f"{machine.name} says what became of it", 15)
         assert "cluster leave --force" in trouble(machine)
     for _ in range(10):
         assert [asked(machine, "GET", "/leader/kernel").status for machine in (n1, n2, n3)] == [503, 503, 200]
         assert {asked(machine, "PUT", "/settings", {"title": "stale"}).status for machine in (n1, n2)} == {503}
-    assert write(n3, "as before") > rev
+    assert acknowledged(n3, "as before") > rev
     assert {title(n1), title(n2)} <= {"", "before the fire"}, "as old as what was on the disk when the power was lost"
 
 
@@ -141,7 +101,7 @@ def test_each_of_them_leaves_and_joins_again(three: Cluster) -> None:
         assert list(machine.state.glob("store.before-*")), "what it had is kept aside"
         join(machine, n3)
     until(lambda: all(each["voter"] for each in members(n3).values()), "three votes", 30)
-    rev = write(n3, "three again")
+    rev = acknowledged(n3, "three again")
     for machine in (n1, n2):
         until(lambda machine=machine: digest(machine)[0] >= rev, f"{machine.name} follows", 20)
         assert title(machine) == "three again"

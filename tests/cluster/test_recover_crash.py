@@ -10,15 +10,14 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
 from tests.bed import faults
 from tests.bed.cluster import Cluster
-from tests.bed.forming import members, said, wait_leader
+from tests.bed.forming import asked, digest, members, opened, said, trouble, wait_leader
 from tests.bed.machine import Machine
-from tests.node import PASSWORD, Reply, until
+from tests.node import until
 
 # What consensus leaves on the way, in order; each is there before the next step begins.
 STEPS = ("journal", "aside", "settings", "etcd")
@@ -34,26 +33,6 @@ def left(formed: Callable[[int], Cluster]) -> Machine:
     faults.power_off(n1)
     until(lambda: "no quorum" in trouble(n2), "n2 has no quorum", 20)
     return n2
-
-
-def asked(machine: Machine, method: str, path: str, body: Any = None) -> Reply:
-    def answer() -> Reply | None:
-        with suppress(OSError, http.client.HTTPException):
-            return machine.api(method, path, body, timeout_s=10)
-        return None
-
-    reply: Reply = until(answer, f"{machine.name} answers {method} {path}", 20, 0.2)
-    return reply
-
-
-def digest(machine: Machine) -> tuple[int, str]:
-    revision = asked(machine, "GET", "/store/revision").json
-    return revision["rev"], revision["digest"]
-
-
-def trouble(machine: Machine) -> str:
-    health: dict[str, Any] = asked(machine, "GET", "/health/detail").json
-    return str(health["components"].get("consensus", {}).get("reason", ""))
 
 
 def token(machine: Machine) -> str:
@@ -119,7 +98,7 @@ def test_a_loss_of_power_on_the_way_leaves_everything_as_it_was(left: Machine) -
     done = left.ctl("cluster", "recover", "--force")
     assert done.returncode == 4, "it is locked"
     assert "unlock" in done.stderr
-    until(lambda: asked(left, "POST", "/crypto/unlock", {"password": PASSWORD}).status == 200, "it is open", 30)
+    opened(left)
 
 
 def test_a_crash_right_after_the_commit_is_followed_by_the_rest(left: Machine) -> None:

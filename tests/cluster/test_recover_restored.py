@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
 import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.bed import faults
 from tests.bed.cluster import Cluster
 from tests.bed.etcd import CLIENT_PORT, PEER_PORT
-from tests.bed.forming import leader, members, said, wait_leader
+from tests.bed.forming import acknowledged, asked, digest, leader, members, opened, said, trouble, wait_leader
 from tests.bed.machine import Machine
-from tests.node import PASSWORD, Reply, until
+from tests.node import until
 
 pytestmark = pytest.mark.timeout(240)
-
-
-def asked(machine: Machine, method: str, path: str, body: Any = None) -> Reply:
-    def answer() -> Reply | None:
-        with suppress(OSError, http.client.HTTPException):
-            return machine.api(method, path, body, timeout_s=10)
-        return None
-
-    reply: Reply = until(answer, f"{machine.name} answers {method} {path}", 20, 0.2)
-    return reply
-
-
-def trouble(machine: Machine) -> str:
-    health: dict[str, Any] = asked(machine, "GET", "/health/detail").json
-    return str(health["components"].get("consensus", {}).get("reason", ""))
-
-
-def write(machine: Machine, title: str) -> int:
-    """The rev of the first write that is acknowledged."""
-
-    def acknowledged() -> int:
-        reply = asked(machine, "PUT", "/settings", {"title": title})
-        return int(reply.headers["piccolo-rev"]) if reply.status == 200 else 0
-
-    found: int = until(acknowledged, f"{machine.name} acknowledges a write", 30, 0.2)
-    return found
-
-
-def rev(machine: Machine) -> int:
-    return int(asked(machine, "GET", "/store/revision").json["rev"])
 
 
 def etcdctl(machine: Machine, *words: str) -> None:
@@ -87,9 +54,9 @@ def test_all_stop_and_the_one_with_the_longest_log_goes_on(formed: Callable[[int
     backup = n1.here(saved).read_bytes()
     faults.power_off(n3)
     wait_leader(three, n3)
-    last = write(n1, "after the backup")
+    last = acknowledged(n1, "after the backup")
     for machine in (n1, n2):
-        until(lambda machine=machine: rev(machine) >= last, f"{machine.name} has it", 20)
+        until(lambda machine=machine: digest(machine)[0] >= last, f"{machine.name} has it", 20)
         subprocess.run(["sync", "-f", str(machine.mount)], check=True, timeout=30)
         faults.power_off(machine)
 
@@ -100,10 +67,7 @@ def test_all_stop_and_the_one_with_the_longest_log_goes_on(formed: Callable[[int
         machine.start(wait=False)
     for machine in three.machines:
         machine.wait_up(60)
-        until(
-            lambda machine=machine: asked(machine, "POST", "/crypto/unlock", {"password": PASSWORD}).status == 200,
-            f"{machine.name} is open", 30,
-        )  # fmt: skip
+        opened(machine)
         until(lambda machine=machine: "restored" in trouble(machine), f"{machine.name} believes nothing of it", 20)
         assert "cluster recover" in trouble(machine)
     assert leader(three) is None
@@ -116,7 +80,7 @@ def test_all_stop_and_the_one_with_the_longest_log_goes_on(formed: Callable[[int
     said(n1, "cluster", "recover", "--force", timeout_s=160)
     assert leader(three) is n1
     assert asked(n1, "GET", "/settings").json["title"] == "after the backup"
-    assert write(n1, "it goes on") > last
+    assert acknowledged(n1, "it goes on") > last
     for machine in (n2, n3):
         until(lambda machine=machine: "cluster leave" in trouble(machine), f"{machine.name} says what to do", 20)
         assert asked(machine, "GET", "/leader/kernel").status == 503
