@@ -34,8 +34,9 @@ def test_a_follower_of_etcd_that_is_killed_changes_nothing(trial: Trial, chance:
 
 
 def test_the_leader_of_etcd_is_killed(trial: Trial, chance: random.Random) -> None:
+    leading = rested(trial, [forming.wait_etcd_leader(trial.cluster)], "etcd")
     trial.moment(chance)
-    replaced_after(faults.kill, trial, forming.wait_etcd_leader(trial.cluster), "etcd")
+    replaced_after(faults.kill, trial, leading, "etcd")
     trial.settled()
 
 
