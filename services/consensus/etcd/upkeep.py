@@ -29,8 +29,11 @@ _LOOK_IN_TROUBLE_S: Final = 1.0
 _RPC_S: Final = 2.0
 _DEFRAGMENT_S: Final = 60.0
 _EVERY_S: Final = 3600.0  # it answers nobody meanwhile
-_AGAIN_S: Final = 300.0  # while it is full, and that did not help
+_AGAIN_S: Final = 300.0  # while it is full or nearly so, and that did not help
 _WORTH_BYTES: Final = 32 << 20
+# The alarm counts the file, with its free pages: it is made smaller before it comes there.
+_CROWDED: Final = 0.75
+_WORTH_SHARE: Final = 0.125
 
 
 class Act(Enum):
@@ -45,7 +48,9 @@ def due(told: Status, alarms: Sequence[Alarm], quota_bytes: int, rested_s: float
     full = [alarm for alarm in alarms if alarm.name == "NOSPACE"]
     if not full:
         wasted = free_bytes > told.used_bytes and free_bytes >= _WORTH_BYTES
-        return Act.DEFRAGMENT if wasted and rested_s >= _EVERY_S else None
+        crowded = told.db_bytes >= quota_bytes * _CROWDED and free_bytes >= quota_bytes * _WORTH_SHARE
+        pause_s = _AGAIN_S if crowded else _EVERY_S
+        return Act.DEFRAGMENT if (wasted or crowded) and rested_s >= pause_s else None
     if told.db_bytes < quota_bytes * 0.8:
         mine = any(alarm.member_id == told.header.member_id for alarm in full)
         return Act.DISARM if mine else None

@@ -29,6 +29,9 @@ def told(db: int, used: int) -> Status:
         (told(100, 40), (), 1e6, Act.DEFRAGMENT),
         (told(100, 40), (), 60, None),  # not again so soon
         (told(40, 10), (), 1e6, None),  # not worth it
+        (told(200, 150), (), 400, Act.DEFRAGMENT),  # the alarm counts the file
+        (told(200, 150), (), 60, None),
+        (told(200, 180), (), 1e6, None),  # nothing to gain
         (told(256, 250), FULL, 600, Act.SHRINK),
         (told(256, 250), FULL, 5, None),
         (told(100, 100), FULL, 0, Act.DISARM),
