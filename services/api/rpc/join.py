@@ -105,6 +105,8 @@ class Door:
             if not redeemed.again:
                 await self._forget(body, error)
             raise
+        # Another attempt of the same node may have failed meanwhile, and taken it off the list.
+        redeemed = await self._core.order(Redeem(**msgspec.structs.asdict(body)))
         return Welcome(certificate=redeemed.certificate, ca=redeemed.ca, admission=admission)
 
     async def _admitted(self, body: JoinBody) -> Admission:

@@ -21,6 +21,7 @@ from piccolod.pki.identity import Role
 from piccolod.pki.token import JoinToken
 from piccolod.protocol.cluster import Admission, JoinCluster, Welcome
 from piccolod.protocol.joining import JoinBody
+from services.consensus.cluster_records import WITNESS
 from services.consensus.joining import door, measure, outside
 from services.consensus.joining.attempt import Attempt, AttemptFile
 from services.consensus.joining.folder import Folder
@@ -112,7 +113,9 @@ class Join:
 
     def _shortfalls(self, welcome: Welcome, stop: Stop) -> tuple[str, ...]:
         """Where the timing of the cluster does not hold here: it moves leadership without need, and never too late."""
-        told = welcome.admission.timing
+        told, own = welcome.admission.timing, welcome.admission.members.get(self._node)
+        if own is not None and own.role == WITNESS:  # it runs no containers
+            stop = Stop(told.stop_s, "of the cluster")
         timing = founded(told.profile, stop.stop_s)
         places = [urlsplit(each.client_url) for each in welcome.admission.members.values() if each.client_url]
         others = [(each.hostname, each.port) for each in places if each.hostname and each.port]

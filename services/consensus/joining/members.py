@@ -147,6 +147,7 @@ class Membership:
                 self._log.info("took out a member of etcd that has lost its data", node=request.node, member=f"{there.id:x}")
             for each in peers:
                 if each.learner and each is not there:  # 3.4 takes one at a time
+                    await self._check_lives(each)
                     await self._promote(each)
             try:
                 return (await etcd_members.add_learner(self._client, (request.peer_url,), _RPC_S)).id
@@ -158,6 +159,12 @@ class Membership:
             return await patiently(act, f"etcd does not take {request.node} yet", _CHANGE_S)
         except Busy as error:
             raise error from in_doubt or error.__cause__
+
+    async def _check_lives(self, peer: Peer) -> None:
+        """Raises Busy. etcd makes a voter of a learner that is off, and a vote that is missing then stops those who live."""
+        if not peer.name or peer.name not in await self._below(keys.SESSION):
+            name = peer.name or f"the node of {', '.join(peer.peer_urls)}"
+            raise Busy(f"{name} is to get its vote first and is silent: start it, or `piccoloctl nodes remove` it")
 
     async def _take_back(self, node: str) -> None:
         """The record of a node that was not let in. Best effort: one that stays is found by `remove`, and by the next try."""

@@ -112,7 +112,7 @@ async def enter(paths: Paths, etcd: Etcd, cluster: str, node: str, record: Known
     if why:
         raise Conflict(
             f"this node does not get at the cluster {cluster} that let it in: {why}",
-            hint=f"{_SEE}; `piccoloctl nodes remove {node}` on a member frees the name, then join with another token",
+            hint=f"{_SEE}, then the same command with the same token; to give up, `piccoloctl nodes remove {node}` on a member",
         )
 
 

@@ -112,6 +112,28 @@ def test_one_that_etcd_alone_knows_is_taken_out_also_when_the_answer_is_lost_and
     asyncio.run(main())
 
 
+def test_a_learner_that_is_silent_gets_no_vote_for_the_sake_of_another_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """etcd takes one learner at a time, and would make a voter of one that is off: then the one that lives has no quorum."""
+
+    async def main() -> None:
+        async with founded(tmp_path) as (client, membership):
+            await membership.add(place(2), "c1")
+            monkeypatch.setattr(members, "_CHANGE_S", 0.1)
+            asked: list[int] = []
+
+            async def promote(_: Any, id: int, __: float) -> None:
+                asked.append(id)
+
+            monkeypatch.setattr(etcd_members, "promote", promote)
+            with pytest.raises(Busy, match=r"127\.0\.0\.2.*is silent"):
+                await membership.add(place(3), "c1")
+            assert asked == [] and place(3).peer_url not in await peer_urls(client)
+
+    asyncio.run(main())
+
+
 def test_a_node_that_ends_containers_too_slowly_for_the_timing_is_not_let_in(tmp_path: Path) -> None:
     async def main() -> None:
         async with founded(tmp_path) as (client, membership):
