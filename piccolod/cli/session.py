@@ -55,8 +55,11 @@ class Session:
     redirect: bool = True
     wait: bool = True
 
-    def client(self, *, endless: bool = False) -> Client:
-        """`endless`: for what takes as long as it takes (uploads, following), unless --timeout says otherwise."""
+    def client(self, *, endless: bool = False, here: bool = False) -> Client:
+        """`endless`: for what takes as long as it takes (uploads, following), unless --timeout says otherwise.
+
+        `here`: for what is meant for this very node, and for no other that leads.
+        """
         from piccolod.cli.client import READ_S, WRITE_S, Client
         from piccolod.cli.target import Target
 
@@ -65,7 +68,7 @@ class Session:
             Target(self.socket, self.url, self.token),
             read_s=given if given is not None or endless else READ_S,
             write_s=given if given is not None or endless else WRITE_S,
-            redirect=self.redirect,
+            redirect=self.redirect and not here,
         )
 
     @property

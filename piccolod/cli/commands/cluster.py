@@ -122,7 +122,7 @@ def leave(session: Session, force: bool) -> int:
         own = members.get(str(found["node"]))
         if own is not None and not found["out"]:
             if own["leads_kernel"]:
-                _hand_kernel_over(session, client, str(own["node"]))
+                _hand_kernel_over(session, str(own["node"]))
             session.say("the others take this node out")
             _take_out(client, str(own["node"]))
     session.say("its apps stop, its store is locked and set aside")
@@ -197,18 +197,18 @@ def _say_notes(session: Session, found: dict[str, Any]) -> None:
         session.say(printable(str(note)))
 
 
-def _hand_kernel_over(session: Session, client: Client, node: str) -> None:
-    """Who leads takes nobody out but others. Raises Conflict when nobody can follow it: then it stays, as it is."""
+def _hand_kernel_over(session: Session, node: str) -> None:
+    """Who leads takes nobody out but others. Raises Conflict when that cannot be: then it stays, as it is."""
     session.say("another node takes the kernel over")
     try:
-        client.send("POST", "/leadership/kernel/release")
+        session.client(here=True).send("POST", "/leadership/kernel/release", repeat=False)
     except Refusal as refusal:
         if isinstance(refusal.error, NotLeader):
             return  # it has moved meanwhile
         if not isinstance(refusal.error, Conflict):
             raise
         raise Conflict(
-            f"{node} leads the cluster and cannot leave, for nobody can follow it: {refusal.error.detail}",
+            f"{node} leads the cluster and cannot leave now: {refusal.error.detail}",
             hint=refusal.error.hint,
         ) from refusal
 
