@@ -126,8 +126,8 @@ def _may_be_adopted(paths: Paths, page: Page) -> bool:
     led = _led(paths)
     if not led or RESOURCE_KERNEL in page.terms or not page.sid or not _left_s(page):
         return False
-    terms = page.terms
-    if any(each.resource not in terms or terms[each.resource].token != each.token for each in led):
+    terms = {name: (term.token, term.epoch) for name, term in page.terms.items()}
+    if any(terms.get(each.resource) != (each.token, each.epoch) for each in led):
         return False
     return all(_answers(paths, index) for index in range(LEASHES))
 

@@ -30,9 +30,13 @@ def look(step: Step, view: View) -> None:
 
 
 def _look_at_offers(step: Step, view: View) -> None:
-    """One is forgotten with the next one alone: its intent goes in the very transaction that hands the term over."""
+    """One that was taken back is forgotten. The intent of one that was made goes with the epoch, in the same transaction."""
     if view.intents is not step.state.view.intents:
         offered = dict(step.state.offered)
+        for resource in [name for name in offered if name not in view.intents]:
+            record = view.epochs.get(resource)
+            if record is not None and record.value.epoch == offered[resource].epoch:
+                del offered[resource]
         for resource, intent in view.intents.items():
             known, epoch = offered.get(resource), intent.value.epoch
             if intent.value.to == step.state.config.node and (known is None or known.epoch != epoch):

@@ -83,7 +83,8 @@ def container_of(node: Node, app: str, found: dict[str, Any]) -> Container:
         status=_status(found, pid),
         pid=pid,
         badge=mark if mark.node == node.name and mark.app == app else _NOBODY,
-        armed=entry is not None and entry.token == mark.token and entry.pid == pid and entry.boot_id == node.boot_id,
+        armed=entry is not None
+        and (entry.token, entry.epoch, entry.pid, entry.boot_id) == (mark.token, mark.epoch, pid, node.boot_id),
         exit_code=int(state.get("ExitCode") or 0),
         address=str(network.get("IPAddress") or ""),
     )

@@ -25,6 +25,7 @@ from piccolod.leadership.timing import Timing
 from piccolod.leadership.transactions import Outcome, Transaction
 from piccolod.paths import Paths
 from services.consensus import access, cluster_records, members_file
+from services.consensus.etcd.stubs import RANGE
 from services.consensus.etcd.transaction import Range
 from services.consensus.etcd_store import EtcdStore, Snapshot
 from services.consensus.memory import MemoryFile
@@ -41,23 +42,23 @@ def release(paths: Paths, unproven: frozenset[str], etcd: Etcd | None = None) ->
 
 
 def leads_on(paths: Paths) -> bool:
-    """Whether the members of etcd on other nodes answer with a quorum. They may have to elect first."""
+    """Whether the member of etcd on the other node answers with a quorum: it leads by itself then, or never will."""
     return asyncio.run(_leads_on(paths))
 
 
 async def _leads_on(paths: Paths) -> bool:
     try:
         timing = members_file.timing_of(paths)
-        client = access.managed(paths, members_file.read(paths), local=False).client(timing.rpc_s)
+        others = access.managed(paths, members_file.read(paths), local=False)
     except PiccoloError:
         return False
+    client, question = others.client(timing.rpc_s), Range(keys.GEN).request()
     try:
-        await client.find(Range(keys.GEN), budget_s(timing))
-    except PiccoloError:
-        return False
+        asked = (client.ask(each, RANGE, question, timing.rpc_s) for each in others.endpoints)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
     finally:
         await client.close()
-    return True
+    return any(not isinstance(each, BaseException) for each in answers)
 
 
 def budget_s(timing: Timing) -> float:

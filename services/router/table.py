@@ -95,10 +95,10 @@ class RouteTable:
         if not route.resource or route.mode is not Mode.LOCAL:
             return ""
         try:
-            token = self._gate.check(route.resource)
+            term = self._gate.check(route.resource)
         except TermOver as over:
             return str(over.reason)
-        return "" if token.token == route.token else Shut.OTHER_TERM.value
+        return "" if (term.token, term.epoch) == (route.token, route.epoch) else Shut.OTHER_TERM.value
 
     def _enforce(self, port: Port, mode: Mode, reason: str, *, fence: bool) -> None:
         was, port.mode, port.reason = port.mode, mode, reason

@@ -7,12 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from piccolod.leadership import core, events
+from piccolod.leadership import core, events, takeover
 from piccolod.leadership.actions import GrantLease, Opened, Send
-from piccolod.leadership.keys import AckRecord
+from piccolod.leadership.keys import AckRecord, EpochRecord, IntentRecord
 from piccolod.leadership.roles import Reason
+from piccolod.leadership.state import Config, Leadership, Offer, Step
 from piccolod.leadership.timing import FAST, wait_s
 from piccolod.leadership.transactions import CLAIMS_AT_ONCE, Kind, Outcome
+from piccolod.leadership.view import Record, View
 from tests.unit.leadership.bench import Bench, Other
 
 W = wait_s(FAST.span_s)
@@ -302,3 +304,21 @@ def test_no_sequence_of_events_breaks_it_or_makes_it_spin(script: list[tuple[obj
         bench.live(2 * W)
         assert bench.state.session is not None
         assert bench.store.commit(bench.store_end()) is Outcome.COMMITTED
+
+
+def test_an_offer_that_was_taken_back_is_forgotten_and_one_that_was_made_is_not() -> None:
+    """Else the next change would be said to have lasted since then."""
+
+    def seen(state: Leadership, rev: int, epoch: int, *, intent: bool) -> Leadership:
+        offered = {"kernel": Record(IntentRecord(5, "a", "at-a", "op"), rev, rev)} if intent else {}
+        epochs = {"kernel": Record(EpochRecord(epoch, "b", 9, 3.0, held=True), 1, rev)}
+        step = Step(state, float(rev))
+        takeover.look(step, View(rev=rev, epochs=epochs, intents=offered))
+        return step.result()[0]
+
+    offer = seen(Leadership(Config("a", "at-a", FAST)), 1, 5, intent=True)
+    assert offer.offered["kernel"] == Offer(5, 1.0)
+    assert seen(offer, 2, 5, intent=False).offered == {}
+    assert seen(offer, 2, 6, intent=False).offered["kernel"] == Offer(5, 1.0), "it is of the handover that was just made"
+    again = seen(seen(offer, 2, 5, intent=False), 3, 5, intent=True)
+    assert again.offered["kernel"] == Offer(5, 3.0)

@@ -28,7 +28,7 @@ from tests.unit.consensus.etcd.conftest import opened
 from tests.unit.consensus.etcd.member import House, Node, holders, living
 
 # A commit for the release and one for the claim, and a busy machine.
-AT_ONCE_S = 1.0
+AT_ONCE_S = 2.0
 NOTHING = frozenset[str]()
 
 

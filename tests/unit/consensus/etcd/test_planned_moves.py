@@ -68,7 +68,7 @@ def test_the_phases_of_a_switchover_are_as_long_as_nobody_led(home: House) -> No
             told = await eventually(phases, "the new leader tells how long it took")
             print(f"paused {took_ms:.1f} ms, told {told}")
             assert list(told) == ["closing", "claimed"] and told["closing"] >= 200
-            assert sum(told.values()) == pytest.approx(took_ms, abs=50)
+            assert sum(told.values()) == pytest.approx(took_ms, abs=150)
 
     asyncio.run(main())
 
