@@ -76,7 +76,7 @@ class EtcdStore:
         for event in news.events:
             key = event.item.key.removeprefix(self.prefix)
             if key.startswith(cluster_records.LOG):
-                if not event.deleted:
+                if not event.deleted and key.removeprefix(cluster_records.LOG).isdecimal():
                     entry = wire.entry(key, event.item.value)
                     found.append(Change(key, news.revision, Record(entry, event.item.create_revision, event.item.mod_revision)))
             elif event.deleted:

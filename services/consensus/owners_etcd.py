@@ -16,6 +16,8 @@ from services.consensus.etcd.client import Client
 from services.consensus.etcd.upkeep import named
 
 LOOK_S: Final = 10.0
+# Files are renewed one after the other: what was found is taken up once it was found again, for half of it costs every channel.
+_SETTLED_S: Final = 1.0
 _RPC_S: Final = 2.0
 
 
@@ -28,6 +30,7 @@ class OwnersEtcd:
         self._find = find
         self._log = log
         self._known: Access | None = None
+        self._seen: Access | None = None  # others, as of the last look
         self.alarm = ""
         self.unread = ""
 
@@ -35,7 +38,7 @@ class OwnersEtcd:
         """For as long as the process lives. An etcd that does not answer shows elsewhere."""
         while True:
             await self.look()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S if self._seen is None else _SETTLED_S)
 
     async def look(self) -> None:
         await self._renew()
@@ -48,10 +51,14 @@ class OwnersEtcd:
             self.unread = f"the certificates for etcd: {error.detail}"
             return
         self.unread = ""
-        if found != self._known:
+        if found == self._known:
+            self._seen = None
+        elif self._known is not None and found != self._seen:
+            self._seen = found
+        else:
             if self._known is not None:
                 self._log.info("takes up other certificates for etcd")
-            self._known = found
+            self._known, self._seen = found, None
             self._client.renew(found.endpoints, found.tls)
 
     async def _ask(self) -> None:
