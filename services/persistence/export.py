@@ -35,7 +35,7 @@ _KEPT_S: Final = 60.0
 
 
 class Chunks:
-    """Of the snapshot that was exported last, encoded, until the last one was taken or a minute has passed."""
+    """Of the snapshot that was exported last, encoded, until the last one was taken, or none for a minute."""
 
     def __init__(self) -> None:
         self._rev = 0
@@ -46,7 +46,7 @@ class Chunks:
         self._drop()
         if raw:
             self._rev, self._raw = rev, raw
-            self._forget = asyncio.get_running_loop().call_later(_KEPT_S, self._drop)
+            self._keep_on()
 
     def take(self, rev: int, index: int) -> bytes:
         """Raises NotFound."""
@@ -55,7 +55,14 @@ class Chunks:
             raise NotFound(f"chunk {index} of snapshot {rev} is not kept here", hint="begin anew: `piccoloctl cluster init`")
         if (index + 1) * CHUNK_BYTES >= len(self._raw):
             self._drop()
+        else:
+            self._keep_on()
         return chunk
+
+    def _keep_on(self) -> None:
+        if self._forget is not None:
+            self._forget.cancel()
+        self._forget = asyncio.get_running_loop().call_later(_KEPT_S, self._drop)
 
     def _drop(self) -> None:
         self._rev, self._raw = 0, b""
