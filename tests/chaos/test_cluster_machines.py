@@ -82,7 +82,7 @@ def test_a_client_that_does_not_reach_the_leader_changes_nothing_and_is_answered
     assert says_who_leads(trial, other) == machine.name
     faults.partition(trial.cluster, [CLIENT], [each.name for each in trial.followers()])
     trial.storm.wait_acknowledged()
-    assert trial.storm.longest_gap_s(began) < 1.0, "the others were not served"
+    assert trial.storm.longest_gap_s(began) < 2.0, "the others were not served"
     faults.heal(trial.cluster)
     trial.settled()
     assert trial.term() == term
