@@ -53,6 +53,7 @@ _PROPOSAL_S: Final = 5.0
 _REFUSED_S: Final = 1.0
 _OUT: Final = "this node was taken out of the cluster"
 _OUT_HINT: Final = "`piccoloctl cluster leave` makes it a node alone"
+_OWNERS_HINT: Final = "the how-to about an etcd that you keep yourself has the way back"
 
 
 class EtcdLeaser:
@@ -195,13 +196,14 @@ class EtcdLeaser:
     def trouble(self) -> str:
         if self.driver.state.restored:
             found = restored(self.driver)
-            other = "; or [etcd] in the configuration names another one" if self._external else ""
-            return f"{found.detail}{other}; {found.hint}"
+            if self._external:
+                return f"{found.detail}; or [etcd] in the configuration names another one: {_OWNERS_HINT}"
+            return f"{found.detail}; {found.hint}"
         if self.driver.blocked:
             return self.driver.blocked
         if self.registration.is_out():
             return f"{_OUT}: {_OUT_HINT}"
-        return "" if self._refusals.fresh() else f"{NO_QUORUM}; {NO_QUORUM_HINT}"
+        return "" if self._refusals.fresh() else (NO_QUORUM if self._external else f"{NO_QUORUM}; {NO_QUORUM_HINT}")
 
     def hint(self, resource: str) -> LeaderHint | None:
         return self._refusals.hint(resource)
