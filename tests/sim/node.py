@@ -238,7 +238,10 @@ class Node:
     # --- guards
 
     def arm(self, container: str, resource: str, token: int) -> None:
-        self.table[container] = Entry(container, resource, token, 1, "", 4242, 1, self.boot_id)
+        term = self.page.terms.get(resource) if self.page is not None else None
+        # Of a term that is over: no guard takes it for one that is open.
+        epoch = term.epoch if term is not None and term.token == token else 0
+        self.table[container] = Entry(container, resource, token, epoch, "", 4242, 1, self.boot_id)
         self._guard()
 
     def _guard(self) -> None:
