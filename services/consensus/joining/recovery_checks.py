@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from piccolod.errors import Conflict, Locked
+from piccolod.errors import Busy, Conflict, Locked
 from piccolod.leadership.keys import EpochRecord
 from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.recovery import Heard, LogEnd, Standing, Store
@@ -14,14 +14,13 @@ _ANSWERS = "etcd answers with its quorum, and is the one that was known"
 
 
 def check(node: str, own: Standing, members: Mapping[str, KnownMember], heard: Iterable[Heard]) -> LogEnd:
-    """The log to begin anew with. Raises Conflict, Locked with what speaks against it.
+    """The log to begin anew with. Raises Conflict, Busy, Locked with what speaks against it.
 
     The longest chain wins, whatever the person thinks: a member that has more has writes that were acknowledged.
     """
     if (known := members.get(node)) is not None and known.role == WITNESS:
         raise Conflict("a witness has no store", hint="recover on a member that has one")
-    if own.view.store is Store.ANSWERS:
-        raise Conflict(f"{_ANSWERS}: nothing is to be recovered", hint="`piccoloctl cluster list` shows the members")
+    check_gone(node, own.view.store)
     others = [each.standing for each in heard if each.standing is not None]
     for other in others:
         if other.view.store is Store.ANSWERS:
@@ -29,6 +28,7 @@ def check(node: str, own: Standing, members: Mapping[str, KnownMember], heard: I
                 f"{other.node} says that {_ANSWERS}: nothing is to be recovered",
                 hint="this node is cut off from it, or is out: then `piccoloctl cluster leave --force` and join it anew",
             )
+        check_known(other.node, other.view.store)
     if own.end is None:
         raise Conflict(f"the log of this node cannot be vouched for: {own.problem}", hint="see `piccoloctl store check`")
     if own.end.locked:
@@ -40,6 +40,19 @@ def check(node: str, own: Standing, members: Mapping[str, KnownMember], heard: I
             hint=f"run it on {longest.node}; a machine that is out of order has to be off",
         )
     return own.end
+
+
+def check_gone(node: str, store: Store) -> None:
+    """Raises Conflict while this node's etcd answers, Busy while that is not known."""
+    if store is Store.ANSWERS:
+        raise Conflict(f"{_ANSWERS}: nothing is to be recovered", hint="`piccoloctl cluster list` shows the members")
+    check_known(node, store)
+
+
+def check_known(node: str, store: Store) -> None:
+    """Raises Busy."""
+    if store is Store.UNKNOWN:
+        raise Busy(f"{node} has just started, and does not know yet whether etcd answers", hint="try again in a moment")
 
 
 def lost(

@@ -64,13 +64,18 @@ class Survivor:
         self._module.serve(Recover, self._recover)
 
     async def _store_view(self, request: GetStoreView, caller: Caller) -> StoreView:
-        state = self._leaser.driver.state
-        store = Store.RESTORED if state.restored else Store.ANSWERS if self._refusals.fresh() else Store.SILENT
-        log_rev = 0
+        store, log_rev = self._store(), 0
         if store is not Store.ANSWERS and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
             async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as own:
                 log_rev = await own.head_rev()
-        return StoreView(store=store, gen=state.gen, log_rev=log_rev)
+        return StoreView(store=store, gen=self._leaser.driver.state.gen, log_rev=log_rev)
+
+    def _store(self) -> Store:
+        if self._leaser.driver.state.restored:
+            return Store.RESTORED
+        if self._refusals.fresh():
+            return Store.ANSWERS
+        return Store.UNKNOWN if self._refusals.has_just_begun() else Store.SILENT
 
     async def _recover(self, request: Recover, caller: Caller) -> Recovery:
         """From the moment on at which this node leads nothing any more this life of the module is over, however it ends."""
@@ -81,6 +86,7 @@ class Survivor:
             if not request.force:
                 return found
             await self._check_stopped()
+            recovery_checks.check_gone(self._mode.node, self._store())  # again: it may have been silent for a moment
             await self._leaser.abandon()
             try:
                 await self._check_stopped()
@@ -90,7 +96,7 @@ class Survivor:
         return msgspec.structs.replace(found, done=True)
 
     async def _planned(self, request: Recover, caller: Caller) -> tuple[Recovery, Plan]:
-        """What it would be. Raises Conflict, Locked, and what keeps the log from being exported."""
+        """What it would be. Raises Conflict, Busy, Locked, and what keeps the log from being exported."""
         node, paths, state = self._mode.node, self._module.paths, self._leaser.driver.state
         settings = etcd_conf.read(paths.etcd_conf)
         if settings is None:
@@ -118,7 +124,7 @@ class Survivor:
         node, call = self._mode.node, self._module.call
         try:
             end = await call(GetLogEnd(), timeout_s=_END_S)
-            if view.store is Store.ANSWERS or end.locked:
+            if view.store in (Store.ANSWERS, Store.UNKNOWN) or end.locked:
                 return Standing(node=node, view=view, end=end)
             async for page in etcd.entries(end.rev):
                 before, end = end.rev, await call(TakeEntries(entries=page), timeout_s=EXPORT_S)

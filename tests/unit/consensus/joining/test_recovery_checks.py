@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from piccolod.errors import Conflict, Locked
+from piccolod.errors import Busy, Conflict, Locked
 from piccolod.leadership.keys import EpochRecord
 from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.recovery import Heard, LogEnd, Standing, Store, StoreView
@@ -45,6 +45,12 @@ def test_while_etcd_answers_here_or_at_another_nothing_is_recovered() -> None:
     with pytest.raises(Conflict, match=r"^n2 says that etcd answers") as told:
         check("n1", standing("n1", end()), MEMBERS, [heard("n2", end(1), store=Store.ANSWERS)])
     assert "cluster leave --force" in (told.value.hint or "")
+
+
+def test_nobody_is_taken_for_silent_who_has_just_started() -> None:
+    for own, other in ((Store.UNKNOWN, Store.SILENT), (Store.SILENT, Store.UNKNOWN)):
+        with pytest.raises(Busy, match=r"^n[12] has just started, and does not know yet whether etcd answers"):
+            check("n1", standing("n1", end(), own), MEMBERS, [heard("n2", end(), store=other)])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,179 @@
+"""The order to recover, with etcd and the log played: what is looked at last, and what holds however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from piccolod import clock, etcd_conf
+from piccolod.cluster_mode import Mode
+from piccolod.errors import Busy, Conflict, Failed
+from piccolod.leadership.timing import POLL_S, Timing, founded
+from piccolod.module import Caller
+from piccolod.paths import Paths
+from piccolod.protocol.cluster import KnownMember
+from piccolod.protocol.log import ExportLog
+from piccolod.protocol.recovery import GetLogEnd, GetStoreView, LogEnd, Recover, Store, StoreView, TakeEntries
+from services.consensus import members_file
+from services.consensus.joining import survivor
+from services.consensus.joining.survivor import Survivor
+from services.consensus.refusals import Refusals
+
+CALLER: Any = Caller
+TIMING: Timing = founded("fast", 0.1)
+PATIENCE_S = 2 * (POLL_S + TIMING.rpc_s)
+SETTINGS = etcd_conf.Settings("n1", "http://10.0.0.1:2380", "http://10.0.0.1:2379", "token")
+NEVER = float("-inf")
+
+
+class Etcd:
+    """This node's own member, which has the log up to `rev`."""
+
+    rev = 10
+
+    def __init__(self, *_: object) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    async def head_rev(self) -> int:
+        return self.rev
+
+    async def epochs(self, seen: Any) -> Any:
+        return dict(seen)
+
+    async def keyset(self) -> bytes:
+        return b""
+
+    async def entries(self, after: int) -> Any:
+        return
+        yield
+
+
+class Home:
+    """A member whose etcd has been silent for long."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.paths = Paths(state=folder / "state", run=folder / "run")
+        self.paths.cluster.mkdir(parents=True)
+        etcd_conf.write(SETTINGS, self.paths.etcd_conf)
+        members_file.write(self.paths, {name: KnownMember(address="", client_url="", rpc="") for name in ("n1", "n2")})
+        state = SimpleNamespace(
+            restored=False, gen=7, view=SimpleNamespace(epochs={}), config=SimpleNamespace(timing=TIMING)
+        )  # fmt: skip
+        self.driver = SimpleNamespace(
+            state=state, began_at=clock.now() - 1000, heard_at=clock.now() - 500, store=SimpleNamespace(prefix="")
+        )  # fmt: skip
+        self.did: list[str] = []
+        self.fails = ""
+        self.restarted = asyncio.Event()
+        self.looked: Callable[[], None] = lambda: None  # after it was seen that no container lives here
+        home = self
+
+        class Recovering:
+            def __init__(self, *_: object) -> None: ...
+
+            async def run(self, plan: Any) -> None:
+                home.act("recover")
+
+        patch.setattr(survivor, "OwnMember", Etcd)
+        patch.setattr(survivor, "Recovering", Recovering)
+        module: Any = SimpleNamespace(
+            paths=self.paths, call=self.call, spawn=lambda work, name: asyncio.get_running_loop().create_task(work)
+        )
+        leaser: Any = SimpleNamespace(driver=self.driver, abandon=self.abandon)
+        refusals = Refusals(self.driver, "n1", lambda _: None)  # type: ignore[arg-type, return-value]
+        self.survivor = Survivor(module, leaser, Mode(cluster="c", node="n1", since_ms=1), refusals, self.check, self.restart)
+
+    def just_begun(self) -> None:
+        self.driver.began_at, self.driver.heard_at = clock.now(), NEVER
+
+    async def order(self, *, force: bool = True) -> Any:
+        return await self.survivor._recover(Recover(heard=(), force=force), CALLER)
+
+    async def view(self) -> StoreView:
+        return await self.survivor._store_view(GetStoreView(), CALLER)
+
+    async def call(self, request: Any, *, timeout_s: float) -> Any:
+        if isinstance(request, GetLogEnd | TakeEntries):
+            return LogEnd(rev=10, digest=b"d", gen=7, epoch=3, at_ms=1, locked=False)
+        assert isinstance(request, ExportLog)
+        return None
+
+    def act(self, what: str) -> None:
+        self.did.append(what)
+        if self.fails == what:
+            raise Failed(f"cannot {what}")
+
+    async def check(self) -> None:
+        self.looked()
+
+    async def abandon(self) -> None:
+        self.act("abandon")
+
+    async def restart(self) -> None:
+        self.restarted.set()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    return Home(tmp_path, monkeypatch)
+
+
+def test_an_etcd_that_is_silent_for_good_is_recovered_from(home: Home) -> None:
+    async def main() -> None:
+        assert (await home.view()).store is Store.SILENT
+        assert (await home.order()).done
+        assert home.did == ["abandon", "recover"]
+        await asyncio.wait_for(home.restarted.wait(), 5)
+
+    asyncio.run(main())
+
+
+def test_one_that_answers_again_in_the_last_moment_is_left_alone(home: Home) -> None:
+    def answers() -> None:
+        home.driver.heard_at = clock.now()
+
+    async def main() -> None:
+        home.looked = answers
+        with pytest.raises(Conflict, match="nothing is to be recovered"):
+            await home.order()
+        assert home.did == [] and not home.restarted.is_set(), "this life goes on"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_life_that_has_just_begun_takes_no_silence_for_a_loss(home: Home, force: bool) -> None:
+    async def main() -> None:
+        home.just_begun()
+        assert (await home.view()).store is Store.UNKNOWN
+        with pytest.raises(Busy, match="n1 has just started"):
+            await home.order(force=force)
+        assert home.did == []
+        home.driver.began_at -= PATIENCE_S + 0.1
+        assert (await home.view()).store is Store.SILENT
+        assert (await home.order(force=force)).done is force
+
+    asyncio.run(main())
+
+
+def test_a_life_that_has_just_begun_and_has_heard_knows_that_etcd_answers(home: Home) -> None:
+    async def main() -> None:
+        home.just_begun()
+        home.driver.heard_at = clock.now()
+        assert (await home.view()).store is Store.ANSWERS
+
+    asyncio.run(main())
+
+
+def test_before_it_begins_to_ask_nothing_is_known(home: Home) -> None:
+    async def main() -> None:
+        home.driver.began_at, home.driver.heard_at = clock.FOREVER, NEVER
+        assert (await home.view()).store is Store.UNKNOWN
+
+    asyncio.run(main())
