@@ -87,8 +87,8 @@ class Survivor:
                 return found
             await self._check_stopped()
             recovery_checks.check_gone(self._mode.node, self._store())  # again: it may have been silent for a moment
-            await self._leaser.abandon()
             try:
+                await self._leaser.abandon()
                 await self._check_stopped()
                 await Recovering(self._module, self._mode).run(plan)
             finally:

@@ -177,3 +177,14 @@ def test_before_it_begins_to_ask_nothing_is_known(home: Home) -> None:
         assert (await home.view()).store is Store.UNKNOWN
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("fails", ["abandon", "recover"])
+def test_whatever_fails_once_it_leads_nothing_its_next_life_begins(home: Home, fails: str) -> None:
+    async def main() -> None:
+        home.fails = fails
+        with pytest.raises(Failed, match=f"cannot {fails}"):
+            await home.order()
+        await asyncio.wait_for(home.restarted.wait(), 5)
+
+    asyncio.run(main())
