@@ -63,10 +63,11 @@ class Recovering:
         self._file = JournalFile(module.paths)
 
     async def run(self, plan: Plan) -> None:
-        log = self._module.log
+        log, earlier = self._module.log, self._file.read()
+        owed = () if earlier is None else earlier.former
         journal = Journal(
             stage=Stage.MOVING, aside=f"{self._paths.etcd_data.name}.before-{clock.wall_ms()}",
-            etcd=self._paths.etcd_conf.read_text(), former=plan.former,
+            etcd=self._paths.etcd_conf.read_text(), former=tuple(sorted({*plan.former, *owed})), owed=owed,
         )  # fmt: skip
         log.warning("recovers the cluster: this node begins it anew", former=plan.former, aside=journal.aside)
         await asyncio.to_thread(self._file.write, journal)

@@ -150,6 +150,17 @@ def test_after_the_commit_the_node_knows_itself_alone(paths: Paths, monkeypatch:
     assert left is not None and (left.stage, left.former) == (Stage.SETTLED, ("n2",))
 
 
+def test_whom_an_earlier_recovery_has_not_forgotten_is_still_to_be_forgotten_when_it_is_put_back(paths: Paths) -> None:
+    journal = msgspec.structs.replace(begin(paths), former=("n2", "n3"), owed=("n3",))
+    JournalFile(paths).write(journal)
+    set_aside(paths, journal)
+    fill(paths)
+    settled(paths)
+    left = JournalFile(paths).read()
+    assert left is not None and (left.stage, left.former) == (Stage.SETTLED, ("n3",))
+    assert etcd_conf.read(paths.etcd_conf) == FORMER
+
+
 def test_what_has_come_since_a_recovery_is_not_undone_by_the_next_start(paths: Paths) -> None:
     journal = msgspec.structs.replace(begin(paths), stage=Stage.BEGUN, members={"n1": OWN}, memory=AFTER)
     finish(paths, journal)
