@@ -21,6 +21,11 @@ def check(node: str, own: Standing, members: Mapping[str, KnownMember], heard: I
     if (known := members.get(node)) is not None and known.role == WITNESS:
         raise Conflict("a witness has no store", hint="recover on a member that has one")
     check_gone(node, own.view.store)
+    if not members:
+        raise Conflict(
+            "members.json of this node names nobody: it is not known whom to ask, nor who would be lost",
+            hint="put the `cluster/members.json` of another member, or of a backup, into state_dir here",
+        )
     others = [each.standing for each in heard if each.standing is not None]
     for other in others:
         if other.view.store is Store.ANSWERS:
@@ -61,7 +66,7 @@ def lost(
     """`members`: as they were known last. `homes`: what was led, and where."""
     found = []
     former = sorted(members.keys() - {node})
-    if members and node not in members:
+    if node not in members:
         found.append(f"everything since {node} was taken out of the cluster")
     spoke = {each.node: each.standing for each in heard if each.standing is not None and each.standing.end is not None}
     silences = {each.node: _silence(each) for each in heard}

@@ -78,6 +78,13 @@ def test_a_log_that_is_not_proven_begins_nothing() -> None:
         check("n3", standing("n3", end()), MEMBERS, [])
 
 
+def test_who_knows_of_no_member_begins_nothing() -> None:
+    """Nobody was asked, and nobody would be told to be lost."""
+    with pytest.raises(Conflict, match=r"members\.json of this node names nobody") as told:
+        check("n1", standing("n1", end()), {}, [])
+    assert "another member" in (told.value.hint or "")
+
+
 def test_it_is_told_whose_writes_may_be_lost_and_who_has_to_join_again() -> None:
     others = [Heard(node="n2", silence="n2 cannot be reached"), heard("n4", end(10, b"other")), heard("n5", end(10))]
     homes = {
