@@ -53,6 +53,7 @@ class Store(StrEnum):
     ANSWERS = "answers"  # with its quorum, and it is the one that was known
     SILENT = "silent"  # no quorum answers
     UNKNOWN = "unknown"  # the member has just started: its etcd had no time to answer yet
+    RECOVERING = "recovering"  # the member leads nothing any more, and begins the cluster anew
     RESTORED = "restored"  # it is another one, or older than what was seen: nobody believes it
 
 
@@ -105,8 +106,8 @@ class Recover(Request[Recovery], frozen=True, kw_only=True):
 
     Without `force` it says what that would be, and changes nothing. With it the modules restart right after the answer.
     Conflict: nothing is to be recovered, another member has more, or something still acts here. Busy: this member or another
-    one does not know yet whether etcd answers. Locked: the log cannot be proven. `heard`: of every other member that can have
-    a store.
+    one does not know yet whether etcd answers, or is being recovered. Locked: the log cannot be proven. `heard`: of every other
+    member that can have a store.
     """
 
     command: ClassVar[str] = "consensus.recover"

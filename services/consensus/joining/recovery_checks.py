@@ -55,7 +55,9 @@ def check_gone(node: str, store: Store) -> None:
 
 
 def check_known(node: str, store: Store) -> None:
-    """Raises Busy."""
+    """Raises Busy for a member that cannot say now what becomes of it."""
+    if store is Store.RECOVERING:
+        raise Busy(f"{node} is being recovered", hint="see what came of it there, and try again then")
     if store is Store.UNKNOWN:
         raise Busy(f"{node} has just started, and does not know yet whether etcd answers", hint="try again in a moment")
 

@@ -53,11 +53,8 @@ class Survivor:
         self._refusals = refusals
         self._check_stopped = check_stopped
         self._restart = restart
-        self._recovering = asyncio.Lock()
-
-    @property
-    def is_recovering(self) -> bool:
-        return self._recovering.locked()
+        self._turn = asyncio.Lock()
+        self.is_recovering = False  # from the moment on at which nothing is led here, to the end of this life
 
     def serve(self) -> None:
         self._module.serve(GetStoreView, self._store_view)
@@ -65,12 +62,14 @@ class Survivor:
 
     async def _store_view(self, request: GetStoreView, caller: Caller) -> StoreView:
         store, log_rev = self._store(), 0
-        if store is not Store.ANSWERS and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
+        if store in (Store.SILENT, Store.RESTORED) and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
             async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as own:
                 log_rev = await own.head_rev()
         return StoreView(store=store, gen=self._leaser.driver.state.gen, log_rev=log_rev)
 
     def _store(self) -> Store:
+        if self.is_recovering:
+            return Store.RECOVERING
         if self._leaser.driver.state.restored:
             return Store.RESTORED
         if self._refusals.fresh():
@@ -79,14 +78,15 @@ class Survivor:
 
     async def _recover(self, request: Recover, caller: Caller) -> Recovery:
         """From the moment on at which this node leads nothing any more this life of the module is over, however it ends."""
-        if self.is_recovering:
+        if self.is_recovering or self._turn.locked():
             raise Busy("the cluster is being recovered here already", hint="try again in a moment")
-        async with self._recovering:
+        async with self._turn:
             found, plan = await self._planned(request, caller)
             if not request.force:
                 return found
             await self._check_stopped()
             recovery_checks.check_gone(self._mode.node, self._store())  # again: it may have been silent for a moment
+            self.is_recovering = True
             try:
                 await self._leaser.abandon()
                 await self._check_stopped()
@@ -124,7 +124,7 @@ class Survivor:
         node, call = self._mode.node, self._module.call
         try:
             end = await call(GetLogEnd(), timeout_s=_END_S)
-            if view.store in (Store.ANSWERS, Store.UNKNOWN) or end.locked:
+            if view.store not in (Store.SILENT, Store.RESTORED) or end.locked:
                 return Standing(node=node, view=view, end=end)
             async for page in etcd.entries(end.rev):
                 before, end = end.rev, await call(TakeEntries(entries=page), timeout_s=EXPORT_S)

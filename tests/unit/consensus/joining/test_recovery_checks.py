@@ -53,6 +53,11 @@ def test_nobody_is_taken_for_silent_who_has_just_started() -> None:
             check("n1", standing("n1", end(), own), MEMBERS, [heard("n2", end(), store=other)])
 
 
+def test_two_are_not_recovered_at_the_same_time() -> None:
+    with pytest.raises(Busy, match=r"^n2 is being recovered"):
+        check("n1", standing("n1", end()), MEMBERS, [heard("n2", end(), store=Store.RECOVERING)])
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -71,6 +71,8 @@ class Home:
         self.did: list[str] = []
         self.fails = ""
         self.restarted = asyncio.Event()
+        self.plans: Callable[[], None] = lambda: None
+        self.enter: Callable[[], None] = lambda: None  # before each of what it does
         self.looked: Callable[[], None] = lambda: None  # after it was seen that no container lives here
         home = self
 
@@ -99,12 +101,14 @@ class Home:
         return await self.survivor._store_view(GetStoreView(), CALLER)
 
     async def call(self, request: Any, *, timeout_s: float) -> Any:
+        self.plans()
         if isinstance(request, GetLogEnd | TakeEntries):
             return LogEnd(rev=10, digest=b"d", gen=7, epoch=3, at_ms=1, locked=False)
         assert isinstance(request, ExportLog)
         return None
 
     def act(self, what: str) -> None:
+        self.enter()
         self.did.append(what)
         if self.fails == what:
             raise Failed(f"cannot {what}")
@@ -186,5 +190,21 @@ def test_whatever_fails_once_it_leads_nothing_its_next_life_begins(home: Home, f
         with pytest.raises(Failed, match=f"cannot {fails}"):
             await home.order()
         await asyncio.wait_for(home.restarted.wait(), 5)
+
+    asyncio.run(main())
+
+
+def test_it_is_being_recovered_from_the_moment_on_at_which_it_leads_nothing(home: Home) -> None:
+    planned, done = [], []
+
+    async def main() -> None:
+        home.plans = lambda: planned.append(home.survivor.is_recovering)
+        home.enter = lambda: done.append(home.survivor.is_recovering)
+        assert not (await home.order(force=False)).done
+        await home.order()
+        assert set(planned) == {False} and done == [True, True]
+        assert (await home.view()).store is Store.RECOVERING
+        with pytest.raises(Busy, match="being recovered here already"):
+            await home.order(force=False)
 
     asyncio.run(main())
