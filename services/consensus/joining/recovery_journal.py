@@ -126,6 +126,6 @@ def set_aside(paths: Paths, journal: Journal) -> None:
 def finish(paths: Paths, journal: Journal) -> None:
     """After the commit: this node knows itself alone. Done again after a crash it does the same. Raises OSError."""
     assert journal.memory is not None
-    members_file.write(paths, journal.members)
+    members_file.begin_anew(paths, journal.members)
     MemoryFile(paths.cluster / "seen.json").write(journal.memory)
     JournalFile(paths).write(msgspec.structs.replace(journal, stage=Stage.SETTLED))

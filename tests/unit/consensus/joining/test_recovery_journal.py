@@ -123,7 +123,7 @@ def test_an_etcd_without_data_is_put_back_without_data(paths: Paths) -> None:
     assert list(paths.etcd_data.iterdir()) == [] and not (paths.state / "etcd.before-1").exists()
 
 
-@pytest.mark.parametrize("crash", [None, "members.json", "seen.json", "recovery.json"])
+@pytest.mark.parametrize("crash", [None, "former.json", "members.json", "seen.json", "recovery.json"])
 def test_after_the_commit_the_node_knows_itself_alone(paths: Paths, monkeypatch: pytest.MonkeyPatch, crash: str | None) -> None:
     journal = begin(paths)
     set_aside(paths, journal)
@@ -143,6 +143,7 @@ def test_after_the_commit_the_node_knows_itself_alone(paths: Paths, monkeypatch:
                 settled(paths)
     settled(paths)
     assert members_file.read(paths) == {"n1": OWN}
+    assert members_file.with_former(paths) == {"n1": OWN, "n2": OTHER}, "who may have been recovered as well is still found"
     assert MemoryFile(paths.cluster / "seen.json").read() == AFTER
     assert (paths.etcd_data / "member" / "db").read_text() == "new"
     assert (paths.state / "etcd.before-1" / "member" / "db").read_text() == "former", "nothing is deleted"
