@@ -58,11 +58,15 @@ class Store(StrEnum):
 
 
 class StoreView(msgspec.Struct, frozen=True, kw_only=True):
-    """`gen`: the life of the store that this member knows. `log_rev`: how far its own etcd has the log, for all it is worth."""
+    """`gen`: the life of the store that this member knows. `log_rev`: how far its own etcd has the log, for all it is worth.
+
+    `unread`: it has such an etcd, and that does not answer; `log_rev` is 0 then.
+    """
 
     store: Store
     gen: int
     log_rev: int = 0
+    unread: bool = False
 
 
 class GetStoreView(Request[StoreView], frozen=True, kw_only=True):

@@ -43,7 +43,10 @@ _PUT_S: Final = 5.0
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """`least_gen`: the highest one that is known of. `epochs`: the last one of every resource. `former`: the other members."""
+    """`least_gen`: the highest one that is known of. `epochs`: the last known one of every resource that is known.
+
+    `former`: the other members.
+    """
 
     least_gen: int
     epochs: Mapping[str, int]
@@ -133,7 +136,7 @@ class Recovering:
 
 
 def released(prefix: str, epochs: Mapping[str, int], node: str, timing: Timing) -> list[Put]:
-    """Every resource as nobody's, at home here. Its next term has the next epoch: routers take no lower one."""
+    """Every resource that is known as nobody's, at home here. Its next term has the next epoch: routers take no lower one."""
     return [
         Put(f"{prefix}{keys.EPOCH}{resource}", wire.encode(EpochRecord(epoch, node, 0, timing.span_s, held=False)))
         for resource, epoch in sorted(epochs.items())

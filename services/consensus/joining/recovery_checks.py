@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from piccolod.errors import Busy, Conflict, Locked
 from piccolod.leadership.keys import EpochRecord
 from piccolod.protocol.cluster import KnownMember
-from piccolod.protocol.recovery import Heard, LogEnd, Standing, Store
+from piccolod.protocol.recovery import Heard, LogEnd, Standing, Store, StoreView
 from services.consensus.cluster_records import WITNESS
 
 _ANSWERS = "etcd answers with its quorum, and is the one that was known"
@@ -63,10 +63,19 @@ def check_known(node: str, store: Store) -> None:
 
 
 def lost(
-    node: str, end: LogEnd, members: Mapping[str, KnownMember], heard: Sequence[Heard], homes: Mapping[str, EpochRecord]
+    node: str,
+    end: LogEnd,
+    view: StoreView,
+    members: Mapping[str, KnownMember],
+    heard: Sequence[Heard],
+    homes: Mapping[str, EpochRecord],
 ) -> list[str]:
-    """`members`: as they were known last. `homes`: what was led, and where."""
-    found = []
+    """`end`: once everything is taken that the own etcd has, of which `view` tells. `members`: as they were known last.
+
+    `homes`: what was led, and where, as far as that is known.
+    """
+    found = _left_in_etcd(end, view)
+    only = "" if found else " that only others had"
     former = sorted(members.keys() - {node})
     if node not in members:
         found.append(f"everything since {node} was taken out of the cluster")
@@ -75,9 +84,11 @@ def lost(
     silent = [name for name in former if name not in spoke]
     if silent:
         said = "; ".join(f"{name}: {why}" if (why := silences.get(name)) else f"{name} has no store" for name in silent)
-        found.append(f"writes after rev {end.rev} that only others had, for not all could be asked ({said})")
+        found.append(f"writes after rev {end.rev}{only}, for not all could be asked ({said})")
     for name, other in sorted(spoke.items()):
         assert other.end is not None
+        if other.view.unread:
+            found.append(f"what the etcd of {name} has after rev {end.rev}: it does not answer there")
         if other.end.rev == end.rev and other.end.digest != end.digest:
             found.append(f"what {name} has instead of this node's rev {end.rev} and perhaps of others: it is kept aside there")
     away: dict[str, list[str]] = {}
@@ -89,6 +100,18 @@ def lost(
         found.append(f"the membership of {', '.join(former)}: each leaves (`cluster leave --force`) and joins anew")
     found.append("the history of who led what")
     return found
+
+
+def _left_in_etcd(end: LogEnd, view: StoreView) -> list[str]:
+    """What this node's own etcd has, or may have, and this node has not."""
+    if view.unread:
+        return [
+            f"what this node's own etcd has after rev {end.rev}: it could not be read",
+            "the epochs of apps, and where they were at home, as far as that etcd alone knows them",
+        ]
+    if view.log_rev > end.rev:
+        return [f"what this node's own etcd has from rev {end.rev + 1} to {view.log_rev}: it does not prove itself to follow"]
+    return []
 
 
 def _rev(standing: Standing) -> int:

@@ -61,11 +61,11 @@ class Survivor:
         self._module.serve(Recover, self._recover)
 
     async def _store_view(self, request: GetStoreView, caller: Caller) -> StoreView:
-        store, log_rev = self._store(), 0
+        store, log_rev, unread = self._store(), 0, False
         if store in (Store.SILENT, Store.RESTORED) and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
             async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as own:
-                log_rev = await own.head_rev()
-        return StoreView(store=store, gen=self._leaser.driver.state.gen, log_rev=log_rev)
+                log_rev, unread = await own.head_rev(), own.unread
+        return StoreView(store=store, gen=self._leaser.driver.state.gen, log_rev=log_rev, unread=unread)
 
     def _store(self) -> Store:
         if self.is_recovering:
@@ -109,13 +109,14 @@ class Survivor:
         async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as etcd:
             own = await self._standing(etcd, await self._store_view(GetStoreView(), caller))
             last = await etcd.epochs(seen)
+            view = msgspec.structs.replace(own.view, unread=own.view.unread or etcd.unread)
         end = recovery_checks.check(node, own, members, request.heard)
         await self._module.call(ExportLog(after=0, limit=1, recovers=True), timeout_s=EXPORT_S)
         epochs = {name: record.epoch for name, record in last.items()}
         epochs[RESOURCE_KERNEL] = max(epochs.get(RESOURCE_KERNEL, 0), end.epoch)
         former = tuple(sorted(members.keys() - {node}))
         gens = [each.standing.view.gen for each in request.heard if each.standing is not None]
-        lost = recovery_checks.lost(node, end, members, request.heard, last)
+        lost = recovery_checks.lost(node, end, view, members, request.heard, last)
         planned = Recovery(node=node, done=False, rev=end.rev, at_ms=end.at_ms, former=former, lost=tuple(lost))
         return planned, Plan(max([state.gen, end.gen, *gens]), epochs, former)
 

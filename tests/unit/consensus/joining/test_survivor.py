@@ -35,6 +35,7 @@ class Etcd:
     """This node's own member, which has the log up to `rev`."""
 
     rev = 10
+    unread = False
 
     def __init__(self, *_: object) -> None: ...
 
@@ -206,5 +207,22 @@ def test_it_is_being_recovered_from_the_moment_on_at_which_it_leads_nothing(home
         assert (await home.view()).store is Store.RECOVERING
         with pytest.raises(Busy, match="being recovered here already"):
             await home.order(force=False)
+
+    asyncio.run(main())
+
+
+def test_an_etcd_of_its_own_that_does_not_answer_is_named_as_lost(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(Etcd, "unread", True)
+        assert (await home.view()).unread
+        assert "own etcd has after rev 10: it could not be read" in (await home.order(force=False)).lost[0]
+
+    asyncio.run(main())
+
+
+def test_what_its_own_etcd_has_beyond_what_was_taken_is_named_as_lost(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(Etcd, "rev", 12)
+        assert "own etcd has from rev 11 to 12" in (await home.order(force=False)).lost[0]
 
     asyncio.run(main())
