@@ -108,7 +108,8 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
 class Recover(Request[Recovery], frozen=True, kw_only=True):
     """Makes this member the first and only one of the cluster, with an etcd of its own and the log that it has.
 
-    Without `force` it says what that would be, and changes nothing. With it the modules restart right after the answer.
+    Without `force` it says what that would be, and changes nothing of the cluster: what its own etcd has beyond the log here is
+    taken either way. With it the modules restart right after the answer.
     Conflict: nothing is to be recovered, another member has more, or something still acts here. Busy: this member or another
     one does not know yet whether etcd answers, or is being recovered. Locked: the log cannot be proven. `heard`: of every other
     member that can have a store.
