@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import aclosing
-from typing import Any
+
+import pytest
 
 from piccolod import etcd_conf
 from services.consensus.etcd.client import Client
@@ -13,7 +14,7 @@ from services.consensus.joining import own_member
 from services.consensus.joining.own_member import OwnMember
 
 
-def test_one_that_does_not_answer_is_unread(monkeypatch: Any) -> None:
+def test_one_that_does_not_answer_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]

@@ -66,7 +66,7 @@ class Home:
         state = SimpleNamespace(
             restored=False, gen=7, view=SimpleNamespace(epochs={}), config=SimpleNamespace(timing=TIMING)
         )  # fmt: skip
-        self.driver = SimpleNamespace(
+        self.driver: Any = SimpleNamespace(
             state=state, began_at=clock.now() - 1000, heard_at=clock.now() - 500, store=SimpleNamespace(prefix="")
         )  # fmt: skip
         self.did: list[str] = []
@@ -89,7 +89,8 @@ class Home:
             paths=self.paths, call=self.call, spawn=lambda work, name: asyncio.get_running_loop().create_task(work)
         )
         leaser: Any = SimpleNamespace(driver=self.driver, abandon=self.abandon)
-        refusals = Refusals(self.driver, "n1", lambda _: None)  # type: ignore[arg-type, return-value]
+        place: Any = None  # nobody is asked where he is
+        refusals = Refusals(self.driver, "n1", place)
         self.survivor = Survivor(module, leaser, Mode(cluster="c", node="n1", since_ms=1), refusals, self.check, self.restart)
 
     def just_begun(self) -> None:
@@ -196,7 +197,8 @@ def test_whatever_fails_once_it_leads_nothing_its_next_life_begins(home: Home, f
 
 
 def test_it_is_being_recovered_from_the_moment_on_at_which_it_leads_nothing(home: Home) -> None:
-    planned, done = [], []
+    planned: list[bool] = []
+    done: list[bool] = []
 
     async def main() -> None:
         home.plans = lambda: planned.append(home.survivor.is_recovering)
