@@ -52,15 +52,21 @@ class Store(StrEnum):
 
     ANSWERS = "answers"  # with its quorum, and it is the one that was known
     SILENT = "silent"  # no quorum answers
+    UNKNOWN = "unknown"  # the member has just started: its etcd had no time to answer yet
+    RECOVERING = "recovering"  # the member leads nothing any more, and begins the cluster anew
     RESTORED = "restored"  # it is another one, or older than what was seen: nobody believes it
 
 
 class StoreView(msgspec.Struct, frozen=True, kw_only=True):
-    """`gen`: the life of the store that this member knows. `log_rev`: how far its own etcd has the log, for all it is worth."""
+    """`gen`: the life of the store that this member knows. `log_rev`: how far its own etcd has the log, for all it is worth.
+
+    `unread`: it has such an etcd, and that does not answer; `log_rev` is 0 then.
+    """
 
     store: Store
     gen: int
     log_rev: int = 0
+    unread: bool = False
 
 
 class GetStoreView(Request[StoreView], frozen=True, kw_only=True):
@@ -102,9 +108,11 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
 class Recover(Request[Recovery], frozen=True, kw_only=True):
     """Makes this member the first and only one of the cluster, with an etcd of its own and the log that it has.
 
-    Without `force` it says what that would be, and changes nothing. With it the modules restart right after the answer.
-    Conflict: nothing is to be recovered, another member has more, or something still acts here. Locked: the log cannot be
-    proven. `heard`: of every other member that can have a store.
+    Without `force` it says what that would be, and changes nothing of the cluster: what its own etcd has beyond the log here is
+    taken either way. With it the modules restart right after the answer.
+    Conflict: nothing is to be recovered, another member has more, or something still acts here. Busy: this member or another
+    one does not know yet whether etcd answers, or is being recovered. Locked: the log cannot be proven. `heard`: of every other
+    member that can have a store.
     """
 
     command: ClassVar[str] = "consensus.recover"

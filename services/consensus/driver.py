@@ -58,6 +58,7 @@ class Driver:
         self._core = self.state = Leadership(config)  # `state`: what the page and the disk show already
         self.store = store
         self.facts = Facts()
+        self.began_at = clock.FOREVER  # to ask etcd
         self.heard_at = float("-inf")  # when etcd last gave a quorum's answer
         self.owns_name: Callable[[], bool] = lambda: True  # else a session of this node's name is another machine's
         self.succeeded_by = ""  # the member on which the cluster was begun anew, without this node
@@ -85,6 +86,7 @@ class Driver:
 
     async def run(self, first: events.Started) -> None:
         """Until it is cancelled. What goes wrong inside ends the process: the next begins with the page and the disk."""
+        self.began_at = clock.now()
         async with asyncio.TaskGroup() as self._tasks:
             self._tasks.create_task(self._follow(), name="watch")
             if first.page is not None and first.page.sid and first.page.lease_id:

@@ -27,8 +27,17 @@ class Refusals:
         self._place = place
 
     def fresh(self) -> bool:
-        """etcd's quorum has answered lately: two polls, each as slow as it may be."""
-        return clock.now() - self._driver.heard_at <= 2 * (POLL_S + self._driver.state.config.timing.rpc_s)
+        """etcd's quorum has answered lately."""
+        return clock.now() - self._driver.heard_at <= self._patience_s()
+
+    def has_just_begun(self) -> bool:
+        """etcd has not been heard in this life, nor had the time to answer: that it is silent tells nothing yet."""
+        driver = self._driver
+        return driver.heard_at < driver.began_at and clock.now() - driver.began_at <= self._patience_s()
+
+    def _patience_s(self) -> float:
+        """Two polls, each as slow as it may be."""
+        return 2 * (POLL_S + self._driver.state.config.timing.rpc_s)
 
     def hint(self, resource: str) -> LeaderHint | None:
         """Which other node leads it; None when none does, or this node cannot know."""

@@ -59,14 +59,8 @@ async def put_log(client: Client, prefix: str, gen: int, entries: Sequence[Seale
     await client.transact(Transaction((), (*puts, Put(prefix + keys.KERNEL_HEAD, wire.encode(head)))), _WITHIN_S)
 
 
-async def put_snapshot(client: Client, prefix: str, rev: int, chunks: Sequence[bytes]) -> None:
-    """One encoded `SealedEntry` in chunks of CHUNK_BYTES."""
-    for index, chunk in enumerate(chunks):
-        await put_chunk(client, prefix, rev, index, chunk)
-    await put_snapshot_record(client, prefix, rev, len(chunks), sum(len(chunk) for chunk in chunks))
-
-
 async def put_chunk(client: Client, prefix: str, rev: int, index: int, chunk: bytes) -> None:
+    """Of one encoded `SealedEntry`: CHUNK_BYTES, the last one what is left."""
     await client.transact(Transaction((), (Put(prefix + chunk_key(rev, index), chunk),)), _WITHIN_S)
 
 

@@ -1,8 +1,9 @@
 """Whether the cluster was begun anew without this node (`cluster recover`): another member's etcd has a higher `gen`.
 
 The etcd that this node knows may answer again with its quorum, when two machines come back that were given up. It must lead
-nothing by then, so the others are asked before the first session of a life, and then again and again. What is found is told to
-the core as an answer of another etcd: from then on it believes nothing but a higher `gen` that names the etcd which answers.
+nothing by then, so the others are asked before the first session of a life, and then again and again. Those who were members
+before this one was recovered are asked as well: of two that were recovered apart the higher `gen` counts. What is found is told
+to the core as an answer of another etcd: from then on it believes nothing but a higher `gen` that names the etcd which answers.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ class Successor:
         self._key = prefix + keys.GEN
 
     async def look(self, known: Memory) -> Seen | None:
-        """Asks every other member of etcd by itself, one without a quorum too. Raises nothing."""
+        """Asks every other member of etcd by itself, former ones and one without a quorum too. Raises nothing."""
         try:
             settings = etcd_conf.read(self._paths.etcd_conf)
             own = "" if settings is None else settings.client_url
-            members = members_file.read(self._paths)
+            members = members_file.with_former(self._paths)
             others = {name: each for name, each in members.items() if each.client_url not in ("", own)}
             if not others:
                 return None

@@ -132,16 +132,20 @@ def leave(session: Session, force: bool) -> int:
 
 
 @cluster.command(waits=True)
-@click.option("--force", is_flag=True, help="Do it. Without it, only say what would be, and change nothing (exit code 10).")
+@click.option(
+    "--force", is_flag=True, help="Do it. Without it, only say what would be, and change nothing of the cluster (exit code 10)."
+)
 @click.pass_obj
 def recover(session: Session, force: bool) -> int:
     """Begin the cluster anew with this node alone, whose etcd is lost for good or came from a backup. Others join again."""
     session.timeout_s = session.timeout_s or _RECOVER_S
     session.say("asking the other members what they have" + ("; then what they may still do runs out first" if force else ""))
-    found = session.client().send("POST", "/cluster/recover", {"force": force})
+    found = session.client().send("POST", "/cluster/recover", {"force": force}, repeat=False)
     session.write(Printed(found, _recovery, lambda document: [str(document["node"])], code=0 if force else WOULD_CHANGE))
     if not force:
-        session.say("nothing was changed: `piccoloctl cluster recover --force` does it, once the others are off for good")
+        session.say(
+            "nothing of the cluster was changed: `piccoloctl cluster recover --force` does it, once the others are off for good"
+        )
         return WOULD_CHANGE
     if session.wait:
         _until_led(session, {})

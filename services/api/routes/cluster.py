@@ -110,7 +110,10 @@ class LeaveBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class RecoverBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Without `force` the answer says what would be lost, and nothing is changed."""
+    """Without `force` the answer says what would be lost, and nothing of the cluster is changed.
+
+    What the node's own etcd has beyond its log is taken into that either way.
+    """
 
     force: bool = False
 

@@ -47,6 +47,6 @@ class FormerMembers:
         while self._left and self._leads():
             await self._module.call(ForgetNode(node=self._left[0], author=_AUTHOR), timeout_s=_FORGET_S)
             self._module.log.info("forgot a former member", node=self._left.pop(0))
-        if not self._left:
+        if not self._left and self._leads():
             await asyncio.to_thread(self._file.remove)
             self._pending = False

@@ -48,7 +48,7 @@ class Joined:
         self._members = Membership(
             store.client, store.prefix, self._folder, mode.node, self._leads, module.log, external=mode.is_external
         )
-        self._former = FormerMembers(module, self._leads)
+        self._former = FormerMembers(module, lambda: self._leads() and not self._survivor.is_recovering)
         self._survivor = Survivor(module, leaser, mode, self._refusals, self._check_stopped, self._restart)
 
     async def start(self) -> None:

@@ -31,9 +31,9 @@ _LOOK_S: Final = 1.0
 _RPC_S: Final = 2.0
 _CHANGE_S: Final = 30.0  # etcd refuses a change within 5 s of the last one, and a learner has to catch up
 _AGAIN_S: Final = 0.2
-T = TypeVar("T")
-
 _ENDED_S: Final = 8.0  # a session of the faster profiles ends within that; who asks gives up after 45 s
+
+T = TypeVar("T")
 
 
 class Membership:

@@ -1,6 +1,7 @@
 """What this node's own member of etcd has, which it tells without a quorum too: what it had applied was committed.
 
-Where the local log lost its end with the power, or had not come so far when the others were lost, it is found here.
+Where the local log had not come so far when the others were lost, it is found here. Not so after a restart of that member, as
+by a loss of power: etcd 3.4 serves no client before it has made itself known through a quorum (EtcdServer.publish).
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ _PAGE: Final = 8  # of up to 384 KiB each, in one message of the bus
 
 
 class OwnMember:
-    """Best effort: one that does not answer has nothing. Raises OSError for certificates that cannot be read."""
+    """Best effort. `unread`: something could not be read, and nothing stands for it.
+
+    Raises OSError for certificates that cannot be read.
+    """
 
     def __init__(self, settings: etcd_conf.Settings, prefix: str) -> None:
         self._client = local_client(settings)
         self._prefix = prefix
+        self.unread = False
 
     async def aclose(self) -> None:
         await self._client.close()
@@ -67,6 +72,7 @@ class OwnMember:
             try:
                 page = tuple(msgspec.msgpack.decode(item.value, type=SealedEntry) for item in items)
             except msgspec.MsgspecError:
+                self.unread = True
                 return
             if not page:
                 return
@@ -77,4 +83,5 @@ class OwnMember:
         try:
             return Found.of(await self._client.ask(self._client.endpoint(), RANGE, wanted.request(), _ASK_S)).keys
         except PiccoloError:
+            self.unread = True
             return ()

@@ -43,7 +43,10 @@ _PUT_S: Final = 5.0
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """`least_gen`: the highest one that is known of. `epochs`: the last one of every resource. `former`: the other members."""
+    """`least_gen`: the highest one that is known of. `epochs`: the last known one of every resource that is known.
+
+    `former`: the other members.
+    """
 
     least_gen: int
     epochs: Mapping[str, int]
@@ -63,10 +66,11 @@ class Recovering:
         self._file = JournalFile(module.paths)
 
     async def run(self, plan: Plan) -> None:
-        log = self._module.log
+        log, earlier = self._module.log, self._file.read()
+        owed = () if earlier is None else earlier.former
         journal = Journal(
             stage=Stage.MOVING, aside=f"{self._paths.etcd_data.name}.before-{clock.wall_ms()}",
-            etcd=self._paths.etcd_conf.read_text(), former=plan.former,
+            etcd=self._paths.etcd_conf.read_text(), former=tuple(sorted({*plan.former, *owed})), owed=owed,
         )  # fmt: skip
         log.warning("recovers the cluster: this node begins it anew", former=plan.former, aside=journal.aside)
         await asyncio.to_thread(self._file.write, journal)
@@ -132,7 +136,7 @@ class Recovering:
 
 
 def released(prefix: str, epochs: Mapping[str, int], node: str, timing: Timing) -> list[Put]:
-    """Every resource as nobody's, at home here. Its next term has the next epoch: routers take no lower one."""
+    """Every resource that is known as nobody's, at home here. Its next term has the next epoch: routers take no lower one."""
     return [
         Put(f"{prefix}{keys.EPOCH}{resource}", wire.encode(EpochRecord(epoch, node, 0, timing.span_s, held=False)))
         for resource, epoch in sorted(epochs.items())

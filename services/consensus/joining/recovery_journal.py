@@ -40,13 +40,15 @@ class Stage(StrEnum):
 class Journal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`aside`: the name that the former data of etcd has beside the new one's. `etcd`: the text of the former `etcd.json`.
 
-    `members` and `memory`: what takes the place of `members.json` and `seen.json` once it counts.
+    `former`: who is to be forgotten, and `owed` who still is for an earlier recovery. `members` and `memory`: what takes the
+    place of `members.json` and `seen.json` once it counts.
     """
 
     stage: Stage
     aside: str
     etcd: str
     former: tuple[str, ...]
+    owed: tuple[str, ...] = ()
     members: Mapping[str, KnownMember] = {}
     memory: Memory | None = None
 
@@ -105,7 +107,10 @@ def _put_back(paths: Paths, journal: Journal) -> None:
         aside.rename(paths.etcd_data)
         durable.sync_folder(paths.state)
     durable.replace(paths.etcd_conf, journal.etcd.encode())
-    JournalFile(paths).remove()
+    if journal.owed:
+        JournalFile(paths).write(msgspec.structs.replace(journal, stage=Stage.SETTLED, former=journal.owed))
+    else:
+        JournalFile(paths).remove()
 
 
 def set_aside(paths: Paths, journal: Journal) -> None:
@@ -121,6 +126,6 @@ def set_aside(paths: Paths, journal: Journal) -> None:
 def finish(paths: Paths, journal: Journal) -> None:
     """After the commit: this node knows itself alone. Done again after a crash it does the same. Raises OSError."""
     assert journal.memory is not None
-    members_file.write(paths, journal.members)
+    members_file.begin_anew(paths, journal.members)
     MemoryFile(paths.cluster / "seen.json").write(journal.memory)
     JournalFile(paths).write(msgspec.structs.replace(journal, stage=Stage.SETTLED))

@@ -53,36 +53,42 @@ class Survivor:
         self._refusals = refusals
         self._check_stopped = check_stopped
         self._restart = restart
-        self._recovering = asyncio.Lock()
-
-    @property
-    def is_recovering(self) -> bool:
-        return self._recovering.locked()
+        self._turn = asyncio.Lock()
+        self.is_recovering = False  # from the moment on at which nothing is led here, to the end of this life
 
     def serve(self) -> None:
         self._module.serve(GetStoreView, self._store_view)
         self._module.serve(Recover, self._recover)
 
     async def _store_view(self, request: GetStoreView, caller: Caller) -> StoreView:
-        state = self._leaser.driver.state
-        store = Store.RESTORED if state.restored else Store.ANSWERS if self._refusals.fresh() else Store.SILENT
-        log_rev = 0
-        if store is not Store.ANSWERS and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
+        store, log_rev, unread = self._store(), 0, False
+        if store in (Store.SILENT, Store.RESTORED) and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
             async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as own:
-                log_rev = await own.head_rev()
-        return StoreView(store=store, gen=state.gen, log_rev=log_rev)
+                log_rev, unread = await own.head_rev(), own.unread
+        return StoreView(store=store, gen=self._leaser.driver.state.gen, log_rev=log_rev, unread=unread)
+
+    def _store(self) -> Store:
+        if self.is_recovering:
+            return Store.RECOVERING
+        if self._leaser.driver.state.restored:
+            return Store.RESTORED
+        if self._refusals.fresh():
+            return Store.ANSWERS
+        return Store.UNKNOWN if self._refusals.has_just_begun() else Store.SILENT
 
     async def _recover(self, request: Recover, caller: Caller) -> Recovery:
         """From the moment on at which this node leads nothing any more this life of the module is over, however it ends."""
-        if self.is_recovering:
+        if self.is_recovering or self._turn.locked():
             raise Busy("the cluster is being recovered here already", hint="try again in a moment")
-        async with self._recovering:
+        async with self._turn:
             found, plan = await self._planned(request, caller)
             if not request.force:
                 return found
             await self._check_stopped()
-            await self._leaser.abandon()
+            recovery_checks.check_gone(self._mode.node, self._store())  # again: it may have been silent for a moment
+            self.is_recovering = True
             try:
+                await self._leaser.abandon()
                 await self._check_stopped()
                 await Recovering(self._module, self._mode).run(plan)
             finally:
@@ -90,7 +96,7 @@ class Survivor:
         return msgspec.structs.replace(found, done=True)
 
     async def _planned(self, request: Recover, caller: Caller) -> tuple[Recovery, Plan]:
-        """What it would be. Raises Conflict, Locked, and what keeps the log from being exported."""
+        """What it would be. Raises Conflict, Busy, Locked, and what keeps the log from being exported."""
         node, paths, state = self._mode.node, self._module.paths, self._leaser.driver.state
         settings = etcd_conf.read(paths.etcd_conf)
         if settings is None:
@@ -103,13 +109,14 @@ class Survivor:
         async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as etcd:
             own = await self._standing(etcd, await self._store_view(GetStoreView(), caller))
             last = await etcd.epochs(seen)
+            view = msgspec.structs.replace(own.view, unread=own.view.unread or etcd.unread)
         end = recovery_checks.check(node, own, members, request.heard)
         await self._module.call(ExportLog(after=0, limit=1, recovers=True), timeout_s=EXPORT_S)
         epochs = {name: record.epoch for name, record in last.items()}
         epochs[RESOURCE_KERNEL] = max(epochs.get(RESOURCE_KERNEL, 0), end.epoch)
         former = tuple(sorted(members.keys() - {node}))
         gens = [each.standing.view.gen for each in request.heard if each.standing is not None]
-        lost = recovery_checks.lost(node, end, members, request.heard, last)
+        lost = recovery_checks.lost(node, end, view, members, request.heard, last)
         planned = Recovery(node=node, done=False, rev=end.rev, at_ms=end.at_ms, former=former, lost=tuple(lost))
         return planned, Plan(max([state.gen, end.gen, *gens]), epochs, former)
 
@@ -118,7 +125,7 @@ class Survivor:
         node, call = self._mode.node, self._module.call
         try:
             end = await call(GetLogEnd(), timeout_s=_END_S)
-            if view.store is Store.ANSWERS or end.locked:
+            if view.store not in (Store.SILENT, Store.RESTORED) or end.locked:
                 return Standing(node=node, view=view, end=end)
             async for page in etcd.entries(end.rev):
                 before, end = end.rev, await call(TakeEntries(entries=page), timeout_s=EXPORT_S)

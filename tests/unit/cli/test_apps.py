@@ -291,6 +291,7 @@ def test_an_app_whose_port_is_not_bound_is_1_and_names_it_and_no_address(
         (("tokens", "create", "ci"), "/auth/tokens"),
         (("unlock", "--password-stdin"), "/crypto/unlock"),
         (("lock",), "/crypto/lock"),
+        (("cluster", "recover", "--force"), "/cluster/recover"),
         (("keys", "recovery", "new", "--password-stdin"), "/crypto/recovery"),
         (("api", "POST", "/modules/api/restart"), "/modules/api/restart"),
         (("api", "post", "/auth/tokens", "-d", "{}"), "/auth/tokens"),

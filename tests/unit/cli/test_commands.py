@@ -362,7 +362,7 @@ def test_recover_without_force_only_says_what_would_be_lost(ctl: Ctl, double: Ap
     done = ctl("cluster", "recover")
     assert done.code == 10
     assert done.out.splitlines()[0].startswith("the cluster would begin anew on n3 with rev 41")
-    assert "lost: writes after rev 41" in done.out and "nothing was changed" in done.err
+    assert "lost: writes after rev 41" in done.out and "nothing of the cluster was changed" in done.err
     assert double.sent[0].document == {"force": False}
     assert json.loads(ctl("cluster", "recover", "-o", "json").out) == RECOVERY
 

@@ -59,7 +59,9 @@ def test_a_moved_log_is_read_and_appended_to_by_the_first_leader(etcd: Cluster) 
         (node,) = await home.begin(1)
         entries = [entry(rev) for rev in range(11, 31)]
         async with opened(home.etcd) as client:
-            await seed.put_snapshot(client, home.prefix, 10, [b"part one", b"part two"])
+            for index, chunk in enumerate((b"part one", b"part two")):
+                await seed.put_chunk(client, home.prefix, 10, index, chunk)
+            await seed.put_snapshot_record(client, home.prefix, 10, chunks=2, size_bytes=16)
             await seed.put_log(client, home.prefix, GEN, entries)
             await put_keyset(client, home.prefix, b"keyset")
         async with living(node) as live:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from piccolod import etcd_conf
 from piccolod.errors import NotLeader, StoreRestored
 from piccolod.leadership.events import Header, Memory
 from piccolod.leadership.keys import GenRecord
+from piccolod.paths import Paths
 from piccolod.protocol.cluster import GetCluster, KnownMember, Leave
 from piccolod.protocol.consensus import Campaign
-from services.consensus import etcd_leaser, seed
-from services.consensus.successor import is_successor
+from services.consensus import etcd_leaser, members_file, seed
+from services.consensus.etcd.client import Client
+from services.consensus.successor import Successor, is_successor
 from tests.etcd import Cluster
 from tests.unit.consensus.etcd.conftest import eventually, opened
 from tests.unit.consensus.etcd.member import GEN, House, Live, Node, living
@@ -88,6 +92,26 @@ def test_only_a_higher_gen_that_names_the_etcd_which_answers_counts(
     assert is_successor(gen, Header(answered, 3), known) is is_one
 
 
+def test_whoever_is_or_was_a_member_is_asked_but_this_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def at(place: str) -> KnownMember:
+        return KnownMember(address=place, client_url=f"http://{place}:2379", rpc="")
+
+    asked: list[str] = []
+
+    async def ask(self: Successor, client: Client, node: str, url: str, known: Memory) -> None:
+        asked.append(url)
+
+    monkeypatch.setattr(Successor, "_ask", ask)
+    paths = Paths(state=tmp_path, run=tmp_path)
+    paths.cluster.mkdir()
+    etcd_conf.write(etcd_conf.Settings("n1", "http://10.0.0.1:2380", "http://10.0.0.1:2379", "token"), paths.etcd_conf)
+    members_file.write(paths, {"n1": at("10.0.0.1"), "n2": at("10.0.0.2"), "n3": at("10.0.0.3")})
+    members_file.begin_anew(paths, {"n1": at("10.0.0.1")})
+    members_file.write(paths, {"n1": at("10.0.0.1"), "n3": at("10.0.0.4")})
+    assert asyncio.run(Successor(paths, "/c/").look(KNOWN)) is None
+    assert sorted(asked) == ["http://10.0.0.2:2379", "http://10.0.0.4:2379"]
+
+
 def test_a_leader_that_hears_of_it_stops_for_good(home: House, anew: Cluster) -> None:
     async def main() -> None:
         node = await member(home, anew)
@@ -102,6 +126,22 @@ def test_a_leader_that_hears_of_it_stops_for_good(home: House, anew: Cluster) ->
             with pytest.raises((StoreRestored, NotLeader)):
                 await live.ask(Campaign(resource="kernel"))
             assert not node.page().sid
+
+    asyncio.run(main())
+
+
+def test_of_two_that_were_recovered_apart_the_one_with_the_lower_gen_stops(home: House, anew: Cluster) -> None:
+    """It knows the other one as a former member alone."""
+
+    async def main() -> None:
+        (node,) = await home.begin(1)
+        async with living(node) as live:
+            await live.lead()
+            own = await eventually(lambda: members_file.read(node.paths), "the disk has the members")
+            members_file.write(node.paths, {**own, "n9": n9(anew)})
+            members_file.begin_anew(node.paths, own)
+            await begin_anew(home, anew)
+            await is_stopped(live)
 
     asyncio.run(main())
 

@@ -63,6 +63,32 @@ def test_they_are_forgotten_once_this_node_leads_however_often_that_fails_at_fir
     asyncio.run(main())
 
 
+def test_who_does_not_lead_any_more_takes_no_journal_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that could not be removed at once may be that of the next recovery by now."""
+
+    async def main() -> None:
+        module = Module(tmp_path)
+        journal(module)
+        leads, removals = True, 0
+
+        def full(self: JournalFile) -> None:
+            nonlocal leads, removals
+            leads, removals = False, removals + 1
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(JournalFile, "remove", full)
+            members = FormerMembers(module, lambda: leads)  # type: ignore[arg-type]
+            forgetting = asyncio.create_task(members.forget())
+            while not removals:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        assert JournalFile(module.paths).read() is not None
+        forgetting.cancel()
+
+    asyncio.run(main())
+
+
 def test_without_a_recovery_there_is_nothing_to_forget(tmp_path: Path) -> None:
     module = Module(tmp_path)
     members = FormerMembers(module, lambda: True)  # type: ignore[arg-type]

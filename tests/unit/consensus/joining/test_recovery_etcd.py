@@ -13,7 +13,7 @@ import structlog
 
 from piccolod import clock, cluster_mode, config, etcd_conf
 from piccolod.cluster_mode import Mode
-from piccolod.errors import StoreCorrupt
+from piccolod.errors import Failed, StoreCorrupt
 from piccolod.leadership import keys
 from piccolod.leadership.events import Memory
 from piccolod.leadership.keys import EpochRecord, GenRecord
@@ -24,7 +24,7 @@ from services.consensus.etcd.client import Client
 from services.consensus.joining import recovery
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.recovery import Plan, Recovering
-from services.consensus.joining.recovery_journal import JournalFile, Stage
+from services.consensus.joining.recovery_journal import Journal, JournalFile, Stage
 from services.consensus.memory import MemoryFile
 from tests.etcd import Cluster
 
@@ -171,6 +171,28 @@ def test_whatever_fails_on_the_way_everything_is_as_it_was(
     settings = etcd_conf.read(node.paths.etcd_conf)
     assert settings is not None and settings.token == "former"
     assert [did for did, _ in node.did] == ["end", "run", "end", "run"]
+
+
+def test_whom_an_earlier_recovery_has_not_forgotten_is_forgotten_after_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Left(tmp_path)
+    monkeypatch.setattr(recovery, "Supervised", lambda _: node)
+    file = JournalFile(node.paths)
+    seen: list[Any] = []
+    file.write(Journal(stage=Stage.SETTLED, aside="etcd.before-1", etcd="{}", former=("n3", "n4")))
+
+    async def ends() -> None:
+        if not seen:
+            seen.append(file.read())
+            raise Failed("the supervisor is away")
+
+    monkeypatch.setattr(node, "etcd_gone", ends)
+    with pytest.raises(Failed):
+        asyncio.run(Recovering(node, MODE).run(PLAN))  # type: ignore[arg-type]
+    (moving,), left = seen, file.read()
+    assert (moving.stage, moving.former) == (Stage.MOVING, ("n2", "n3", "n4"))
+    assert left is not None and (left.stage, left.former) == (Stage.SETTLED, ("n3", "n4"))
 
 
 def test_a_disk_that_fails_after_the_commit_is_left_to_the_next_start(

@@ -123,7 +123,7 @@ def test_an_etcd_without_data_is_put_back_without_data(paths: Paths) -> None:
     assert list(paths.etcd_data.iterdir()) == [] and not (paths.state / "etcd.before-1").exists()
 
 
-@pytest.mark.parametrize("crash", [None, "members.json", "seen.json", "recovery.json"])
+@pytest.mark.parametrize("crash", [None, "former.json", "members.json", "seen.json", "recovery.json"])
 def test_after_the_commit_the_node_knows_itself_alone(paths: Paths, monkeypatch: pytest.MonkeyPatch, crash: str | None) -> None:
     journal = begin(paths)
     set_aside(paths, journal)
@@ -143,11 +143,23 @@ def test_after_the_commit_the_node_knows_itself_alone(paths: Paths, monkeypatch:
                 settled(paths)
     settled(paths)
     assert members_file.read(paths) == {"n1": OWN}
+    assert members_file.with_former(paths) == {"n1": OWN, "n2": OTHER}, "who may have been recovered as well is still found"
     assert MemoryFile(paths.cluster / "seen.json").read() == AFTER
     assert (paths.etcd_data / "member" / "db").read_text() == "new"
     assert (paths.state / "etcd.before-1" / "member" / "db").read_text() == "former", "nothing is deleted"
     left = JournalFile(paths).read()
     assert left is not None and (left.stage, left.former) == (Stage.SETTLED, ("n2",))
+
+
+def test_whom_an_earlier_recovery_has_not_forgotten_is_still_to_be_forgotten_when_it_is_put_back(paths: Paths) -> None:
+    journal = msgspec.structs.replace(begin(paths), former=("n2", "n3"), owed=("n3",))
+    JournalFile(paths).write(journal)
+    set_aside(paths, journal)
+    fill(paths)
+    settled(paths)
+    left = JournalFile(paths).read()
+    assert left is not None and (left.stage, left.former) == (Stage.SETTLED, ("n3",))
+    assert etcd_conf.read(paths.etcd_conf) == FORMER
 
 
 def test_what_has_come_since_a_recovery_is_not_undone_by_the_next_start(paths: Paths) -> None:
