@@ -140,7 +140,7 @@ def recover(session: Session, force: bool) -> int:
     """Begin the cluster anew with this node alone, whose etcd is lost for good or came from a backup. Others join again."""
     session.timeout_s = session.timeout_s or _RECOVER_S
     session.say("asking the other members what they have" + ("; then what they may still do runs out first" if force else ""))
-    found = session.client().send("POST", "/cluster/recover", {"force": force}, repeat=False)
+    found = session.client().send("POST", "/cluster/recover", {"force": force}, repeat=not force)
     session.write(Printed(found, _recovery, lambda document: [str(document["node"])], code=0 if force else WOULD_CHANGE))
     if not force:
         session.say(

@@ -367,6 +367,12 @@ def test_recover_without_force_only_says_what_would_be_lost(ctl: Ctl, double: Ap
     assert json.loads(ctl("cluster", "recover", "-o", "json").out) == RECOVERY
 
 
+def test_a_preview_of_a_recovery_whose_answer_is_lost_is_asked_for_again(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/cluster/recover", Reply(raw=b""), RECOVERY)
+    assert ctl("cluster", "recover").code == 10
+    assert len(double.bodies("POST", "/cluster/recover")) == 2
+
+
 def test_recover_with_force_waits_until_the_cluster_is_led(ctl: Ctl, double: ApiDouble) -> None:
     members = [{"node": "n3", "state": "alive", "leads_kernel": True}]
     double.on("POST", "/cluster/recover", {**RECOVERY, "done": True})

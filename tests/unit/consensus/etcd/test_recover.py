@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from piccolod.errors import Conflict, Failed, Locked
+from piccolod.errors import Busy, Conflict, Failed, Locked
 from piccolod.leadership import leash_table
 from piccolod.protocol.log import Append, Exported, ExportLog, SealedEntry
 from piccolod.protocol.recovery import GetLogEnd, GetStoreView, Heard, LogEnd, Recover, Standing, Store, StoreView, TakeEntries
 from services.consensus.joining import survivor
 from services.consensus.joining.recovery import Plan
 from tests.unit.consensus.etcd.conftest import eventually, opened, put_keyset
-from tests.unit.consensus.etcd.member import GEN, House, Live
+from tests.unit.consensus.etcd.member import GEN, House, Live, living
 from tests.unit.consensus.joining.supervisor import Supervisor
 
 ENTRIES = tuple(SealedEntry(rev, b"h", b"n", b"s" * 1000, b"digest of %d" % rev) for rev in range(1, 21))
@@ -83,6 +83,22 @@ def test_while_etcd_answers_it_is_refused_and_nothing_ends(home: House, supervis
             with pytest.raises(Conflict, match="nothing is to be recovered"):
                 await first.ask(Recover(heard=(), force=True), "api")
             assert first.node.token() and not supervisor.restarted and log.took == []
+
+    asyncio.run(main())
+
+
+def test_a_life_that_has_just_begun_does_not_know_yet_that_etcd_is_silent(home: House, supervisor: Supervisor) -> None:
+    async def main() -> None:
+        (node,) = await home.begin(1)
+        for each in home.etcd.members[1:]:
+            each.kill()
+        async with living(node) as live:
+            Log(live, 5)
+            assert (await live.ask(GetStoreView(), "api")).store is Store.UNKNOWN
+            with pytest.raises(Busy, match="has just started"):
+                await live.ask(Recover(heard=(), force=True), "api")
+            await lose_quorum(home, live)
+            assert not supervisor.restarted
 
     asyncio.run(main())
 
