@@ -30,6 +30,7 @@ CODES = {
     "images load": {8}, "images import": {8},
     # a node alone, on loopback
     "cluster init": {8}, "cluster join": {8}, "cluster leave": {1}, "cluster pause": {1}, "cluster resume": {1},
+    "cluster recover": {1},
     "cluster tokens create": {1}, "cluster tokens revoke": {3}, "nodes remove": {1},
 }  # fmt: skip
 
