@@ -103,8 +103,16 @@ def wait_etcd_leader(cluster: Cluster, within_s: float = 20.0) -> Machine:
 
 
 def switch_over(cluster: Cluster, to: Machine) -> None:
-    """Hands the kernel to a machine, unless it leads already."""
+    """Hands the kernel to a machine once it asks for it, unless it leads already."""
+
+    def able() -> bool:
+        with suppress(OSError, http.client.HTTPException, AssertionError):
+            candidates = to.get("/leadership/kernel")["candidates"]
+            return any(each["node"] == to.name and each["eligible"] for each in candidates)
+        return False
+
     if leader(cluster) is not to:
+        until(able, f"{to.name} could lead", 20, 0.1)
         said(to, "leaders", "switchover", "kernel", "--to", to.name)
         until(lambda: leader(cluster) is to, f"{to.name} leads", 20)
 

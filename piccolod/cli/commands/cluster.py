@@ -18,7 +18,16 @@ from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import WOULD_CHANGE, Printed, Session
 from piccolod.cli.table import Column, printable, render, table
 from piccolod.cli.times import moment
-from piccolod.errors import Conflict, DeadlineExceeded, NoLeader, NotFound, NotLeader, PiccoloError, StoreUnavailable
+from piccolod.errors import (
+    Conflict,
+    DeadlineExceeded,
+    NoLeader,
+    NotFound,
+    NotLeader,
+    OutcomeUnknown,
+    PiccoloError,
+    StoreUnavailable,
+)
 
 cluster = Group("cluster", help="Several machines as one.")
 tokens = Group("tokens", help="What lets new nodes in: one token a node, for a short time.")
@@ -30,6 +39,7 @@ _LOOK_S: Final = 0.2
 _JOIN_S: Final = 120.0
 _LEAVE_S: Final = 90.0
 _NEW_LEADER_S: Final = 10.0
+_PASSING: Final = (NoLeader, NotLeader, StoreUnavailable, OutcomeUnknown)
 _RECOVER_S: Final = 150.0
 
 
@@ -220,7 +230,7 @@ def _hand_kernel_over(session: Session, node: str) -> None:
 def _take_out(client: Client, node: str) -> None:
     """One that is out already, as when the answer of a first attempt was lost, has what it wants.
 
-    Asked again while a new leader is just beginning.
+    Asked again while a new leader is just beginning, and when an answer was lost: the same again does no harm.
     """
     give_up_at = clock.now() + _NEW_LEADER_S
     while True:
@@ -230,7 +240,7 @@ def _take_out(client: Client, node: str) -> None:
         except Refusal as refusal:
             if isinstance(refusal.error, NotFound):
                 return
-            if not isinstance(refusal.error, NoLeader | NotLeader | StoreUnavailable) or clock.now() > give_up_at:
+            if not isinstance(refusal.error, _PASSING) or clock.now() > give_up_at:
                 raise
         time.sleep(_LOOK_S)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from piccolod.paths import Paths
 from services.volumes import image, mounts
 from services.volumes.driver import Driver
 from services.volumes.plan import Body, Shape, State, VolumeId
+from tests.node import until
 from tests.unit.volumes import seen
 
 pytestmark = pytest.mark.root
@@ -427,5 +429,12 @@ def test_a_life_killed_at_any_moment_leaves_what_the_next_one_can_use(paths: Pat
         assert (note.read_text() if note.exists() else "") == words, f"kill {turn}: what was written is there"
         words = f"turn {turn}"
         note.write_text(words)
-        driver.detach(DATA)
+
+        def let_go() -> bool:
+            with suppress(Busy):  # what the killed one was about to start may take a moment to end
+                driver.detach(DATA)
+                return True
+            return False
+
+        until(let_go, f"kill {turn}: nobody uses it", 10)
         assert_nothing_is_left(paths)
