@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from piccolod.paths import Paths
+from services.consensus import access, members_file
 from services.consensus.etcd.client import Client
 from services.consensus.etcd.transaction import Delete, Put, Transaction, created
-from services.consensus.members_file import open_client
 
 _PREFIX = "/bench/"
 _HEAD_BYTES = 64
@@ -107,7 +107,7 @@ def _bare(client: Client, guard: int, entry_bytes: int) -> Callable[[int], Await
 
 
 async def _measure(paths: Paths) -> dict[str, Any]:
-    client = open_client(paths, rpc_s=5)
+    client = access.managed(paths, members_file.read(paths)).client(rpc_s=5)
     apis = [await Api(paths.api_socket).__aenter__() for _ in range(_WRITERS)]
     try:
         guard = (await client.transact(Transaction((), (Put(f"{_PREFIX}guard", b""),)))).revision
@@ -125,8 +125,8 @@ async def _measure(paths: Paths) -> dict[str, Any]:
                 alone[name] += values
             for name, work in works.items():
                 row[name] += await _each(work, _IN_A_ROW)
-            for name, works in (("ours", writes), ("bare", [bare] * _WRITERS)):
-                seconds, rate = await _at_once(works, _AT_ONCE)
+            for name, many_works in (("ours", writes), ("bare", [bare] * _WRITERS)):
+                seconds, rate = await _at_once(many_works, _AT_ONCE)
                 many[name] += seconds
                 per_s[name].append(rate)
         p50 = {name: statistics.median(values) * 1e3 for name, values in alone.items()}
