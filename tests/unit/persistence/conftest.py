@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from piccolod import clock
 from services.persistence.keyset import Kdf
 from services.persistence.ledger import Batch, Write
 from services.persistence.secret import SecretKey
@@ -17,6 +18,7 @@ from services.persistence.store import Store
 from .house import House, begun
 
 CLUSTER = "cluster-under-test"
+HOUR_MS = 3_600_000
 CHEAP = Kdf(memory_kib=16, iterations=1, lanes=1)
 
 
@@ -109,3 +111,14 @@ def house() -> Iterator[House]:
 def hasty() -> Iterator[House]:
     with begun("tests.unit.persistence.hasty:main") as house:
         yield house
+
+
+@pytest.fixture()
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Puts the wall clock forward."""
+
+    def go(hours: float) -> None:
+        at = clock.wall_ms() + round(hours * HOUR_MS)
+        monkeypatch.setattr(clock, "wall_ms", lambda: at)
+
+    return go
