@@ -151,7 +151,7 @@ def recover(session: Session, force: bool) -> int:
     session.timeout_s = session.timeout_s or _RECOVER_S
     session.say("asking the other members what they have" + ("; then what they may still do runs out first" if force else ""))
     found = session.client().send("POST", "/cluster/recover", {"force": force}, repeat=not force)
-    session.write(Printed(found, _recovery, lambda document: [str(document["node"])], code=0 if force else WOULD_CHANGE))
+    session.write(Printed(found, _recovery, lambda document: [str(document["node"])]))
     if not force:
         session.say(
             "nothing of the cluster was changed: `piccoloctl cluster recover --force` does it, once the others are off for good"
