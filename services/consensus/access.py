@@ -36,23 +36,18 @@ class Access(Struct, frozen=True):
         return Client(self.endpoints, self.tls, rpc_s=rpc_s, lineage=Unjudged())
 
 
-def find(paths: Paths, etcd: Etcd, mode: Mode, members: Mapping[str, KnownMember]) -> Access:
+def open_client(paths: Paths, etcd: Etcd, mode: Mode, rpc_s: float) -> Client:
     """As this node became a member, whatever mode the configuration has by now: `trouble` tells of that.
 
+    For a start, which happens also while an owner's certificates cannot be read: with those of the cluster, which prove
+    nobody to this client, nor it to anybody.
     Raises Invalid when no endpoint is known, StoreUnavailable, Unavailable when a file cannot be read.
     """
-    return external(paths, etcd) if mode.is_external else managed(paths, members)
-
-
-def open_client(paths: Paths, etcd: Etcd, mode: Mode, rpc_s: float) -> Client:
-    """For a start, which happens also while an owner's certificates cannot be read: with those of the cluster, which prove
-    nobody to this client, nor it to anybody. Raises as `find`.
-    """
+    if not mode.is_external:
+        return managed(paths, members_file.read(paths)).client(rpc_s)
     try:
-        return find(paths, etcd, mode, members_file.read(paths)).client(rpc_s)
+        return external(paths, etcd).client(rpc_s)
     except StoreUnavailable:
-        if not mode.is_external:
-            raise
         return _access(_owners(paths, etcd).endpoints, _own_files(paths), "see the disk").client(rpc_s)
 
 
@@ -80,7 +75,7 @@ def trouble(etcd: Etcd, mode: Mode) -> str:
 
 
 def managed(paths: Paths, members: Mapping[str, KnownMember], *, local: bool = True) -> Access:
-    """`local` False: the members of other nodes alone. Raises as `find`."""
+    """`local` False: the members of other nodes alone. Raises as `open_client`."""
     settings = etcd_conf.read(paths.etcd_conf)
     own = settings.client_url if settings is not None else ""
     others = [member.client_url for member in members.values()]
@@ -91,7 +86,7 @@ def managed(paths: Paths, members: Mapping[str, KnownMember], *, local: bool = T
 
 
 def external(paths: Paths, etcd: Etcd) -> Access:
-    """Raises as `find`."""
+    """Raises as `open_client`."""
     owners = _owners(paths, etcd)
     return _access(owners.endpoints, [Path(owners.ca), Path(owners.cert), Path(owners.key)], "see [etcd] in the configuration")
 
@@ -118,10 +113,5 @@ def _own_files(paths: Paths) -> list[Path]:
 
 def _access(urls: list[str], files: list[Path], hint: str) -> Access:
     """The files count for https alone."""
-    tls = None
-    if any(url.startswith("https://") for url in urls):
-        try:
-            tls = Tls(*(file.read_bytes() for file in files))
-        except OSError as error:
-            raise StoreUnavailable(f"cannot read {error.filename}: {error.strerror}", hint=hint) from error
+    tls = Tls.read(files, hint) if any(url.startswith("https://") for url in urls) else None
     return Access(tuple(url.partition("://")[2] for url in urls), tls)

@@ -11,9 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from piccolod.errors import Conflict, Invalid, NotFound, StoreFull, StoreRestored, TooLarge
+from piccolod.errors import Conflict, Invalid, NotFound, StoreFull, TooLarge
 from piccolod.leadership import keys
-from piccolod.leadership.actions import RESTORED_HINT
 from piccolod.leadership.keys import EpochRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.transactions import Compare, Field, Put
@@ -26,6 +25,7 @@ from services.consensus.etcd.transaction import Found, KeyValue, Range, Result
 from services.consensus.etcd_leaser import EtcdLeaser
 from services.consensus.etcd_store import header_of
 from services.consensus.log_space import Space
+from services.consensus.refusals import restored
 
 _READ_S: Final = 2.0
 # Entries have up to 384 KiB, and one answer of etcd at most 64 MiB.
@@ -91,13 +91,10 @@ class ControlLog:
 
     async def entries(self, request: log.GetEntries) -> log.Entries:
         limit, left_bytes = max(1, request.limit), max(1, request.limit_bytes)
-        recent = (
-            ()
-            if request.anew or self._driver.state.restored
-            else self._driver.facts.entries.after(request.after, limit, left_bytes)
-        )
-        if recent:
-            return log.Entries(entries=recent, first_rev=recent[0].rev)
+        if not request.anew and not self._driver.state.restored:
+            recent = self._driver.facts.entries.after(request.after, limit, left_bytes)
+            if recent:
+                return log.Entries(entries=recent, first_rev=recent[0].rev)
         found: list[SealedEntry] = []
         after, page, first_rev = request.after, min(limit, _FIRST_PAGE), 0
         while len(found) < limit and left_bytes > 0:
@@ -177,7 +174,7 @@ class ControlLog:
         least = driver.state.highest
         result = None if driver.state.restored else await driver.store.client.look(wanted, _READ_S)
         if result is None or not driver.believes(header_of(result), least):
-            raise StoreRestored("etcd was restored, or is another one", hint=RESTORED_HINT)
+            raise restored(driver)
         return result
 
     def _key(self, key: str) -> str:

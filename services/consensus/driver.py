@@ -336,6 +336,8 @@ class Driver:
             watching.add_done_callback(lambda _: self._look())
             await self.until(partial(self._outdated, watching, era))
             watching.cancel()
+            if self.state.restored or self.state.cluster_id != era:
+                self.facts.entries.clear()  # those of another etcd
             # The core reads everything each second; what lies between is in that.
             await self.until(partial(self._advanced, after), POLL_S)
 

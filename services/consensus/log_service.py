@@ -27,7 +27,6 @@ class LogService:
         self._log = ControlLog(leaser, self.space)
         self._trim = Trim(leaser, self._log, compacts=compacts)
         self._trimming = asyncio.Lock()
-        self._announced_rev = 0
         self._trimmed_in = 0  # the token of the term in which it was done last
 
     def start(self) -> None:
@@ -49,8 +48,7 @@ class LogService:
 
     def _tell_head(self) -> None:
         head = self._leaser.driver.facts.head
-        if head is not None and head.value.rev != self._announced_rev:
-            self._announced_rev = head.value.rev
+        if head is not None:
             self._module.publish(ControlRevChanged(rev=head.value.rev))
 
     def changed(self) -> None:

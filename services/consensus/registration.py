@@ -150,14 +150,15 @@ class Registration:
                 self._log.warning("cannot note the members; it is tried again", reason=str(error))
             return
         self._noted, self._unnoted = nodes, ""
-        self._driver.store.client.renew(found.endpoints, found.tls)
+        if found is not None:
+            self._driver.store.client.renew(found.endpoints, found.tls)
 
-    def _write(self, known: Mapping[str, KnownMember]) -> Access:
-        """Where etcd is, once the disk has it. Raises OSError, PiccoloError."""
+    def _write(self, known: Mapping[str, KnownMember]) -> Access | None:
+        """Where etcd is by that, once the disk has it; None where its owner says it. Raises OSError, PiccoloError."""
         paths = self._module.paths
         if members_file.read(paths) != known:
             members_file.write(paths, known)
-        return access.find(paths, self._module.config.etcd, self._mode, known)
+        return None if self._mode.is_external else access.managed(paths, known)
 
     async def _stand(self) -> None:
         """Keeps `cand/<me>` at what is so."""

@@ -7,7 +7,7 @@ there and nothing that runs has to stop: a token is a revision, and the revision
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from piccolod.errors import Conflict
@@ -29,7 +29,7 @@ from services.consensus.cluster_records import (
     log_key,
 )
 from services.consensus.etcd.client import Client
-from services.consensus.etcd.transaction import Put, Range, Transaction, absent
+from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Range, Transaction, absent
 
 _WITHIN_S: Final = 5.0
 _FILL: Final = "fill"
@@ -50,6 +50,17 @@ async def put_gen(client: Client, prefix: str, gen: int) -> GenRecord:
 async def put_node(client: Client, prefix: str, name: str, record: KnownMember) -> None:
     """Where a node is found; consensus of the others names it as a taker from now on."""
     await client.transact(Transaction((), (Put(prefix + NODE + name, wire.encode(record)),)), _WITHIN_S)
+
+
+async def put_released(client: Client, prefix: str, epochs: Mapping[str, int], node: str, span_s: float) -> None:
+    """Every resource as nobody's, at home on `node`: its next term has the next epoch (a router takes no lower one), and an app
+    stays where it was."""
+    puts = [
+        Put(f"{prefix}{keys.EPOCH}{resource}", wire.encode(EpochRecord(epoch, node, 0, span_s, held=False)))
+        for resource, epoch in sorted(epochs.items())
+    ]
+    for at in range(0, len(puts), MOST_OPERATIONS):
+        await client.transact(Transaction((), tuple(puts[at : at + MOST_OPERATIONS])), _WITHIN_S)
 
 
 async def put_log(client: Client, prefix: str, gen: int, entries: Sequence[SealedEntry]) -> None:

@@ -98,7 +98,8 @@ class Door:
         )
 
     async def _let_in(self, body: JoinBody) -> Welcome:
-        redeemed = await self._core.order(Redeem(**msgspec.structs.asdict(body)))
+        redeem = Redeem(**msgspec.structs.asdict(body))
+        redeemed = await self._core.order(redeem)
         try:
             admission = await self._admitted(body)
         except PiccoloError as error:
@@ -106,7 +107,7 @@ class Door:
                 await self._forget(body, error)
             raise
         # Another attempt of the same node may have failed meanwhile, and taken it off the list.
-        redeemed = await self._core.order(Redeem(**msgspec.structs.asdict(body)))
+        redeemed = await self._core.order(redeem)
         return Welcome(certificate=redeemed.certificate, ca=redeemed.ca, admission=admission)
 
     async def _admitted(self, body: JoinBody) -> Admission:

@@ -7,14 +7,16 @@ off: etcd answers them with GOAWAY (measured). Deadlines do their work.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
 from grpc import ChannelConnectivity as State
 from msgspec import Struct
 
+from piccolod.errors import StoreUnavailable
 from services.consensus.etcd.stubs import Method
 
 HAS_LEADER: Final = (("hasleader", "true"),)
@@ -37,6 +39,14 @@ class Tls(Struct, frozen=True):
     ca: bytes
     cert: bytes
     key: bytes
+
+    @classmethod
+    def read(cls, files: Iterable[Path], hint: str = "see the disk") -> Tls:
+        """Of the three files in this order. Raises StoreUnavailable."""
+        try:
+            return cls(*(file.read_bytes() for file in files))
+        except OSError as error:
+            raise StoreUnavailable(f"cannot read {error.filename}: {error.strerror}", hint=hint) from error
 
 
 class Channel:

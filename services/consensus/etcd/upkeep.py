@@ -110,11 +110,8 @@ async def named(client: Client, alarms: Sequence[Alarm]) -> list[str]:
 
 
 def local_client(settings: Settings) -> Client:
-    """Of the member that the settings describe. Raises OSError for certificates that cannot be read."""
-    tls = None
-    if settings.ca:
-        ca, cert, key = (Path(file).read_bytes() for file in (settings.ca, settings.cert, settings.key))
-        tls = Tls(ca, cert, key)
+    """Of the member that the settings describe. Raises StoreUnavailable for certificates that cannot be read."""
+    tls = Tls.read(map(Path, (settings.ca, settings.cert, settings.key))) if settings.ca else None
     return Client([settings.client_url.partition("://")[2]], tls, rpc_s=_RPC_S)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Awaitable
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from piccolod import cluster_mode
 from piccolod.errors import Busy, Conflict, PiccoloError
@@ -23,10 +22,11 @@ from piccolod.protocol.cluster import (
 )
 from piccolod.protocol.persistence import CryptoStatus, GetCryptoStatus
 from piccolod.protocol.recovery import GetStoreView, Recover
+from services.consensus import members_file
 from services.consensus.joining import checks
 from services.consensus.joining.folder import Folder
 from services.consensus.joining.place import own_record
-from services.consensus.joining.supervised import ACTING, ANSWERED_S, Supervised, restart_owed, undo
+from services.consensus.joining.supervised import ACTING, ANSWERED_S, Supervised, late, restart_owed, undo
 from services.consensus.leaser import Leaser
 
 _STATUS_S: Final = 5.0
@@ -78,7 +78,7 @@ class Alone:
             checks.may_found_or_join(config)
             status = await self._status()
             checks.may_found(status)
-            init = (await _late("init")).Init(self._module, self._leaser, self._folder, self._supervised, request)
+            init = (await late("init")).Init(self._module, self._leaser, self._folder, self._supervised, request)
             self._is_ending = True
             await self._become(init.run(status))
             return self._begun(status.cluster_id, {config.node.name: own_record(self._module)}, init.notes)
@@ -89,11 +89,11 @@ class Alone:
             checks.may_found_or_join(config)
             checks.may_be(request.role, config)
             checks.may_give_up_data(config, await self._status(), request.discard_local)
-            join = (await _late("join")).Join(self._module, self._folder, self._supervised)
+            join = (await late("join")).Join(self._module, self._folder, self._supervised)
             await self._become(join.run(request))
             mode = cluster_mode.load(self._folder.path)
             assert mode is not None
-            return self._begun(mode.cluster, self._folder.members(), join.notes)
+            return self._begun(mode.cluster, members_file.read(self._module.paths), join.notes)
 
     async def _become(self, attempt: Awaitable[None]) -> None:
         """Raises what kept this node from becoming a member. After the commit point nothing does: there is no way back."""
@@ -153,8 +153,3 @@ class Alone:
         if self._turn.locked() or self._is_ending:
             raise Busy("this node is just becoming a member of a cluster", hint="`piccoloctl cluster list` shows how it goes")
         return self._turn
-
-
-async def _late(name: str) -> Any:
-    """A file that needs grpc and cryptography, which a node alone has no memory for. In a thread: it holds up no beat."""
-    return await asyncio.to_thread(importlib.import_module, f"services.consensus.joining.{name}")

@@ -73,10 +73,6 @@ class Folder:
     def keep_members(self, members: Mapping[str, KnownMember]) -> None:
         members_file.write(self.paths, members)
 
-    def members(self) -> dict[str, KnownMember]:
-        """As they were known last. Raises Invalid, StoreUnavailable."""
-        return self._read("members.json", dict[str, KnownMember])
-
     def keep_timing(self, timing: Timing) -> None:
         self._write(self.path / "timing.json", msgspec.json.encode(timing), _PUBLIC)
 

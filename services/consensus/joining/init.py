@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
 from typing import Final
 
 from piccolod import cluster_mode, etcd_conf
 from piccolod.errors import Conflict, PiccoloError, Unavailable
-from piccolod.leadership import keys
 from piccolod.leadership import timing as leadership
-from piccolod.leadership.keys import EpochRecord
 from piccolod.leadership.page import PageReader
-from piccolod.leadership.records import TermRecord
 from piccolod.leadership.resources import RESOURCE_KERNEL
 from piccolod.leadership.timing import Choice
 from piccolod.module import Module
@@ -29,9 +25,8 @@ from piccolod.protocol.cluster import InitCluster, Timing
 from piccolod.protocol.joining import IssueCertificate, Issued
 from piccolod.protocol.log import ExportLog
 from piccolod.protocol.persistence import CryptoStatus
-from services.consensus import access, cluster_records, seed, wire
+from services.consensus import access, cluster_records, seed
 from services.consensus.etcd.client import Client
-from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Transaction
 from services.consensus.etcd.upkeep import local_client
 from services.consensus.gen import GenFile
 from services.consensus.joining import measure, outside
@@ -44,7 +39,6 @@ from services.consensus.memory import MemoryFile
 
 _EXPORT_S: Final = 30.0
 _CERTIFICATE_S: Final = 5.0
-_PUT_S: Final = 5.0
 HOLD_S: Final = 5.0  # longer than what is left to do then; the process that holds ends right after it
 
 
@@ -165,10 +159,8 @@ class Init:
         await seed.put_gen(client, prefix, gen)
         own = own_record(self._module)
         await seed.put_node(client, prefix, self._node, own)
-        ended = {name: record for name, record in self._leaser.records().items() if name not in led}
-        puts = epochs(prefix, ended, self._node, timing.span_s)
-        for at in range(0, len(puts), MOST_OPERATIONS):
-            await client.transact(Transaction((), tuple(puts[at : at + MOST_OPERATIONS])), _PUT_S)
+        ended = {name: record.epoch for name, record in self._leaser.records().items() if name not in led}
+        await seed.put_released(client, prefix, ended, self._node, timing.span_s)
         return gen
 
     async def _take_terms(
@@ -204,11 +196,3 @@ class Init:
         if kernel is None:
             raise Unavailable("this node does not lead its own store yet", hint="try again in a moment")
         await self._leaser.close(RESOURCE_KERNEL, kernel.token)
-
-
-def epochs(prefix: str, held: Mapping[str, TermRecord], node: str, span_s: float) -> list[Put]:
-    """Every term that this node had, as released: its next one has the next epoch, and an app stays where it was."""
-    return [
-        Put(f"{prefix}{keys.EPOCH}{resource}", wire.encode(EpochRecord(record.epoch, node, 0, span_s, held=False)))
-        for resource, record in held.items()
-    ]

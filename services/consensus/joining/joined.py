@@ -159,9 +159,9 @@ class Joined:
     async def _keep_certificate(self, request: KeepCertificate, caller: Caller) -> Nothing:
         """etcd takes it up by itself, with its next connection."""
         await asyncio.to_thread(renewal.keep, self._folder, request.certificate, self._mode)
-        paths = self._module.paths
-        found = access.find(paths, self._module.config.etcd, self._mode, members_file.read(paths))
-        self._leaser.driver.store.client.renew(found.endpoints, found.tls)
+        if not self._mode.is_external:
+            found = access.managed(self._module.paths, members_file.read(self._module.paths))
+            self._leaser.driver.store.client.renew(found.endpoints, found.tls)
         self._module.log.info("renewed the certificate of this node")
         return Nothing()
 

@@ -1,7 +1,7 @@
 """What decides which timing profile holds on this node: how fast it ends a container, syncs its disk and reaches the others.
 
-`cluster init` has nobody to reach yet and chooses by the first two. Each node that joins measures all three, and is told when
-the profile of the cluster does not hold there.
+`cluster init` has nobody to reach yet and chooses by the first two. Each node that joins measures all three, or beside an
+etcd that an owner keeps the first alone, and is told when the profile of the cluster does not hold there.
 """
 
 from __future__ import annotations

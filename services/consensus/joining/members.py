@@ -114,13 +114,8 @@ class Membership:
         return known
 
     async def _grown(self, request: AddMember, others: Mapping[str, KnownMember]) -> tuple[dict[str, str], int]:
-        """The members of etcd by their peer URLs, and the id of the new one. A name that etcd does not take is free again."""
-        try:
-            member = await self._learner(request)
-        except Busy as error:
-            if request.node not in others and isinstance(error.__cause__, Busy):
-                await self._take_back(request.node)
-            raise
+        """The members of etcd by their peer URLs, and the id of the new one."""
+        member = await self._learner(request, is_new=request.node not in others)
         peers = await self._peers()
         return {**{each.name: each.peer_urls[0] for each in peers if each.name}, request.node: request.peer_url}, member
 
@@ -129,9 +124,9 @@ class Membership:
         if node in await self._below(keys.SESSION):
             raise Busy(f"the session of the {node} that was a member before has not ended", hint="try again in a moment")
 
-    async def _learner(self, request: AddMember) -> int:
-        """Makes it one, unless it is one already; its id. Raises Busy: because of Busy when etcd has surely not taken it."""
-        in_doubt: OutcomeUnknown | None = None
+    async def _learner(self, request: AddMember, *, is_new: bool) -> int:
+        """Makes it one, unless it is one already; its id. Raises Busy; a new name that etcd has surely not taken is free."""
+        in_doubt = False
 
         async def act() -> int:
             nonlocal in_doubt
@@ -151,14 +146,16 @@ class Membership:
                     await self._promote(each)
             try:
                 return (await etcd_members.add_learner(self._client, (request.peer_url,), _RPC_S)).id
-            except OutcomeUnknown as error:
-                in_doubt = error
+            except OutcomeUnknown:
+                in_doubt = True
                 raise
 
         try:
             return await patiently(act, f"etcd does not take {request.node} yet", _CHANGE_S)
         except Busy as error:
-            raise error from in_doubt or error.__cause__
+            if is_new and not in_doubt and isinstance(error.__cause__, Busy):
+                await self._take_back(request.node)
+            raise
 
     async def _check_lives(self, peer: Peer) -> None:
         """Raises Busy. etcd makes a voter of a learner that is off, and a vote that is missing then stops those who live."""

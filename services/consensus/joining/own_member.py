@@ -29,7 +29,7 @@ _PAGE: Final = 8  # of up to 384 KiB each, in one message of the bus
 class OwnMember:
     """Best effort. `unread`: something could not be read, and nothing stands for it.
 
-    Raises OSError for certificates that cannot be read.
+    Raises StoreUnavailable for certificates that cannot be read.
     """
 
     def __init__(self, settings: etcd_conf.Settings, prefix: str) -> None:

@@ -20,16 +20,13 @@ import msgspec
 
 from piccolod import clock
 from piccolod.cluster_mode import Mode
-from piccolod.leadership import keys
 from piccolod.leadership.events import Memory
-from piccolod.leadership.keys import EpochRecord
-from piccolod.leadership.timing import Timing, wait_s
+from piccolod.leadership.timing import wait_s
 from piccolod.module import Module
 from piccolod.protocol.base import Reply, Request
 from piccolod.protocol.log import ExportLog
-from services.consensus import cluster_records, members_file, seed, wire
+from services.consensus import cluster_records, members_file, seed
 from services.consensus.etcd.client import Client
-from services.consensus.etcd.transaction import MOST_OPERATIONS, Put, Transaction
 from services.consensus.etcd.upkeep import local_client
 from services.consensus.gen import GenFile
 from services.consensus.joining.folder import Folder
@@ -39,7 +36,6 @@ from services.consensus.joining.recovery_journal import Journal, JournalFile, St
 from services.consensus.joining.supervised import Supervised
 
 EXPORT_S: Final = 30.0
-_PUT_S: Final = 5.0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -121,9 +117,7 @@ class Recovering:
         move = Move(client, prefix, gen, self._export)
         await move.begin()
         await move.finish(hold_s=0.0)
-        puts = released(prefix, plan.epochs, node, self._timing)
-        for at in range(0, len(puts), MOST_OPERATIONS):
-            await client.transact(Transaction((), tuple(puts[at : at + MOST_OPERATIONS])), _PUT_S)
+        await seed.put_released(client, prefix, plan.epochs, node, self._timing.span_s)
         await seed.put_node(client, prefix, node, own_record(self._module))
         await move.check(hold_s=0.0)
         await seed.put_gen(client, prefix, gen)
@@ -133,11 +127,3 @@ class Recovering:
         asked: Any = msgspec.structs.replace(request, recovers=True) if isinstance(request, ExportLog) else request
         answer: Reply = await self._module.call(asked, timeout_s=EXPORT_S)
         return answer
-
-
-def released(prefix: str, epochs: Mapping[str, int], node: str, timing: Timing) -> list[Put]:
-    """Every resource that is known as nobody's, at home here. Its next term has the next epoch: routers take no lower one."""
-    return [
-        Put(f"{prefix}{keys.EPOCH}{resource}", wire.encode(EpochRecord(epoch, node, 0, timing.span_s, held=False)))
-        for resource, epoch in sorted(epochs.items())
-    ]

@@ -84,11 +84,15 @@ async def restart_owed(folder: Folder, supervised: Supervised) -> None:
         folder.restarts_done()
 
 
+async def late(name: str) -> Any:
+    """A file that needs grpc and cryptography, which a node alone has no memory for. In a thread: it holds up no beat."""
+    return await asyncio.to_thread(importlib.import_module, f"services.consensus.joining.{name}")
+
+
 async def undo(folder: Folder, supervised: Supervised, etcd: Etcd) -> None:
     """What a failure or a crash left before the commit point. Raises OSError, PiccoloError: then the next start goes on."""
     if (draft := folder.draft()) is not None:
-        outside = await asyncio.to_thread(importlib.import_module, "services.consensus.joining.outside")  # grpc comes with it
-        await outside.forget(draft, folder.paths, etcd)
+        await (await late("outside")).forget(draft, folder.paths, etcd)
     folder.drop_etcd()
     await supervised.etcd_as_written()
     await supervised.etcd_gone()

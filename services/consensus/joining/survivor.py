@@ -33,6 +33,7 @@ from services.consensus.joining.recovery import EXPORT_S, Plan, Recovering
 from services.consensus.refusals import Refusals
 
 _END_S: Final = 5.0
+_LOST: Final = (Store.SILENT, Store.RESTORED)  # what its own member has is read without the others then
 
 
 class Survivor:
@@ -61,11 +62,18 @@ class Survivor:
         self._module.serve(Recover, self._recover)
 
     async def _store_view(self, request: GetStoreView, caller: Caller) -> StoreView:
-        store, log_rev, unread = self._store(), 0, False
-        if store in (Store.SILENT, Store.RESTORED) and (settings := etcd_conf.read(self._module.paths.etcd_conf)) is not None:
-            async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as own:
-                log_rev, unread = await own.head_rev(), own.unread
-        return StoreView(store=store, gen=self._leaser.driver.state.gen, log_rev=log_rev, unread=unread)
+        store, settings = self._store(), etcd_conf.read(self._module.paths.etcd_conf)
+        if store not in _LOST or settings is None:
+            return StoreView(store=store, gen=self._leaser.driver.state.gen)
+        async with aclosing(self._own_member(settings)) as own:
+            return await self._view(own, store)
+
+    def _own_member(self, settings: etcd_conf.Settings) -> OwnMember:
+        return OwnMember(settings, self._leaser.driver.store.prefix)
+
+    async def _view(self, own: OwnMember, store: Store) -> StoreView:
+        rev = await own.head_rev() if store in _LOST else 0
+        return StoreView(store=store, gen=self._leaser.driver.state.gen, log_rev=rev, unread=own.unread)
 
     def _store(self) -> Store:
         if self.is_recovering:
@@ -81,7 +89,7 @@ class Survivor:
         if self.is_recovering or self._turn.locked():
             raise Busy("the cluster is being recovered here already", hint="try again in a moment")
         async with self._turn:
-            found, plan = await self._planned(request, caller)
+            found, plan = await self._planned(request)
             if not request.force:
                 return found
             await self._check_stopped()
@@ -95,7 +103,7 @@ class Survivor:
                 self._module.spawn(self._restart(), name="restart after a recovery")
         return msgspec.structs.replace(found, done=True)
 
-    async def _planned(self, request: Recover, caller: Caller) -> tuple[Recovery, Plan]:
+    async def _planned(self, request: Recover) -> tuple[Recovery, Plan]:
         """What it would be. Raises Conflict, Busy, Locked, and what keeps the log from being exported."""
         node, paths, state = self._mode.node, self._module.paths, self._leaser.driver.state
         settings = etcd_conf.read(paths.etcd_conf)
@@ -104,12 +112,17 @@ class Survivor:
                 "the etcd of this cluster is kept by its owner, and a recovery begins one of its members anew",
                 hint="bring that etcd back as it was: its members believe no older copy, and keep the whole log meanwhile",
             )
+        if self._module.config.etcd.is_external:
+            raise Conflict(
+                "the new etcd is made by [etcd] of the configuration, which names one that its owner keeps",
+                hint='put mode = "auto" back into [etcd], and restart piccolod',
+            )
         members = members_file.read(paths)
         seen = {name: record.value for name, record in state.view.epochs.items()}
-        async with aclosing(OwnMember(settings, self._leaser.driver.store.prefix)) as etcd:
-            own = await self._standing(etcd, await self._store_view(GetStoreView(), caller))
+        async with aclosing(self._own_member(settings)) as etcd:
+            own = await self._standing(etcd, await self._view(etcd, self._store()))
             last = await etcd.epochs(seen)
-            view = msgspec.structs.replace(own.view, unread=own.view.unread or etcd.unread)
+            view = msgspec.structs.replace(own.view, unread=etcd.unread)
         end = recovery_checks.check(node, own, members, request.heard)
         await self._module.call(ExportLog(after=0, limit=1, recovers=True), timeout_s=EXPORT_S)
         epochs = {name: record.epoch for name, record in last.items()}
@@ -125,7 +138,7 @@ class Survivor:
         node, call = self._mode.node, self._module.call
         try:
             end = await call(GetLogEnd(), timeout_s=_END_S)
-            if view.store not in (Store.SILENT, Store.RESTORED) or end.locked:
+            if view.store not in _LOST or end.locked:
                 return Standing(node=node, view=view, end=end)
             async for page in etcd.entries(end.rev):
                 before, end = end.rev, await call(TakeEntries(entries=page), timeout_s=EXPORT_S)

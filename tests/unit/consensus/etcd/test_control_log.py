@@ -384,6 +384,8 @@ def test_a_restored_etcd_is_believed_by_nobody_and_the_lead_is_given_up_at_once(
             etcd.wait_up()
             await eventually(lambda: live.leaser.driver.state.restored, "it was noticed")
             assert not node.token()
+            remembered = live.leaser.driver.facts.entries
+            await eventually(lambda: not remembered.after(0, 9, 1 << 20), "what the other one's watch brought is forgotten")
             assert any("nodes remove" in str(facts.get("reason")) for event, facts in node.said if event == "raised an alarm")
             for request in (Campaign(resource="kernel"), GetHead(), GetEntries(after=0)):
                 with pytest.raises(StoreRestored) as told:

@@ -1,13 +1,19 @@
-"""What the owner of an etcd does, and its members see: certificates that come later, and alarms."""
+"""What the owner of an etcd does, and its members see: certificates that come later or half, and alarms."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from services.consensus import access, owners_etcd, seed
+from piccolod.protocol.cluster import KnownMember
+from services.consensus import access, members_file, owners_etcd, seed
+from services.consensus.access import Access
+from services.consensus.etcd.channel import Tls
+from services.consensus.owners_etcd import OwnersEtcd
 from tests.etcd import Authority, Cluster
 from tests.unit.consensus.etcd.conftest import eventually
 from tests.unit.consensus.etcd.member import GEN, House, Node, house, living
@@ -81,3 +87,46 @@ def test_an_alarm_is_named_and_left_to_the_owner(monkeypatch: pytest.MonkeyPatch
                 await eventually(lambda: "NOSPACE" not in told(one), "it is told no more")
 
         asyncio.run(main())
+
+
+def test_half_of_a_renewal_is_never_taken_up() -> None:
+    """A certificate without its key would close every channel; what is found counts once it was found twice."""
+    first, half, whole = (
+        Access(("10.0.0.1:2379",), Tls(b"ca", cert, key)) for cert, key in ((b"1", b"1"), (b"2", b"1"), (b"2", b"2"))
+    )
+    found = iter((first, half, whole, whole, whole))
+    taken: list[Tls] = []
+    client: Any = SimpleNamespace(renew=lambda _endpoints, tls: taken.append(tls))
+    owners = OwnersEtcd(client, lambda: next(found), SimpleNamespace(info=lambda _event: None))
+    for expected in ([first.tls], [first.tls], [first.tls], [first.tls, whole.tls], [first.tls, whole.tls]):
+        asyncio.run(owners._renew())
+        assert taken == expected
+
+
+def test_other_members_are_noted_while_an_owners_certificates_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are his, and looked after elsewhere: what a member knows of the others hangs on no file of them."""
+    monkeypatch.setattr(owners_etcd, "LOOK_S", 0.2)
+    ours = Authority(tmp_path / "ours")
+    cert, key = ours.sign("n1")
+    with Cluster(1, ours) as etcd:
+        named = f'ca = "{ours.ca}"\ncert = "{cert}"\nkey = "{key}"\n'
+        with house(etcd, f'[etcd]\nmode = "external"\nendpoints = ["https://{etcd.endpoints[0]}"]\n{named}') as home:
+
+            async def main() -> None:
+                node = await founded(home, Authority(tmp_path / "cluster"))
+                async with living(node) as one:
+                    await one.lead()
+                    client = access.external(node.paths, node.config.etcd).client(2.0)
+                    key.unlink()
+                    try:
+                        other = KnownMember(address="10.77.0.2", client_url="", rpc="10.77.0.2:7444")
+                        await seed.put_node(client, home.prefix, "n2", other)
+                        await eventually(lambda: "n2" in members_file.read(node.paths), "it is noted")
+                        await eventually(lambda: f"{key}: No such file" in told(one), "its health says what is missing")
+                        assert not [event for event, _ in node.said if "cannot note the members" in event]
+                    finally:
+                        await client.close()
+
+            asyncio.run(main())

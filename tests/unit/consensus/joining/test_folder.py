@@ -13,6 +13,7 @@ from piccolod import cluster_mode, etcd_conf
 from piccolod.errors import Invalid
 from piccolod.paths import Paths
 from piccolod.protocol.cluster import KnownMember, Timing
+from services.consensus import members_file
 from services.consensus.joining.folder import Folder, set_store_aside
 
 MEMBER = KnownMember(address="10.0.0.1", client_url="https://10.0.0.1:2379", rpc="10.0.0.1:7444", api_url="http://10.0.0.1")
@@ -48,7 +49,7 @@ def test_what_is_public_is_readable_and_what_is_secret_is_not_whatever_the_umask
     assert modes == {
         "ca.pem": 0o644, "node.pem": 0o644, "node.key": 0o640, "members.json": 0o644, "timing.json": 0o644, "etcd.json": 0o600,
     }  # fmt: skip
-    assert folder.members() == {"n1": MEMBER}
+    assert members_file.read(folder.paths) == {"n1": MEMBER}
     assert folder.timing() == Timing(profile="fast", stop_s=0.01)
 
 

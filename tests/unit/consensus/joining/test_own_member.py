@@ -6,10 +6,12 @@ import asyncio
 import shutil
 import socket
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
 from piccolod import etcd_conf
+from piccolod.errors import StoreUnavailable
 from piccolod.leadership import keys
 from services.consensus import cluster_records, wire
 from services.consensus.cluster_records import HeadRecord
@@ -58,3 +60,12 @@ def test_without_a_quorum_it_answers_until_it_is_restarted() -> None:
         left.start()
         etcd.wait_serving(left)
         assert asyncio.run(read(left.endpoint)) == (0, True), "etcd 3.4 serves no client before a quorum knows it"
+
+
+def test_a_key_that_cannot_be_read_is_an_error_of_this_node_and_says_which(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("ca.pem", "node.pem", "node.key")]
+    files[0].write_bytes(b"ca")
+    ca, cert, key = map(str, files)
+    settings = etcd_conf.Settings("n1", "https://127.0.0.1:1", "https://127.0.0.1:2", "token", ca=ca, cert=cert, key=key)
+    with pytest.raises(StoreUnavailable, match=r"cannot read .*node\.pem: No such file"):
+        OwnMember(settings, PREFIX)

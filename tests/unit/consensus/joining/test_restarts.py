@@ -81,7 +81,7 @@ def becomes(module: Any, patch: pytest.MonkeyPatch, attempt: type) -> Any:
         finally:
             await asyncio.gather(*tasks)
 
-    patch.setattr("services.consensus.joining.alone._late", late)
+    patch.setattr("services.consensus.joining.alone.late", late)
     patch.setattr("piccolod.etcd_conf.program", lambda: "etcd")
     patch.setattr("services.consensus.joining.alone.ANSWERED_S", 0.0)
     return asyncio.run(main())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from piccolod import clock, etcd_conf
+from piccolod import clock, config, etcd_conf
 from piccolod.cluster_mode import Mode
 from piccolod.errors import Busy, Conflict, Failed
 from piccolod.leadership.timing import POLL_S, Timing, founded
@@ -85,13 +85,16 @@ class Home:
 
         patch.setattr(survivor, "OwnMember", Etcd)
         patch.setattr(survivor, "Recovering", Recovering)
-        module: Any = SimpleNamespace(
-            paths=self.paths, call=self.call, spawn=lambda work, name: asyncio.get_running_loop().create_task(work)
-        )
+        self.module: Any = SimpleNamespace(
+            paths=self.paths, config=config.parse('[node]\nname = "n1"'), call=self.call,
+            spawn=lambda work, name: asyncio.get_running_loop().create_task(work),
+        )  # fmt: skip
         leaser: Any = SimpleNamespace(driver=self.driver, abandon=self.abandon)
         place: Any = None  # nobody is asked where he is
         refusals = Refusals(self.driver, "n1", place)
-        self.survivor = Survivor(module, leaser, Mode(cluster="c", node="n1", since_ms=1), refusals, self.check, self.restart)
+        self.survivor = Survivor(
+            self.module, leaser, Mode(cluster="c", node="n1", since_ms=1), refusals, self.check, self.restart
+        )
 
     def just_begun(self) -> None:
         self.driver.began_at, self.driver.heard_at = clock.now(), NEVER
@@ -136,6 +139,20 @@ def test_an_etcd_that_is_silent_for_good_is_recovered_from(home: Home) -> None:
         assert (await home.order()).done
         assert home.did == ["abandon", "recover"]
         await asyncio.wait_for(home.restarted.wait(), 5)
+
+    asyncio.run(main())
+
+
+def test_a_configuration_that_names_an_owners_etcd_by_now_is_refused_before_anything_is_given_up(home: Home) -> None:
+    """The new etcd has the addresses of the configuration, and there are none."""
+
+    async def main() -> None:
+        home.module.config = config.parse(
+            '[node]\nname = "n1"\n[etcd]\nmode = "external"\nendpoints = ["http://127.0.0.1:2379"]'
+        )
+        with pytest.raises(Conflict, match="names one that its owner keeps"):
+            await home.order()
+        assert home.did == []
 
     asyncio.run(main())
 
