@@ -47,7 +47,7 @@ SECTIONS: Final = {
         "leaders": ("leaders", "Who leads what, and moving it."),
     },
     "Run together": {
-        "cluster": ("cluster", "Found a cluster, join one, leave it; tokens for new nodes."),
+        "cluster": ("cluster", "Found a cluster, join, leave or recover it; tokens for new nodes."),
         "nodes": ("nodes", "The nodes of the cluster."),
     },
     "Run the node": {

@@ -1,6 +1,6 @@
 """The sealed log of a cluster, as commands. consensus carries its bytes to etcd and back and can read none of them.
 
-persistence alone asks `consensus.append ... put_keyset`; consensus alone asks `persistence.drain ... check_moved`.
+persistence alone asks `consensus.append ... put_keyset`; consensus alone asks `persistence.drain ... export_chunk`.
 Entries and snapshots are the very bytes of `services/persistence/entry.py`.
 """
 
@@ -172,7 +172,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportLog(Request[Exported], frozen=True, kw_only=True):
-    """The local log after `after` in order, for its move into etcd; `after` 0 also gives the newest snapshot and the keyset.
+    """The local log after `after` in order, for its move into etcd; `after` 0 also gives the newest snapshot.
 
     With `hold_s` writes are parked for that long from the answer on, which waits for what is under way: it is all there is.
     Busy: a write does not end, or its outcome is not known. Conflict: this node is in a cluster already. Locked: the log

@@ -1,4 +1,4 @@
-"""The local log for its move into etcd, when a node alone founds a cluster: the bytes as they are, verified once more.
+"""The local log for its move into etcd, when a cluster is founded or recovered: as it is, verified once more.
 
 The newest snapshot stands for all before it, as it does in etcd, in chunks, for a message of the bus has 4 MiB at most; what
 follows it is the tail.
@@ -6,7 +6,6 @@ follows it is the tail.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,7 @@ from typing import Final
 import msgspec
 
 from piccolod import clock
-from piccolod.errors import Invalid, NotFound, StoreCorrupt, TooLarge
+from piccolod.errors import Invalid, StoreCorrupt, TooLarge
 from piccolod.protocol.log import CHUNK_BYTES, Exported, SnapshotInfo
 from services.persistence import keyset as keysets
 from services.persistence.catch_up import on_the_wire, verified
@@ -31,43 +30,6 @@ LIMIT: Final = 1000
 SNAPSHOT_BYTES: Final = 64 * 1024 * 1024
 # Beside these a message of the bus takes the largest entry and the keyset.
 ENTRIES_BYTES: Final = 1024 * 1024
-_KEPT_S: Final = 60.0
-
-
-class Chunks:
-    """Of the snapshot that was exported last, encoded, until the last one was taken, or none for a minute."""
-
-    def __init__(self) -> None:
-        self._rev = 0
-        self._raw = b""
-        self._forget: asyncio.TimerHandle | None = None
-
-    def keep(self, rev: int, raw: bytes) -> None:
-        self._drop()
-        if raw:
-            self._rev, self._raw = rev, raw
-            self._keep_on()
-
-    def take(self, rev: int, index: int) -> bytes:
-        """Raises NotFound."""
-        chunk = self._raw[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES] if rev == self._rev and index >= 0 else b""
-        if not chunk:
-            raise NotFound(f"chunk {index} of snapshot {rev} is not kept here", hint="begin anew: `piccoloctl cluster init`")
-        if (index + 1) * CHUNK_BYTES >= len(self._raw):
-            self._drop()
-        else:
-            self._keep_on()
-        return chunk
-
-    def _keep_on(self) -> None:
-        if self._forget is not None:
-            self._forget.cancel()
-        self._forget = asyncio.get_running_loop().call_later(_KEPT_S, self._drop)
-
-    def _drop(self) -> None:
-        self._rev, self._raw = 0, b""
-        if self._forget is not None:
-            self._forget.cancel()
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -122,7 +84,7 @@ def export(
         head_digest=at.digest,
         snapshot=SnapshotInfo(rev=snapshot.rev, chunks=-(-len(raw) // CHUNK_BYTES), size_bytes=len(raw)) if snapshot else None,
         entries=tuple(on_the_wire(item.sealed) for item in items),
-        keyset=keysets.encode(keyset) if after == 0 else b"",
+        keyset=keysets.encode(keyset),
     )
     return exported, raw
 

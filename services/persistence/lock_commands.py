@@ -55,6 +55,7 @@ class LockCommands:
         self.mark = mark
         self._shared = shared
         self._deposit_left = module.deposited(DEPOSIT) is not None
+        self._has_held = False  # the key, when this node was locked
 
     def serve(self, module: Module) -> None:
         module.serve(GetCryptoStatus, self._crypto_status)
@@ -137,11 +138,10 @@ class LockCommands:
         if self._shared and request.stays:
             self.mark.set()  # first: a crash after it must not find a peer that unlocks
         await self._vault.lock()
-        held = held or self._deposit_left  # an unlock that was under way
+        self._has_held = self._has_held or held or self._deposit_left  # the last: an unlock that was under way
         await self._after_lock()
         await self._drop_deposit()
-        if held:
-            asyncio.get_running_loop().call_later(RESTART_AFTER_LOCK_S, self._restart_if_locked)
+        self._start_clean()
         return self.status()
 
     async def _drop_deposit(self) -> None:
@@ -154,6 +154,12 @@ class LockCommands:
         if self._vault.condition is Condition.LOCKED and self._deposit_left:
             with contextlib.suppress(PiccoloError):  # tried again each second
                 await self._drop_deposit()
+                self._start_clean()
+
+    def _start_clean(self) -> None:
+        """Once nobody keeps the key for the next life: what this one held of it goes with its memory."""
+        if self._has_held:
+            asyncio.get_running_loop().call_later(RESTART_AFTER_LOCK_S, self._restart_if_locked)
 
     def opened_by_deposit(self) -> None:
         """A lock that did not get so far that the key was forgotten did not happen."""

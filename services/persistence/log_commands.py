@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from piccolod.errors import Conflict, Invalid, NotFound, PiccoloError
+from piccolod.errors import Conflict, Invalid, PiccoloError
 from piccolod.module import Caller, Module
 from piccolod.protocol.log import Chunk, Drain, Drained, ExportChunk, Exported, ExportLog
 from piccolod.protocol.persistence import (
@@ -21,10 +21,8 @@ from piccolod.protocol.persistence import (
 )
 from piccolod.protocol.recovery import GetLogEnd, LogEnd, TakeEntries
 from services.persistence import history
+from services.persistence.chunks import Chunks
 from services.persistence.vault import Vault
-
-if TYPE_CHECKING:
-    from services.persistence.export import Chunks
 
 LOG_LIMIT: Final = 1000
 HOLD_MOST_S: Final = 30.0
@@ -49,7 +47,7 @@ class LogCommands:
         self._repair_store = repair
         self._judge = judge
         self._alone = alone
-        self._chunks: Chunks | None = None
+        self._chunks = Chunks()
 
     def serve(self, module: Module) -> None:
         module.serve(GetRevision, self._revision)
@@ -118,8 +116,6 @@ class LogCommands:
     async def _export(self, request: ExportLog, caller: Caller) -> Exported:
         from services.persistence import export  # a node alone needs it once in its life, if at all
 
-        if self._chunks is None:
-            self._chunks = export.Chunks()
         await self._vault.opened.wait()
         if request.recovers and self._alone:
             raise Conflict("this node is alone, and its log is its own")
@@ -143,6 +139,4 @@ class LogCommands:
 
     async def _chunk(self, request: ExportChunk, caller: Caller) -> Chunk:
         self._vault.unlocked()
-        if self._chunks is None:
-            raise NotFound("no snapshot was exported here", hint="begin anew: `piccoloctl cluster init`")
         return Chunk(data=self._chunks.take(request.rev, request.index))

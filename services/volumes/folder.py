@@ -73,14 +73,7 @@ class Folder:
 
     def commit(self, description: Description, *, where: Path | None = None) -> None:
         """From here on the volume is what `description` says, also after a power failure."""
-        folder = where or self.path
-        new = folder / "volume.json.new"
-        with new.open("wb") as file:
-            file.write(msgspec.json.encode(description))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(folder / "volume.json")
-        durable.sync_folder(folder)
+        durable.replace((where or self.path) / "volume.json", msgspec.json.encode(description))
 
     @contextmanager
     def locked(self, timeout_s: float = 5.0) -> Iterator[int]:

@@ -34,7 +34,7 @@ COLUMNS: Final = (
     Column("VOTE", lambda item: bool(item.get("voter"))),
     Column("EPOCH", lambda item: item.get("epoch") or ""),
     Column("REV", lambda item: item.get("rev")),
-    Column("LAG", lambda item: item.get("lag")),
+    Column("LAG", lambda item: "" if item.get("role") == "witness" else item.get("lag")),
     Column("DEADLINE", _deadline),
     Column("RPC", lambda item: item.get("rpc"), wide=True),
     Column("API", lambda item: item.get("api_url"), wide=True),

@@ -60,14 +60,14 @@ class Move:
         if last.gen > self._gen:
             raise Conflict(f"the log was written under another gen meanwhile: {last.gen}, not {self._gen}", hint="try again")
         self._digest = last.head_digest
-        self._keyset = (await self._ask(ExportLog(after=0, limit=1))).keyset  # it may have changed since
+        self._keyset = last.keyset
         head = HeadRecord(last.head_rev, last.head_digest, self._gen)
         puts = (Put(self._prefix + keys.KEYSET, self._keyset), Put(self._prefix + keys.KERNEL_HEAD, wire.encode(head)))
         await self._client.transact(Transaction((), puts), _PUT_S)
 
     async def check(self, hold_s: float) -> None:
         """After `finish`. Raises Conflict when what is here now is not what was moved."""
-        here = await self._ask(ExportLog(after=0, limit=1, hold_s=hold_s))
+        here = await self._ask(ExportLog(after=self._rev, limit=1, hold_s=hold_s))
         if (here.head_rev, here.head_digest, here.keyset) != (self._rev, self._digest, self._keyset):
             raise Conflict(
                 f"the log or the keyset has changed while it was moved: etcd has rev {self._rev}, this node {here.head_rev}",

@@ -24,6 +24,16 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_every_test_that_a_promise_names_exists() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text()
+    named = re.findall(r"`(tests/[\w/.*]+)`", text)
+    assert named
+    for path in named:
+        assert list(ROOT.glob(path)), path
+    for name in re.findall(r"`(test_\w+\.py)`", text):
+        assert list((ROOT / "tests").rglob(name)), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_piccoloctl_command_exists_with_its_options(page: Path) -> None:
     for line in re.findall(r"(?:^ *# |`)(piccoloctl [^`\n]*)", page.read_text(), re.MULTILINE):

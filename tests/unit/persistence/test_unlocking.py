@@ -250,7 +250,9 @@ async def test_a_key_that_the_supervisor_could_not_be_told_to_forget_is_forgotte
         await pair.n2.ask(Lock())
     assert pair.n2.deposits
     module.drop_deposits = real  # type: ignore[method-assign]
+    assert not module.stopping.is_set(), "the next life would open with it"
     await until(lambda: not pair.n2.deposits, "it is forgotten")
+    await until(module.stopping.is_set, "the process that held the key ends, too")
     await pair.n2.again()
     assert not await pair.unlocked()
 

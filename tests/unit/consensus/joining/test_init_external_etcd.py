@@ -80,7 +80,7 @@ def test_the_log_is_in_it_and_everything_that_is_led_begins_anew(
 
 
 def test_what_a_failure_left_in_it_is_taken_away_at_once(etcd: Cluster, node: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
-    node.late = 3
+    node.late = 2
     with pytest.raises(Conflict, match="while it was moved"):
         found(etcd, node, monkeypatch)
     assert names(etcd) == OTHERS and not node.paths.cluster.exists()

@@ -57,7 +57,7 @@ class Log:
         return Exported(
             cluster="c", gen=1, head_rev=self.head, head_digest=self.head_digest or b"digest of %d" % self.head,
             snapshot=info, entries=tuple(entry(rev) for rev in revs),
-            keyset=self.keyset if request.after == 0 else b"",
+            keyset=self.keyset,
         )  # fmt: skip
 
 
