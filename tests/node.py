@@ -23,7 +23,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+from weakref import WeakSet
 
 import psutil
 
@@ -94,9 +95,12 @@ class Node:
     """One piccolod. The context manager ends it and removes every trace, whatever happened in between."""
 
     name, address = "n1", "127.0.0.1"
+    _kept = ""
     within: Sequence[str] = ()  # what runs piccolod, as `unshare` does; see `beside`
+    known: ClassVar[WeakSet[Node]] = WeakSet()  # all of this process: a test that fails shows what they said
 
     def __init__(self, folder: Path | None = None, extra_config: str = "") -> None:
+        Node.known.add(self)
         self.folder = folder or Path(tempfile.mkdtemp(prefix="pn"))
         self.state, self.run = self.folder / "state", self.folder / "run"
         self.state_dir, self.run_dir = self.state, self.run  # as the node itself names them
@@ -117,7 +121,9 @@ class Node:
     def __enter__(self) -> Node:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.keep_words()
         self.remove()
 
     # --- the process
@@ -145,8 +151,12 @@ class Node:
     def all_ready(self) -> bool:
         return all(module["state"] in ("ready", "disabled") for module in self.supervisor("modules") or [{"state": "none"}])
 
-    def tail(self) -> str:
-        return self.output.read_text()[-2000:] if self.output.exists() else ""
+    def tail(self, length: int = 2000) -> str:
+        return (self.output.read_text() if self.output.exists() else self._kept)[-length:]
+
+    def keep_words(self) -> None:
+        """What it said, for `tail` when its folder is gone."""
+        self._kept = self.tail(8000)
 
     def stop(self, number: int = signal.SIGTERM, within_s: float | None = None) -> float:
         """Seconds that the stop took. Ctrl-C waits for apps, which have the grace of their manifest."""

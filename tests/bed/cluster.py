@@ -39,7 +39,10 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            for machine in self.machines:
+                machine.keep_words()
         self.close()
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ class OwnersEtcd:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._network.inside(
-                    CLIENT, etcd_conf.program(), "--name=owner", f"--data-dir={self._folder / 'data'}",
+                    CLIENT, "setpriv", "--pdeathsig", "KILL", etcd_conf.program(), "--name=owner", f"--data-dir={self._folder / 'data'}",
                     f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}",
                     f"--listen-peer-urls={self._peer_url}", f"--initial-advertise-peer-urls={self._peer_url}",
                     f"--initial-cluster=owner={self._peer_url}", f"--trusted-ca-file={self.authority.ca}",

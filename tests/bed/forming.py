@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import subprocess
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -104,20 +107,39 @@ def wait_etcd_leader(cluster: Cluster, within_s: float = 20.0) -> Machine:
 
 def switch_over(cluster: Cluster, to: Machine) -> None:
     """Hands the kernel to a machine once it asks for it, unless it leads already."""
-
-    def able() -> bool:
-        with suppress(OSError, http.client.HTTPException, AssertionError):
-            candidates = to.get("/leadership/kernel")["candidates"]
-            return any(each["node"] == to.name and each["eligible"] for each in candidates)
-        return False
-
     if leader(cluster) is not to:
-        until(able, f"{to.name} could lead", 20, 0.1)
+        until(lambda: could_lead(to, to), f"{to.name} could lead", 20, 0.1)
         said(to, "leaders", "switchover", "kernel", "--to", to.name)
         until(lambda: leader(cluster) is to, f"{to.name} leads", 20)
 
 
+def could_lead(machine: Machine, by: Machine) -> bool:
+    """Whether it would take the kernel over, as another one or it itself sees it."""
+    with suppress(OSError, http.client.HTTPException, AssertionError):
+        candidates = by.get("/leadership/kernel")["candidates"]
+        return any(each["node"] == machine.name and each["eligible"] for each in candidates)
+    return False
+
+
 # --- what a machine says while its modules come and go
+
+
+def asking(work: Callable[[], object]) -> threading.Thread:
+    """Somebody asks for it, and may never hear how it ended."""
+
+    def ask() -> None:
+        with suppress(OSError, http.client.HTTPException, subprocess.TimeoutExpired):
+            work()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    return thread
+
+
+def is_alone(machine: Machine) -> bool:
+    """A node alone, and none of its modules takes it for a member any more."""
+    reply = asked(machine, "GET", "/cluster")
+    return bool(reply.status == 200 and reply.json["mode"] == "alone" and machine.all_ready())
 
 
 def asked(machine: Machine, method: str, path: str, body: Any = None) -> Reply:

@@ -55,6 +55,7 @@ class Entered:
 class Machine(Node):
     def __init__(self, name: str, folder: Path, network: Network, extra_config: str = "") -> None:
         """Switched off at first."""
+        Node.known.add(self)
         self.name, self.address = name, network.address(name)
         self.folder, self.network = folder, network
         self._mount = folder / "disk"

@@ -3,8 +3,8 @@
 Usage: cluster_commit.py measure STATE_DIR RUN_DIR | cluster_commit.py fill STATE_DIR RUN_DIR COUNT
 
 A commit is `PUT /settings` on a connection of the API's socket that is kept, to its answer: HTTP, the bus three times (whether
-the socket is an admin's, the write, the append), sealing and the transaction. A bare transaction compares a guard three times and puts what a commit puts, an entry and a head of the same
-sizes, by the product's own client from this process. `read` is a request of the API that commits nothing.
+the socket is an admin's, the write, the append), sealing and the transaction. A bare transaction compares a guard three times and
+puts what a commit puts, an entry and a head of the same sizes, by the product's own client from this process. `read` is a request of the API that commits nothing.
 
 `alone`: one of each in turn, each once all is quiet again, as it is on three machines that share no processor. `in a row`: one
 writer without a pause, which pays for what the commit before still has to do on all three machines.

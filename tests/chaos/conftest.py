@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.bed import faults
 from tests.bed.cluster import Cluster
 from tests.bed.forming import form
 from tests.bed.trial import Trial
@@ -36,6 +37,14 @@ def trial() -> Iterator[Trial]:
         with Trial(cluster) as trial:
             trial.settled()
             yield trial
+
+
+@pytest.fixture(autouse=True)
+def _healed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Also after a test that failed: the next one is about another fault."""
+    yield
+    if "trial" in request.fixturenames:
+        faults.heal(request.getfixturevalue("trial").cluster)
 
 
 @pytest.fixture(params=range(ROUNDS))

@@ -66,7 +66,8 @@ def test_a_module_that_cannot_reload_is_restarted_on_followers_for_what_it_reads
 ) -> None:  # fmt: skip
     """The api is that module, it reads settings, and everybody writes settings all the time."""
     term, leading, follower = trial.term(), trial.leader(), chance.choice(trial.followers())
-    before, stays = follower.instance("api"), leading.instance("api")
+    serving = lambda: (row := follower.modules()["api"])["state"] == "ready" and row["instance"]  # noqa: E731
+    before, stays = until(serving, "the api serves", 20), leading.instance("api")
     refused, rev = trial.storm.told["ConnectionRefusedError"], trial.storm.wait_acknowledged().rev
     until(lambda: follower.modules()["api"]["applied_rev"] >= rev, f"the api of {follower.name} acts on rev {rev}", 20)
     assert follower.instance("api") != before

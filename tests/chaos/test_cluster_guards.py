@@ -100,7 +100,8 @@ def test_who_leads_with_a_frozen_supervisor_is_followed_and_its_app_is_dead_befo
         until(lambda: forming.leader(trial.cluster, home), "another node leads", 30)
         trial.storm.wait_acknowledged()
     dead_at = next(each.last_at for each in intervals(trial.oracle.stamps(RESOURCE)) if each.run == run)
-    taken_at = min(stamp.at for stamp in trial.oracle.stamps("kernel") if stamp.epoch > term[1])
+    acts = until(lambda: [one.at for one in trial.oracle.stamps("kernel") if one.epoch > term[1]], "its gate is open")
+    taken_at = min(acts)
     assert dead_at < taken_at
     trial.settled()
     until(lambda: acting(trial).run != run, "it acts anew", 60)

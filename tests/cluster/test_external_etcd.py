@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 import pytest
 
 from tests.bed import faults
 from tests.bed.cluster import Cluster
 from tests.bed.etcd import OwnersEtcd
-from tests.bed.forming import found, join, leader, members, said, token, unlock, wait_leader
+from tests.bed.forming import could_lead, found, is_alone, join, leader, members, said, token, unlock, wait_leader
 from tests.bed.machine import Machine
 from tests.cluster.test_after_crash import after_crash, kill_tree
 from tests.node import until
@@ -54,17 +52,6 @@ def write(machine: Machine, title: str) -> str:
 
 def title(machine: Machine, rev: str) -> str:
     return str(machine.api("GET", "/settings", headers={"Piccolo-Min-Rev": rev}).json["title"])
-
-
-def able(leading: Machine, other: Machine) -> bool:
-    candidates = leading.get("/leadership/kernel")["candidates"]
-    return any(each["node"] == other.name and each["eligible"] for each in candidates)
-
-
-def is_alone(machine: Machine) -> bool:
-    with suppress(OSError, http.client.HTTPException):  # its api may be restarting
-        return bool(machine.get("/cluster")["mode"] == "alone")
-    return False
 
 
 def test_an_etcd_that_does_not_answer_founds_nothing(bed: Cluster, etcd: OwnersEtcd) -> None:
@@ -143,7 +130,7 @@ def test_a_crash_of_all_on_the_machine_that_leads_is_told_to_the_other_by_the_ho
     """Two that keep etcd themselves would have no quorum left."""
     lost = wait_leader(two)
     other = two["n2"] if lost is two["n1"] else two["n1"]
-    until(lambda: able(lost, other), f"{other.name} could lead", 20)
+    until(lambda: could_lead(other, lost), f"{other.name} could lead", 20)
     kill_tree(lost)
     done = after_crash(lost)
     assert (done.returncode, done.stdout) == (0, "piccolod: released kernel; ended the session\n"), done.stderr

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 
 import pytest
 
 from tests.bed import faults
 from tests.bed.cluster import Cluster
-from tests.bed.forming import members
+from tests.bed.forming import asking, members
 from tests.bed.machine import Machine
 from tests.node import until
 
@@ -42,25 +41,19 @@ def reached(machine: Machine, step: str) -> bool:
 
 
 def init(machine: Machine) -> threading.Thread:
-    def ask() -> None:
-        with suppress(OSError):
-            machine.api("POST", "/cluster/init", {"profile": "fast"}, timeout_s=30)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    return asking
+    return asking(lambda: machine.api("POST", "/cluster/init", {"profile": "fast"}, timeout_s=30))
 
 
 def test_a_disk_that_hesitates_is_not_taken_for_a_consensus_that_hangs(pair: Cluster) -> None:
     n2 = pair["n2"]
-    asking = init(n2)
+    asked = init(n2)
     until(lambda: reached(n2, "node.key"), "init writes its files", 20, 0.001)
     faults.freeze_disk(n2)
     try:
-        asking.join(1.0)  # beats are missed after 0.4 s
+        asked.join(1.0)  # beats are missed after 0.4 s
     finally:
         faults.thaw_disk(n2)
-    asking.join(40)
+    asked.join(40)
     until(lambda: members(n2).get("n2", {}).get("leads_kernel"), "it is a member and leads", 30)
     assert [death["reason"] for death in n2.get("/modules/consensus/deaths") if not death["planned"]] == []
 
@@ -70,10 +63,10 @@ def test_a_crash_of_consensus_leaves_a_node_alone_or_a_member(lone: Machine, ste
     written = lone.api("PUT", "/settings", {"title": f"before {step}"})
     assert written.status == 200, written
     instance, store = lone.instance("consensus"), lone.instance("persistence")
-    asking = init(lone)
+    asked = init(lone)
     until(lambda: reached(lone, step), f"init has come to {step}", 20, 0.001)
     faults.kill(lone, "consensus")
-    asking.join(40)
+    asked.join(40)
     until(lambda: lone.is_replaced("consensus", instance), "consensus is there again", 20)
     if (lone.state / "cluster" / "mode").exists():
         until(lambda: members(lone).get("n1", {}).get("leads_kernel"), "it is a member and leads", 30)

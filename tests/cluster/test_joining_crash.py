@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 
 import pytest
 
 from tests.bed import faults
 from tests.bed.cluster import Cluster
-from tests.bed.forming import found, members, said, token, unlock
+from tests.bed.forming import asking, found, is_alone, members, said, token, unlock
 from tests.bed.machine import Machine
 from tests.node import until
+
+pytestmark = pytest.mark.timeout(240)
 
 # What consensus writes on the way, in order, below the state folder; `etcd`: its member of etcd has joined the others.
 STEPS = ("consensus/join.json", "cluster/node.key", "cluster/etcd.json", "etcd", "cluster/mode")
@@ -38,30 +37,16 @@ def has_joined(machine: Machine, by: Machine) -> bool:
     return members(by).get(machine.name, {}).get("state") == "alive" and machine.all_ready()
 
 
-def is_alone(machine: Machine) -> bool:
-    with suppress(OSError, http.client.HTTPException):  # its api may be restarting
-        return machine.get("/cluster")["mode"] == "alone" and machine.all_ready()
-    return False
-
-
-def join(machine: Machine, by: Machine, text: str) -> threading.Thread:
-    def ask() -> None:
-        with suppress(OSError):
-            machine.api("POST", "/cluster/join", {"address": by.address, "token": text}, timeout_s=60)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    return asking
-
-
 @pytest.mark.parametrize("step", STEPS)
 def test_a_crash_of_consensus_while_it_joins_costs_one_more_command(pair: Cluster, step: str) -> None:
     n1, n2 = pair["n1"], pair["n2"]
     text, instance = token(n1), n2.instance("consensus")
-    asking = join(n2, n1, text)
+    body = {"address": n1.address, "token": text}
+    asked = asking(lambda: n2.api("POST", "/cluster/join", body, timeout_s=60))
     until(lambda: reached(n2, step), f"the join has come to {step}", 30, 0.001)
     faults.kill(n2, "consensus")
-    asking.join(70)
+    asked.join(70)
+    assert not asked.is_alive()
     until(lambda: n2.is_replaced("consensus", instance), "consensus is there again", 20)
     if not (n2.state / "cluster/mode").exists():
         until(lambda: not (n2.state / "cluster").exists(), "what was left is wiped", 15)

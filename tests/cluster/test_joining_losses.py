@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,9 +11,11 @@ import pytest
 from piccolod.pki import token as tokens
 from tests.bed import faults
 from tests.bed.cluster import Cluster
-from tests.bed.forming import found, members, said, token, unlock
+from tests.bed.forming import asking, found, is_alone, members, said, token, unlock
 from tests.bed.machine import Machine
 from tests.node import until
+
+pytestmark = pytest.mark.timeout(240)
 
 ANYWAY = ("--discard-local", "-y")  # what it wrote while it was alone
 
@@ -38,27 +39,8 @@ def _apart(pair: Cluster) -> None:
         said(n1, "nodes", "remove", "n2", "-y")
 
 
-def is_alone(machine: Machine) -> bool:
-    with suppress(OSError):
-        return bool(
-            not (machine.state / "cluster").exists()
-            and "etcd" not in machine.modules()
-            and machine.get("/cluster")["mode"] == "alone"
-            and machine.all_ready()
-        )
-    return False
-
-
 def joining(machine: Machine, by: Machine, text: str) -> threading.Thread:
-    """Somebody asks for it, and may never hear how it ended."""
-
-    def ask() -> None:
-        with suppress(OSError):
-            machine.ctl("cluster", "join", by.address, "--token", text, *ANYWAY, timeout_s=130)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    return asking
+    return asking(lambda: machine.ctl("cluster", "join", by.address, "--token", text, *ANYWAY, timeout_s=130))
 
 
 def becomes_member(machine: Machine, by: Machine, alone: str = "") -> None:
@@ -83,16 +65,17 @@ def term(machine: Machine) -> dict[str, Any]:
 def test_a_joiner_that_loses_power_in_the_middle_is_alone_or_a_member(pair: Cluster) -> None:
     n1, n2 = pair.machines
     before = term(n1)
-    asking = joining(n2, n1, token(n1))
+    asked = joining(n2, n1, token(n1))
     until((n2.state / "cluster" / "etcd.json").exists, "the join has come half way", 30, 0.001)
     faults.power_off(n2)
-    asking.join(40)
+    asked.join(40)
+    assert not asked.is_alive()
     faults.power_on(n2, within_s=0)
     n2.wait_up(60)
     if (n2.state / "cluster" / "mode").exists():
         becomes_member(n2, n1)
     else:
-        until(lambda: is_alone(n2), "nothing is left of it", 20)
+        until(lambda: not (n2.state / "cluster").exists() and is_alone(n2), "nothing is left of it", 20)
     assert term(n1) == before
 
 
@@ -105,10 +88,11 @@ def test_the_one_that_lets_it_in_dies_and_the_joiner_becomes_a_member_all_the_sa
     def spent() -> bool:
         return {each["id"]: each["state"] for each in n1.get("/cluster/tokens")}[tokens.parse(text).id] != "open"
 
-    asking = joining(n2, n1, text)
+    asked = joining(n2, n1, text)
     until(spent, "n1 has begun to let it in", 30, 0.001)
     faults.kill(n1, "consensus")
-    asking.join(130)
+    asked.join(130)
+    assert not asked.is_alive()
     until(lambda: n1.is_replaced("consensus", instance), "consensus is there again", 20)
     until(lambda: (n2.state / "cluster" / "mode").exists(), "n2 is a member", 30)
     becomes_member(n2, n1, store)

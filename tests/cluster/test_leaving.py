@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Callable
-from contextlib import suppress
 
 import pytest
 
 from tests.bed.cluster import Cluster
-from tests.bed.forming import join, leader, members, wait_leader
-from tests.bed.machine import Machine
+from tests.bed.forming import could_lead, is_alone, join, leader, members, wait_leader
 from tests.node import until
 
 
@@ -19,12 +16,6 @@ def three(formed: Callable[[int], Cluster]) -> Cluster:
     made = formed(3)
     until(lambda: all(each["voter"] for each in members(made["n1"]).values()), "three votes", 30)
     return made
-
-
-def is_alone(machine: Machine) -> bool:
-    with suppress(OSError, http.client.HTTPException):  # its api restarts
-        return bool(machine.get("/cluster")["mode"] == "alone")
-    return False
 
 
 def leaves(cluster: Cluster, left: int) -> None:
@@ -58,13 +49,6 @@ def test_the_first_of_two_leaves_though_it_alone_has_a_vote(three: Cluster) -> N
     second = next(each for each in three.machines if each is not last)
     join(second, last)
     until(lambda: [each["voter"] for each in members(last).values()].count(True) == 1, "the second is a learner", 20)
-    until(lambda: can_lead(last, second) == "could take over", "it could take over", 30)
+    until(lambda: could_lead(second, last), "it could take over", 30)
     leaves(three, 1)
     assert members(second)[second.name]["voter"]
-
-
-def can_lead(machine: Machine, other: Machine) -> str:
-    """Or why not."""
-    return {str(each["node"]): str(each["reason"]) for each in machine.get("/leadership/kernel")["candidates"]}.get(
-        other.name, ""
-    )

@@ -32,7 +32,7 @@ def three(cluster: Callable[[int], Cluster]) -> Cluster:
 
 def restart(machine: Machine) -> str:
     """What `systemctl restart` does with deploy/systemd; what the hook said."""
-    assert machine.stop(signal.SIGTERM) < 10
+    machine.stop(signal.SIGTERM)
     hook = machine.inside(str(PICCOLOD), "--config", str(machine.config_file), "--after-crash")
     done = subprocess.run(hook, env={**os.environ, **_IN_ORDER}, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr

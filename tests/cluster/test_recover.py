@@ -9,9 +9,24 @@ import pytest
 
 from tests.bed import faults
 from tests.bed.cluster import Cluster
-from tests.bed.forming import acknowledged, asked, digest, join, leader, leads_etcd, members, opened, said, trouble, wait_leader
+from tests.bed.forming import (
+    acknowledged,
+    asked,
+    digest,
+    is_alone,
+    join,
+    leader,
+    leads_etcd,
+    members,
+    opened,
+    said,
+    trouble,
+    wait_leader,
+)
 from tests.bed.machine import Machine
 from tests.node import until
+
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +44,6 @@ def title(machine: Machine) -> str:
 
 def gen(machine: Machine) -> int:
     return int(json.loads((machine.state / "cluster" / "seen.json").read_bytes())["gen"])
-
-
-def is_alone(machine: Machine) -> bool:
-    reply = asked(machine, "GET", "/cluster")
-    return bool(reply.status == 200 and reply.json["mode"] == "alone")
 
 
 def test_while_etcd_has_its_quorum_nothing_is_recovered(three: Cluster) -> None:
@@ -97,7 +107,7 @@ def test_each_of_them_leaves_and_joins_again(three: Cluster) -> None:
     n1, n2, n3 = three.machines
     for machine in (n1, n2):
         said(machine, "cluster", "leave", "--force", "-y", timeout_s=100)
-        until(lambda machine=machine: machine.all_ready() and is_alone(machine), f"{machine.name} is alone", 40)
+        until(lambda machine=machine: is_alone(machine), f"{machine.name} is alone", 40)
         assert list(machine.state.glob("store.before-*")), "what it had is kept aside"
         join(machine, n3)
     until(lambda: all(each["voter"] for each in members(n3).values()), "three votes", 30)

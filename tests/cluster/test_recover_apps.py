@@ -6,11 +6,15 @@ import http.client
 from collections.abc import Callable
 from contextlib import suppress
 
+import pytest
+
 from tests.bed import faults
 from tests.bed.cluster import Cluster
 from tests.bed.forming import said, switch_over
 from tests.bed.machine import Machine
 from tests.node import until
+
+pytestmark = pytest.mark.timeout(240)
 
 
 def test_an_app_at_home_on_the_member_that_is_left_serves_again(formed: Callable[[int], Cluster]) -> None:
@@ -27,7 +31,7 @@ def test_an_app_at_home_on_the_member_that_is_left_serves_again(formed: Callable
     before = n2.get("/leadership/app:hello")
     assert before["epoch"] >= 3
     faults.power_off(n1)
-    until(lambda: not n2.podman("ps", "--quiet").split(), "without a quorum it stops", 30)
+    until(lambda: not n2.named("conmon"), "without a quorum it stops", 30)
 
     said(n2, "cluster", "recover", "--force", timeout_s=160)
     until(lambda: answers(n2, port), "it serves again, at the same place", 60, 0.2)

@@ -5,7 +5,6 @@ It is the second of two that is left, which never had a vote in etcd: it recover
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import time
@@ -16,9 +15,11 @@ import pytest
 
 from tests.bed import faults
 from tests.bed.cluster import Cluster
-from tests.bed.forming import asked, digest, members, opened, said, trouble, wait_leader
+from tests.bed.forming import asking, digest, members, opened, said, trouble, wait_leader
 from tests.bed.machine import Machine
 from tests.node import until
+
+pytestmark = pytest.mark.timeout(240)
 
 # What consensus leaves on the way, in order; each is there before the next step begins.
 STEPS = ("journal", "aside", "settings", "etcd")
@@ -61,13 +62,10 @@ def recover(machine: Machine) -> threading.Thread:
     """Again while its consensus has just started, and does not know yet that etcd is silent."""
 
     def ask() -> None:
-        with suppress(OSError, http.client.HTTPException):
-            while b'"busy"' in machine.api("POST", "/cluster/recover", {"force": True}, timeout_s=90).body:
-                time.sleep(0.2)
+        while b'"busy"' in machine.api("POST", "/cluster/recover", {"force": True}, timeout_s=90).body:
+            time.sleep(0.2)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
-    return asking
+    return asking(ask)
 
 
 def is_as_it_was(machine: Machine, former: str, before: int) -> None:
@@ -81,11 +79,12 @@ def is_as_it_was(machine: Machine, former: str, before: int) -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_a_crash_of_consensus_before_the_commit_leaves_everything_as_it_was(left: Machine, step: str) -> None:
     former, before, instance, end = token(left), gen(left), left.instance("consensus"), digest(left)
-    asking = recover(left)
+    asked = recover(left)
     until(lambda: reached(left, step, former), f"it has come to {step}", 40, 0.001)
     faults.kill(left, "consensus")
     until(lambda: left.is_replaced("consensus", instance), "consensus is there again", 20)
-    asking.join(90)
+    asked.join(90)
+    assert not asked.is_alive()
     is_as_it_was(left, former, before)
     assert digest(left) == end
     assert asked(left, "PUT", "/settings", {"title": "nobody leads"}).status == 503
@@ -93,10 +92,11 @@ def test_a_crash_of_consensus_before_the_commit_leaves_everything_as_it_was(left
 
 def test_a_loss_of_power_on_the_way_leaves_everything_as_it_was(left: Machine) -> None:
     former, before = token(left), gen(left)
-    asking = recover(left)
+    asked = recover(left)
     until(lambda: reached(left, "settings", former), "it has come to the settings", 40, 0.001)
     faults.power_off(left)
-    asking.join(90)
+    asked.join(90)
+    assert not asked.is_alive()
     faults.power_on(left, within_s=60)
     is_as_it_was(left, former, before)
     until(lambda: "just started" not in left.ctl("cluster", "recover").stderr, "it knows that etcd is silent", 20)
@@ -108,7 +108,7 @@ def test_a_loss_of_power_on_the_way_leaves_everything_as_it_was(left: Machine) -
 
 def test_a_crash_right_after_the_commit_is_followed_by_the_rest(left: Machine) -> None:
     former, before, instance, store = gen(left), token(left), left.instance("consensus"), left.instance("persistence")
-    asking = recover(left)
+    asked = recover(left)
 
     def is_begun() -> bool:
         with suppress(OSError, ValueError):
@@ -118,7 +118,8 @@ def test_a_crash_right_after_the_commit_is_followed_by_the_rest(left: Machine) -
     until(is_begun, "it counts", 60, 0.001)
     faults.kill(left, "consensus")
     until(lambda: left.is_replaced("consensus", instance), "consensus is there again", 20)
-    asking.join(90)
+    asked.join(90)
+    assert not asked.is_alive()
     until(lambda: left.is_replaced("persistence", store), "no process is left that knew the former tokens", 20)
     until(lambda: members(left).get("n2", {}).get("leads_kernel"), "it leads", 30)
     assert gen(left) > former and token(left) != before and sorted(members(left)) == ["n2"]

@@ -20,16 +20,19 @@ from .conftest import OPEN, Containers, Leashes, a_page, ask, gone, wait_for
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="leashes serve root alone")
 
 
+@pytest.fixture
+def init(page_writer: PageWriter, leashes: Leashes, containers: Containers) -> int:
+    """The first process of a container; its term is open, and both leashes guard."""
+    page_writer.write(a_page(OPEN))
+    leashes.start_all()
+    return containers.in_pid_namespace()[0]
+
+
 def an_entry(pid: int) -> Entry:
     return leash_table.entry_of("c1", "app:notes", 7, 1, pid=pid)
 
 
-def test_armed_means_synced_and_acknowledged_by_both(
-    paths: Paths, page_writer: PageWriter, leashes: Leashes, containers: Containers
-) -> None:
-    page_writer.write(a_page(OPEN))
-    leashes.start_all()
-    init, _ = containers.in_pid_namespace()
+def test_armed_means_synced_and_acknowledged_by_both(paths: Paths, init: int) -> None:
     entry = an_entry(init)
     asyncio.run(LeashClient(paths).arm(entry))
     assert leash_table.read(paths.leash) == {entry.file: entry}
@@ -39,11 +42,8 @@ def test_armed_means_synced_and_acknowledged_by_both(
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_with_one_leash_dead_or_frozen_nothing_is_started_and_the_other_guards(
-    paths: Paths, page_writer: PageWriter, leashes: Leashes, containers: Containers, how: signal.Signals
+    paths: Paths, page_writer: PageWriter, leashes: Leashes, init: int, how: signal.Signals
 ) -> None:
-    page_writer.write(a_page(OPEN))
-    leashes.start_all()
-    init, _ = containers.in_pid_namespace()
     leashes.processes[1].send_signal(how)
     entry = an_entry(init)
     with pytest.raises(Unavailable, match="1 of 2"):
@@ -60,11 +60,8 @@ def test_without_any_leash_nothing_is_started(paths: Paths, containers: Containe
 
 
 def test_disarming_what_lives_is_refused_and_changes_nothing(
-    paths: Paths, page_writer: PageWriter, leashes: Leashes, containers: Containers
+    paths: Paths, leashes: Leashes, containers: Containers, init: int
 ) -> None:
-    page_writer.write(a_page(OPEN))
-    leashes.start_all()
-    init, _ = containers.in_pid_namespace()
     entry = an_entry(init)
     client = LeashClient(paths)
     asyncio.run(client.arm(entry))

@@ -15,7 +15,7 @@ from services.persistence.secret import SecretKey
 from services.persistence.state import put
 from services.persistence.store import Store
 
-from .house import House, begun
+from .house import PERSISTENCE, House, begun
 
 CLUSTER = "cluster-under-test"
 HOUR_MS = 3_600_000
@@ -103,13 +103,13 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    with begun() as house:
+    with begun(lambda folder: House(folder, PERSISTENCE)) as house:
         yield house
 
 
 @pytest.fixture
 def hasty() -> Iterator[House]:
-    with begun("tests.unit.persistence.hasty:main") as house:
+    with begun(lambda folder: House(folder, "tests.unit.persistence.hasty:main")) as house:
         yield house
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from piccolod.leadership import page
 from piccolod.link import Link, LinkClosed, Message
@@ -143,10 +143,13 @@ async def until(condition: Callable[[], Any], what: str, within_s: float = 10.0)
         await asyncio.sleep(0.005)
 
 
+H = TypeVar("H", bound=House)
+
+
 @contextmanager
-def begun(entry: str = PERSISTENCE) -> Iterator[House]:
+def begun(make: Callable[[Path], H]) -> Iterator[H]:
     with tempfile.TemporaryDirectory(prefix="pers") as folder:
-        house = House(Path(folder), entry)
+        house = make(Path(folder))
         try:
             house.begin()
             yield house

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from tests.unit.consensus.etcd.conftest import etcd as etcd
 from tests.unit.consensus.etcd.conftest import opened, put_keyset
 from tests.unit.consensus.etcd.conftest import three_members as three_members
 
-from .house import House, commit, member, set_up, unlock, until, write
+from .house import House, begun, commit, member, set_up, unlock, until, write
 
 pytestmark = pytest.mark.skipif(not shutil.which("etcd"), reason="needs etcd")
 
@@ -76,13 +75,8 @@ class MemberHouse(House):
 
 @pytest.fixture
 def house(etcd: Cluster) -> Iterator[MemberHouse]:
-    with tempfile.TemporaryDirectory(prefix="memb") as folder:
-        made = MemberHouse(Path(folder), etcd)
-        try:
-            made.begin()
-            yield made
-        finally:
-            made.close()
+    with begun(lambda folder: MemberHouse(folder, etcd)) as made:
+        yield made
 
 
 @asynccontextmanager

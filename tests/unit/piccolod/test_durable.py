@@ -49,9 +49,7 @@ def test_a_disk_that_takes_a_part_leaves_the_old_file_and_no_draft(file: Path) -
 
 
 @pytest.mark.parametrize("step", ["open", "fchmod", "write", "fsync", "replace"])
-def test_a_death_before_a_step_leaves_the_old_file_or_the_new_one(
-    file: Path, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_death_before_a_step_leaves_the_old_file(file: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def die_there() -> None:
         monkeypatch.setattr(os, step, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
         durable.replace(file, NEW)

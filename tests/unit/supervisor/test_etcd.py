@@ -25,6 +25,7 @@ from piccolod.supervisor.loop import Loop
 from piccolod.supervisor.reaper import Reaper
 from services.consensus.etcd import lease, status
 from services.consensus.etcd.client import Client
+from services.consensus.etcd.failures import TransactionUnknown
 from services.consensus.etcd.transaction import Put, Range, Transaction, created
 from tests.etcd import Member
 from tests.node import free_port
@@ -315,7 +316,7 @@ def test_a_lease_lives_though_the_disk_of_the_leader_was_frozen_and_thaws(disk, 
         await asyncio.to_thread(subprocess.run, ["fsfreeze", "-f", disk], check=True)
         frozen_at, thawed = time.monotonic(), False
         while time.monotonic() - frozen_at < 6:
-            with contextlib.suppress(StoreUnavailable):
+            with contextlib.suppress(StoreUnavailable, TransactionUnknown):
                 await kept.renew(1)
                 await client.transact(Transaction((created("/mine", made.revision),), (Put("/busy", b"1"),)))
             if time.monotonic() - frozen_at > 4 and not thawed:

@@ -94,7 +94,7 @@ def test_a_node_alone_asks_nobody() -> None:
         assert node.modules.asked(Recover) == [Recover(heard=())]
 
 
-def test_no_witness_and_nobody_without_a_certificate_is_told(pair: Cluster, tmp_path: Path) -> None:
+def test_a_member_is_told_and_a_witness_is_not(pair: Cluster, tmp_path: Path) -> None:
     for role, status in ((Role.WITNESS, 403), (Role.MEMBER, 200)):
         (tmp_path / role).mkdir()
         found, content = Caller(pair, tmp_path / role, role=role).post(b"", path="/standing")

@@ -119,7 +119,7 @@ def test_another_machine_that_has_its_name_is_not_taken_for_itself(owned: House)
     asyncio.run(main())
 
 
-def test_two_at_one_address_are_told_apart_without_an_etcd_of_theirs(owned: House) -> None:
+def test_two_without_an_etcd_of_theirs_are_told_apart(owned: House) -> None:
     async def main() -> None:
         (first,) = await owned.begin(1)
         async with living(first) as one:
