@@ -111,7 +111,8 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         writes=("apps", "ports"),
         publishes=("AppStateChanged", "HealthChanged", "Audit"),
         may_call=(
-            "consensus.campaign", "consensus.closing", "consensus.withdraw", "consensus.leadership",
+            "consensus.campaign", "consensus.stand", "consensus.closing", "consensus.withdraw", "consensus.leadership",
+            "consensus.standings",
             "persistence.read", "persistence.list", "persistence.commit", "persistence.revision", "persistence.crypto_status",
             "router.*", "volumes.*",
         ),
@@ -159,6 +160,7 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "apps.measure_hard_stop": frozenset({"consensus"}),
     "consensus.campaign": frozenset({"persistence", "apps"}),
     "consensus.closing": frozenset({"persistence", "apps"}),
+    "consensus.stand": frozenset({"apps"}),
     "consensus.withdraw": frozenset({"persistence", "apps"}),
     "persistence.drain": frozenset({"consensus"}),
     "persistence.export_log": frozenset({"consensus"}),

@@ -31,7 +31,7 @@ class ListenerDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """An app as `apps list` and `GET /apps` show it."""
+    """An app as `apps list` and `GET /apps` show it. `state` is that on the node that leads it, `nodes` has it of each node."""
 
     name: str
     title: str

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
+from piccolod.leadership.placement import Standing
 from piccolod.protocol.base import Nothing, Request
 
 
@@ -16,6 +17,12 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
     gen: int
     epoch: int
     token: int
+
+
+class Standings(msgspec.Struct, frozen=True, kw_only=True):
+    """By node and app. Empty on a node alone."""
+
+    nodes: dict[str, dict[str, Standing]]
 
 
 class Campaign(Request[Term], frozen=True, kw_only=True):
@@ -31,6 +38,25 @@ class Campaign(Request[Term], frozen=True, kw_only=True):
     resource: str
     reason: str = "bootstrap"
     cluster: str = ""
+
+
+class Stand(Request[Nothing], frozen=True, kw_only=True):
+    """How this node stands to every app that is wanted. Sent each second, and at once when it changes.
+
+    Where it may lead an app, it does so whenever nobody else does and the assignment names it. What is not named any more, and
+    all of it 3 s after the last word, is not claimed. On a node alone it changes nothing: there a campaign is always granted.
+    """
+
+    command: ClassVar[str] = "consensus.stand"
+    reply: ClassVar[type] = Nothing
+    apps: dict[str, Standing]
+
+
+class GetStandings(Request[Standings], frozen=True, kw_only=True):
+    """How every node in session stands to each app: as of its last word, which is a second old or two."""
+
+    command: ClassVar[str] = "consensus.standings"
+    reply: ClassVar[type] = Standings
 
 
 class Closing(Request[Nothing], frozen=True, kw_only=True):

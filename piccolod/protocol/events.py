@@ -20,7 +20,8 @@ class LockStateChanged(Event, frozen=True, kw_only=True):
 
 
 class LeadershipRoleChanged(Event, frozen=True, kw_only=True):
-    """This node's role for a resource changed. Emitted by consensus. `url`: the API of the node that leads it."""
+    """This node's role for a resource changed. Emitted by consensus. `url`: the API of the node that leads it, `peer`: the
+    `HOST:PORT` of its tunnel; empty on a node alone, and where it is not known."""
 
     type: ClassVar[str] = "LeadershipRoleChanged"
     resource: str
@@ -31,6 +32,7 @@ class LeadershipRoleChanged(Event, frozen=True, kw_only=True):
     token: int
     reason: str
     url: str = ""
+    peer: str = ""
 
     def key(self) -> str:
         return self.resource

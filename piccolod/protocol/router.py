@@ -62,6 +62,7 @@ class RegisterAppRoute(Request[RouteStates], frozen=True, kw_only=True):
     resource: str
     token: int
     leader_addr: str = ""
+    leader: str = ""
     listeners: tuple[RouteListener, ...]
     endpoints: tuple[Endpoint, ...] = ()
 

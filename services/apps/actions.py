@@ -24,8 +24,8 @@ from services.apps.discreet import discreet, without
 from services.apps.documents import Stored
 from services.apps.manifest import Manifest
 from services.apps.node import Node
-from services.apps.plan import Do, Plan, Situation
 from services.apps.podman_status import Status
+from services.apps.situation import Do, Plan, Situation
 
 _VOLUME_S: Final = 30.0
 _PROOF_S: Final = 5.0

@@ -11,7 +11,8 @@ from typing import Final
 import msgspec
 
 from piccolod import clock
-from piccolod.errors import Conflict, Locked, PiccoloError, TermOver, Unavailable
+from piccolod.errors import Busy, Conflict, Locked, NoLeader, NotLeader, PiccoloError, TermOver, Unavailable
+from piccolod.leadership.placement import Standing
 from piccolod.leadership.resources import resource_for_app
 from piccolod.protocol.events import AppStateChanged
 from piccolod.protocol.router import Endpoint, RegisterAppRoute, RouteListener
@@ -24,11 +25,13 @@ from services.apps.documents import Stored
 from services.apps.health import Phase
 from services.apps.node import Node
 from services.apps.observe import Look
-from services.apps.plan import Container, Do, Plan, Route, Situation, State, plan
+from services.apps.plan import plan
 from services.apps.podman import PodmanError
 from services.apps.podman_status import Status
 from services.apps.prober import Prober
 from services.apps.routes import ANSWER_S
+from services.apps.situation import Container, Do, Plan, Route, Situation, State
+from services.apps.standby import standing
 
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.25
@@ -72,6 +75,7 @@ class App:
         self._polls = 0  # looks in a row that found nothing to do
         self._last_steps: tuple[Do, ...] = ()
         self.shown = Shown()
+        self.standing: Standing | None = None  # None: it needs no leader, or was not looked at yet
         self.gone = asyncio.Event()  # it is uninstalled
         self.settled = asyncio.Event()  # the last look found nothing to do
         self.at_rest = asyncio.Event()  # the silence around a lock holds it, and nothing of it is left to stop
@@ -145,8 +149,10 @@ class App:
             return await self._look_and_act()
         except TermOver as error:
             self._say(State.STOPPING, f"its term ended: {error.reason}")
-        except (Conflict, Locked) as error:
+        except (Busy, Conflict, Locked) as error:
             self._say(self.shown.state, error.detail)
+        except (NotLeader, NoLeader) as error:  # who leads it, or the documents, is announced
+            self._say(State.PENDING if self.shown.state is State.STARTING else self.shown.state, error.detail)
         except PiccoloError as error:
             self._refusals += isinstance(error, PodmanError)
             reason = self._discreet(error.detail)
@@ -174,6 +180,7 @@ class App:
             return 0.0  # what was seen was compared with another document
         held = self.held
         made = plan(self._wanted(), seen)
+        self._stand(seen, made)
         if made.steps or not held:
             self.at_rest.clear()
         if made.steps:
@@ -205,6 +212,12 @@ class App:
             self.at_rest.set()
         wait_s = _TIMER_S if not made.wake_at else max(0.02, min(_TIMER_S, made.wake_at - clock.now()))
         return max(min(wait_s, self._image_wait_s(made)), min(_POLL_S * 1.2**self._polls, _POLL_MOST_S))
+
+    def _stand(self, seen: Situation, made: Plan) -> None:
+        led = self._version_of(seen).manifest.is_led
+        before, self.standing = self.standing, standing(self._wanted(), seen, made) if led else None
+        if before != self.standing:
+            self._changed.set()
 
     def _repeated(self, made: Plan) -> float:
         """Steps that change nothing must not become a busy loop."""
@@ -375,6 +388,7 @@ class App:
         desired = self.stored.desired
         version = self._version_of(seen)
         term, container = seen.term, seen.container
+        leader = seen.leader if made.route is Route.TUNNEL else None
         led = version.manifest.is_led
         listeners = tuple(
             RouteListener(
@@ -397,14 +411,20 @@ class App:
         request = RegisterAppRoute(
             app=desired.name,
             mode=made.route,
-            epoch=term.epoch if led and term is not None else self.shown.epoch,
+            epoch=self._route_epoch(seen, led),
             resource=resource_for_app(desired.name) if led else "",
             token=term.token if led and term is not None else 0,
-            leader_addr=self._node.module.config.node.address,
+            leader_addr=leader.peer if leader is not None else self._node.module.config.node.address,
+            leader=leader.node if leader is not None else "",
             listeners=listeners,
             endpoints=endpoints,
         )
         await self._node.routes.set(request, ANSWER_S if made.steps else _ROUTED_S)
+
+    def _route_epoch(self, seen: Situation, led: bool) -> int:
+        if led and seen.term is not None:
+            return seen.term.epoch
+        return max(self.shown.epoch, seen.leader.epoch if seen.leader is not None else 0)
 
 
 def _run(container: Container) -> str:

@@ -16,8 +16,8 @@ from piccolod.errors import Invalid, NotFound, PiccoloError
 from services.apps.desired import Version
 from services.apps.discreet import discreet
 from services.apps.manifest import Manifest, Pull
-from services.apps.plan import Image, ImageIs
 from services.apps.podman import Podman, PodmanError
+from services.apps.situation import Image, ImageIs
 
 # A registry that is down is asked again after these, in turn.
 _AGAIN_S: Final = (5.0, 15.0, 60.0, 300.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from piccolod import clock
@@ -11,18 +12,20 @@ from piccolod.leadership.gate import Gate
 from piccolod.leadership.leash_client import LeashClient
 from piccolod.leadership.leash_table import Entry
 from piccolod.leadership.page import PageReader
-from piccolod.leadership.resources import resource_for_app
+from piccolod.leadership.placement import Standing
+from piccolod.leadership.resources import RESOURCE_KERNEL, resource_for_app
 from piccolod.module import Module
+from piccolod.protocol.events import LeadershipRoleChanged
 from services.apps import host as host_probe
 from services.apps import spec
 from services.apps.documents import Documents
 from services.apps.files import AppFiles
 from services.apps.host import Host
 from services.apps.images import Images
-from services.apps.plan import TermIs
 from services.apps.podman import Podman
 from services.apps.routes import Routes
 from services.apps.silence import Silence
+from services.apps.situation import Leader, TermIs
 
 
 @dataclass(slots=True)
@@ -43,6 +46,9 @@ class Node:
     locked: bool = True  # until persistence says otherwise
     known: asyncio.Event = field(default_factory=asyncio.Event)  # persistence has said so, and the documents were read
     ends: bool = False  # piccolod stops, and the apps with it
+    clustered: bool = False  # a member of a cluster
+    told: Mapping[str, Mapping[str, Standing]] = field(default_factory=dict)  # how every node stands to each app, by node
+    leaders: dict[str, Leader] = field(default_factory=dict)  # of apps that another node leads, as it was announced
 
     def look_at_host(self) -> None:
         self.host = host_probe.probe(self.module.paths.podman_socket)
@@ -54,6 +60,18 @@ class Node:
     @property
     def name(self) -> str:
         return self.module.config.node.name
+
+    @property
+    def writes(self) -> bool:
+        """Whether documents can be changed here."""
+        return not self.clustered or self.gate.holds(RESOURCE_KERNEL)
+
+    def hear(self, app: str, event: LeadershipRoleChanged) -> None:
+        """Who leads an app now."""
+        if event.node and event.node != self.name:
+            self.leaders[app] = Leader(event.node, event.peer, event.epoch)
+        else:
+            self.leaders.pop(app, None)
 
     def term(self, app: str) -> TermIs | None:
         """The app's term on this node's page; `None` when it has none or it has run out."""

@@ -20,8 +20,8 @@ from services.apps.bridge import severed
 from services.apps.desired import Desired, Version
 from services.apps.health import Health
 from services.apps.node import Node
-from services.apps.plan import Container, Image, ImageIs, Situation
 from services.apps.podman_status import Status, status_of
+from services.apps.situation import Container, Image, ImageIs, Situation
 
 _MOUNT_S: Final = 1.0
 _NOBODY: Final = Badge(cluster="", node="", app="", epoch=0, generation=0, token=-1, spec="")
@@ -68,6 +68,9 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
         waits_for=memory.waits_for,
         severed=await _severed(node, desired, container),
         refusals=memory.refusals,
+        clustered=node.clustered,
+        leader=node.leaders.get(desired.name),
+        writes=node.writes,
     )
 
 

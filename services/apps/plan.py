@@ -4,6 +4,7 @@ Invariant: nothing of a led app starts but under an open term whose token is the
 before its effects are proven stopped. `plan` looks at one situation and forgets: whoever dies between two steps is
 followed by somebody who looks again.
 
+    aside   another node leads it: whatever of it is here ends, route tunnel
     up      fetch -> campaign -> attach -> create -> init, arm -> start -> (ready) -> route local
     down    route closed -> closing -> stop, proven -> disarm -> detach -> withdraw
     trial   the candidate's container replaces the current one; ready in time: promote, otherwise give up, and back
@@ -11,16 +12,15 @@ followed by somebody who looks again.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Final
 
 import msgspec
 
-from services.apps.backoff import Failures
-from services.apps.badge import Badge
 from services.apps.desired import Desired, Version
-from services.apps.health import Health, Phase
+from services.apps.health import Phase
 from services.apps.podman_status import Status
+from services.apps.situation import Container, Do, Image, ImageIs, Plan, Route, Situation, State
+from services.apps.standby import aside, replace
 
 # What is lost for a moment while podman works on it comes back within this; clients are held meanwhile.
 SEVERED_S: Final = 1.0
@@ -29,125 +29,11 @@ LIMBO_S: Final = 10.0
 REFUSALS: Final = 3
 
 
-class State(StrEnum):
-    """apps.md, life cycle: what people see."""
-
-    PENDING = "pending"
-    PULLING = "pulling"
-    STARTING = "starting"
-    RUNNING = "running"
-    DEGRADED = "degraded"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-    STANDBY = "standby"
-    FAILED = "failed"
-
-
-class Route(StrEnum):
-    LOCAL = "local"
-    HOLD = "hold"
-    CLOSED = "closed"
-
-
-class Do(StrEnum):
-    """What the shell can do. Each is idempotent."""
-
-    FETCH = "fetch"  # in the background: pull or build
-    PIN = "pin"  # write the image's id into the document
-    CAMPAIGN = "campaign"
-    ATTACH = "attach"
-    CREATE = "create"
-    INIT = "init"
-    ARM = "arm"
-    START = "start"
-    CLOSING = "closing"
-    STOP = "stop"
-    DISARM = "disarm"
-    REMOVE = "remove"
-    DETACH = "detach"
-    WITHDRAW = "withdraw"
-    PROMOTE = "promote"
-    GIVE_UP = "give_up"
-    PURGE = "purge"
-    FORGET = "forget"  # the app is gone: delete its documents
-
-
-class ImageIs(StrEnum):
-    PRESENT = "present"
-    ABSENT = "absent"
-    FETCHING = "fetching"
-    REFUSED = "refused"  # a fetch failed; `image_reason` says why, and it is tried again later
-
-
-class Image(msgspec.Struct, frozen=True):
-    """What is known here of the image of one version. `id` is what its name means when it is present."""
-
-    status: ImageIs
-    id: str = ""
-    reason: str = ""
-
-
-class Container(msgspec.Struct, frozen=True, kw_only=True):
-    id: str
-    status: Status
-    pid: int = 0
-    badge: Badge
-    armed: bool = False
-    exit_code: int = 0
-    address: str = ""
-
-
-class TermIs(msgspec.Struct, frozen=True):
-    """The term of the app on this node's page."""
-
-    token: int
-    epoch: int
-    closing: bool = False
-
-
-class Situation(msgspec.Struct, frozen=True, kw_only=True):
-    now: float
-    boot_id: str
-    locked: bool = False
-    term: TermIs | None = None
-    container: Container | None = None
-    guarded: bool = False  # the leash table names a container of this app, dead or alive
-    digest: str = ""  # of the current version's container
-    trial_digest: str = ""
-    image: Image = Image(ImageIs.PRESENT)
-    trial_image: Image = Image(ImageIs.PRESENT)
-    attached: frozenset[str] = frozenset()
-    health: Health | None = None
-    failures: Failures = Failures()
-    trial_since_at: float = 0.0  # when the candidate's container was first seen; 0 = not yet
-    spoiled: str = ""  # why the container must be made anew though it runs
-    waits_for: tuple[str, ...] = ()  # apps that it depends on and that do not run
-    severed: str = ""  # why the router cannot reach the container though it runs
-    limbo_since_at: float = 0.0  # since when it has been severed, or on its way to an end; 0 = it is not
-    refusals: int = 0  # steps in a row that podman understood and could not do
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do now, what to show, and why. `wake_at`: when to look again even if nothing happens (0 = no need)."""
-
-    state: State
-    reason: str
-    route: Route
-    steps: tuple[Do, ...] = ()
-    wake_at: float = 0.0
-    note: str = ""  # for PROMOTE and GIVE_UP
-    trial: bool = False  # the steps are about the candidate
-    failed: str = ""  # the container is given up for this, which counts as a failure of the app
-
-    @property
-    def sentence(self) -> str:
-        doing = f"{', '.join(self.steps)}" if self.steps else "nothing to do"
-        return f"{self.state}{': ' + self.reason if self.reason else ''} ({doing})"
-
-
 def plan(desired: Desired, now: Situation) -> Plan:
     if not desired.wanted(now.boot_id) or _term_ends(desired, now):
         return _down(desired, now)
+    if now.leader is not None and now.term is None and desired.current.manifest.is_led:
+        return aside(desired, now)
     if desired.candidate is not None:
         return _trial(desired, now)
     return _up(desired, desired.current, now, now.digest, now.image, trial=False)
@@ -178,17 +64,22 @@ def _down(desired: Desired, now: Situation) -> Plan:
         steps.append(Do.REMOVE)
     if now.attached:
         steps.append(Do.DETACH)
+    if desired.removing and desired.purge and not now.locked:
+        steps.append(Do.PURGE)  # within the term: once that is over, the app is forgotten elsewhere
     if now.term is not None:
         steps.append(Do.WITHDRAW)
     if desired.removing:
         if now.locked:
             reason = "to be uninstalled when the store is unlocked"
             return Plan(state=State.STOPPED, reason=reason, route=route, steps=tuple(steps))
+        if now.leader is not None or not now.writes:
+            who = now.leader.node if now.leader is not None else "the kernel's leader"
+            return Plan(state=State.STOPPING, reason=f"is being uninstalled: {who} goes on", route=route, steps=tuple(steps))
         return Plan(
             state=State.STOPPING,
             reason="is being uninstalled",
             route=route,
-            steps=(*steps, *((Do.PURGE,) if desired.purge else ()), Do.FORGET),
+            steps=(*steps, Do.FORGET),
         )
     if steps:
         return Plan(state=State.STOPPING, reason=_why_down(desired, again), route=route, steps=tuple(steps))
@@ -216,10 +107,10 @@ def _up(desired: Desired, version: Version, now: Situation, digest: str, image: 
             state=State.STARTING,
             reason="a container of another term is in the way",
             route=Route.HOLD,
-            steps=_replace(container, now),
+            steps=replace(container, now),
         )
     if container is not None and now.spoiled:
-        return Plan(state=State.STARTING, reason=now.spoiled, route=Route.HOLD, steps=_replace(container, now))
+        return Plan(state=State.STARTING, reason=now.spoiled, route=Route.HOLD, steps=replace(container, now))
     if container is None or container.badge.spec != digest:
         return _begin(version, now, image, trial=trial)
     status = container.status
@@ -252,7 +143,7 @@ def _hopeless(container: Container, now: Situation) -> str:
 
 def _give_up(container: Container, now: Situation, why: str) -> Plan:
     """Another container takes its place, in a network of its own; while locked the same one is started again."""
-    steps = (Do.STOP,) if now.locked else _replace(container, now)
+    steps = (Do.STOP,) if now.locked else replace(container, now)
     return Plan(state=State.STARTING, reason=f"made anew: {why}", route=Route.HOLD, steps=steps, failed=why)
 
 
@@ -263,23 +154,23 @@ def _foreign(container: Container, now: Situation, led: bool) -> bool:
     return now.term is None or (now.term.token, now.term.epoch) != (container.badge.token, container.badge.epoch)
 
 
-def _replace(container: Container, now: Situation) -> tuple[Do, ...]:
-    alive = container.status.has_processes
-    return (*((Do.STOP,) if alive else ()), *((Do.DISARM,) if alive or now.guarded else ()), Do.REMOVE)
-
-
 def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Plan:
     """There is no container of this version: get all that it needs, in order."""
     container = now.container
     serves = container is not None and container.status is Status.RUNNING
     waiting = Route.CLOSED if container is None else Route.HOLD
     if now.locked:
-        return Plan(state=State.PENDING, reason="locked: nothing new starts until the store is unlocked", route=waiting)
+        reason = "locked: nothing new starts until the store is unlocked"
+        return Plan(state=State.PENDING, reason=reason, route=waiting, steps=_given_back(now))
     if image.status is not ImageIs.PRESENT:
-        return _without_image(now, image, waiting)
+        without = _without_image(now, image, waiting)
+        return msgspec.structs.replace(without, steps=(*_given_back(now), *without.steps))
     steps: list[Do] = []
     if image.id and version.image_id != image.id:
         # Pinned first and looked at again: what is created must be what the document names.
+        if not now.writes:
+            reason = "the image is here, and the kernel's leader has not named it yet"
+            return Plan(state=State.PENDING, reason=reason, route=waiting, steps=_given_back(now))
         return Plan(state=State.STARTING, reason="the image is here", route=waiting, steps=(Do.PIN,), trial=trial)
     if now.waits_for and not serves:
         reason = f"waits for {', '.join(now.waits_for)}"
@@ -289,7 +180,7 @@ def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Pl
     if version.manifest.is_led and now.term is None:
         steps.append(Do.CAMPAIGN)
     if container is not None:
-        steps += _replace(container, now)
+        steps += replace(container, now)
     elif now.guarded:
         steps.append(Do.DISARM)
     if container is None and now.refusals:
@@ -301,6 +192,13 @@ def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Pl
     if container is None and now.failures.row:
         reason = f"made anew: {now.failures.reason}"
     return Plan(state=State.STARTING, reason=reason, route=Route.HOLD, steps=tuple(steps), trial=trial)
+
+
+def _given_back(now: Situation) -> tuple[Do, ...]:
+    """A term in which nothing can begin is for another node, where there may be one."""
+    if not now.clustered or now.term is None or now.container is not None:
+        return ()
+    return (Do.CLOSING, Do.WITHDRAW)
 
 
 def missing_volumes(version: Version, now: Situation) -> frozenset[str]:
@@ -422,6 +320,11 @@ def _lost(desired: Desired, now: Situation) -> str:
 
 
 def _judged(desired: Desired, now: Situation, verdict: Do, note: str) -> Plan:
+    if not now.writes:
+        version, digest = (desired.candidate, now.trial_digest) if _is_trial(now) else (desired.current, now.digest)
+        assert version is not None
+        runs = _up(desired, version, now, digest, Image(ImageIs.PRESENT), trial=_is_trial(now))
+        return msgspec.structs.replace(runs, reason=f"{note}, which the kernel's leader has not written yet", verdict=verdict)
     return Plan(state=State.STARTING, reason=note, route=_kept(desired, now), steps=(verdict,), note=note)
 
 

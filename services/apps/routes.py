@@ -12,6 +12,7 @@ from piccolod.errors import PiccoloError
 from piccolod.kernel import ROUTERS
 from piccolod.protocol.base import Request
 from piccolod.protocol.router import ForgetAppRoute, RegisterAppRoute, RouteStates
+from services.apps.situation import Route
 
 _RETRY_S: Final = 0.2
 _TROUBLED_S: Final = 2.0
@@ -133,7 +134,7 @@ class _Worker:
 
 
 def _newer_epoch(request: RegisterAppRoute, states: RouteStates) -> int:
-    if request.token:
+    if request.token or request.mode == Route.TUNNEL:  # of these the epoch says which term it is
         return 0
     return max((state.epoch for state in states.routes if state.app == request.app and state.epoch > request.epoch), default=0)
 

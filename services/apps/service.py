@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import Final
 
-from piccolod import clock, podman_conf
+from piccolod import clock, cluster_mode, podman_conf
 from piccolod.errors import Locked, PiccoloError
 from piccolod.leadership import leash_table
 from piccolod.leadership.gate import Gate
@@ -14,7 +14,7 @@ from piccolod.leadership.guard import GUARD_TICK_S, overdue
 from piccolod.leadership.leash_client import LeashClient
 from piccolod.leadership.leash_table import TableReader
 from piccolod.leadership.page import PageReader
-from piccolod.leadership.resources import app_of
+from piccolod.leadership.resources import RESOURCE_KERNEL, app_of
 from piccolod.module import Module
 from piccolod.protocol.base import Level, Request
 from piccolod.protocol.events import (
@@ -29,17 +29,18 @@ from piccolod.protocol.persistence import GetCryptoStatus
 from piccolod.protocol.router import RouteStates
 from services.apps import links, orphans, podman_events
 from services.apps.app import App
+from services.apps.candidacy import Candidacy
 from services.apps.commands import Commands
 from services.apps.documents import APPS, Documents, Stored
 from services.apps.files import AppFiles
 from services.apps.hard_stop import HardStops
 from services.apps.images import Images
 from services.apps.node import Node
-from services.apps.plan import State
 from services.apps.podman import Podman, named
 from services.apps.quiet import PATIENCE_S
 from services.apps.routes import ANSWER_S, Routes
 from services.apps.silence import Silence
+from services.apps.situation import State
 
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.3
@@ -63,12 +64,14 @@ class Service:
             gate=Gate(pages),
             leashes=LeashClient(paths),
             silence=Silence(paths.silence),
+            clustered=cluster_mode.load(paths.cluster) is not None,
         )
         self._strange: dict[str, str] = {}
         self._podman_trouble = ""
         self._said: tuple[Level, str] | None = None
         self._refresh = asyncio.Event()
         self._changed = asyncio.Event()
+        self._candidacy = Candidacy(self._node, self._apps)
         self._commands = Commands(self._node, self._apps, self._adopt, self._read)
 
     async def start(self) -> None:
@@ -93,6 +96,8 @@ class Service:
         module.spawn(self._keep_fresh(), name="refresh")
         module.spawn(self._keep_order(), name="order")
         module.spawn(self._guard(), name="guard")
+        if self._node.clustered:
+            module.spawn(self._candidacy.run(), name="candidacy")
         if self._node.silence.holds():
             asyncio.get_running_loop().call_later(PATIENCE_S, self._wake_all)
         self._refresh.set()
@@ -206,6 +211,7 @@ class Service:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            self._candidacy.changed()
             for app in self._apps.values():
                 if app.pending and app.stored.desired.current.manifest.depends_on:
                     app.wake()
@@ -226,6 +232,8 @@ class Service:
             for entry in overdue(page, table.entries().values(), now, self._node.boot_id):
                 await asyncio.to_thread(leash_table.kill, entry)
                 self._wake_resource(entry.resource)
+            for resource in [name for name, term in page.terms.items() if term.closing] if page is not None else ():
+                self._wake_resource(resource)  # to be handed over: consensus tells it by the page alone
             finite = page is not None and page.hard_at != clock.FOREVER
             await asyncio.sleep(GUARD_TICK_S if finite else _AGAIN_S)
 
@@ -243,7 +251,11 @@ class Service:
             self._refresh.set()
 
     def _on_role(self, event: LeadershipRoleChanged) -> None:
-        self._wake_resource(event.resource)
+        if (app := app_of(event.resource)) is not None:
+            self._node.hear(app, event)
+            self._wake_app(app)
+        elif event.resource == RESOURCE_KERNEL:
+            self._wake_all()  # who may write is another one
 
     def _on_module(self, event: ModuleStateChanged) -> None:
         self._node.routes.worker_changed(event.module)

@@ -15,22 +15,24 @@ from services.apps.rules import Surroundings, check
 def document(node: Node, app: App) -> AppDocument:
     desired, shown = app.stored.desired, app.shown
     manifest = desired.current.manifest
-    term = node.term(desired.name)
     unbound = node.routes.unbound(desired.name)
-    leader = LeaderDocument(node=node.name, address=node.module.config.node.address, epoch=term.epoch) if term else None
+    leader = _leader(node, desired.name)
+    nodes = {node.name: AppOnNode(state=shown.state, reason=shown.reason, container_id=shown.container_id)}
+    nodes |= _elsewhere(node, desired.name)
+    leads = nodes.get(leader.node if leader is not None else node.name, nodes[node.name])
     return AppDocument(
         name=desired.name,
         title=manifest.title,
         policy=manifest.cluster.policy,
-        state=shown.state,
-        reason=shown.reason,
+        state=leads.state,
+        reason=leads.reason,
         desired="running" if desired.running else "stopped",
         enabled=desired.enabled,
         generation=desired.generation,
         image=reference(manifest),
         image_id=desired.current.image_id,
         leader=leader,
-        nodes={node.name: AppOnNode(state=shown.state, reason=shown.reason, container_id=shown.container_id)},
+        nodes=nodes,
         listeners=tuple(
             ListenerDocument(
                 name=item.name,
@@ -46,6 +48,23 @@ def document(node: Node, app: App) -> AppDocument:
         warnings=warnings(node, app),
         restarts=app.restarts,
     )
+
+
+def _elsewhere(node: Node, app: str) -> dict[str, AppOnNode]:
+    """As of what the other nodes said last, a second or two ago."""
+    return {
+        name: AppOnNode(state=each[app].state, reason=each[app].reason, container_id="")
+        for name, each in node.told.items()
+        if name != node.name and app in each
+    }
+
+
+def _leader(node: Node, app: str) -> LeaderDocument | None:
+    if (term := node.term(app)) is not None:
+        return LeaderDocument(node=node.name, address=node.module.config.node.address, epoch=term.epoch)
+    if (other := node.leaders.get(app)) is not None:
+        return LeaderDocument(node=other.node, address=other.peer.rpartition(":")[0], epoch=other.epoch)
+    return None
 
 
 def warnings(node: Node, app: App) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from piccolod.leadership.placement import Standing
+
 NODE: Final = "node/"
 CANDIDATE: Final = "cand/"
 LOG: Final = "ctl/log/"
@@ -21,11 +23,12 @@ MEMBER: Final = "member"
 WITNESS: Final = "witness"
 
 
-class CandidateRecord(msgspec.Struct, frozen=True):
-    """`cand/<node>`, on its lease: whether the node would lead the kernel, and why not."""
+class CandidateRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`cand/<node>`, on its lease: whether the node would lead the kernel, and why not; how it stands to each app."""
 
     eligible: bool
     reason: str
+    apps: dict[str, Standing] = {}
 
 
 class HeadRecord(msgspec.Struct, frozen=True):
@@ -59,6 +62,12 @@ class GrantRecord(msgspec.Struct, frozen=True):
     boot_id: str
     giver: str
     at_ms: int
+
+
+def tunnel_of(rpc: str) -> str:
+    """The `HOST:PORT` of a node's tunnel: the port below that for calls between nodes. Empty where that is not known."""
+    host, colon, port = rpc.rpartition(":")
+    return f"{host}:{int(port) - 1}" if colon and port.isdecimal() else ""
 
 
 def prefix(cluster: str) -> str:

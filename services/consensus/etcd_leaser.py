@@ -25,15 +25,16 @@ from piccolod.leadership import actions, events, keys
 from piccolod.leadership.actions import RESTORED_HINT, Action, Ended
 from piccolod.leadership.events import Memory, PageState, PageTerm
 from piccolod.leadership.page import CAPACITY, Page, PageWriter
+from piccolod.leadership.placement import Standing
 from piccolod.leadership.records import ChangeRecord, TermRecord
-from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.resources import RESOURCE_KERNEL, app_of, resource_for_app
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Config, Life, Phase
 from piccolod.leadership.transactions import Compare, Outcome, Put
 from piccolod.module import Module
 from piccolod.protocol.consensus import Candidate
 from piccolod.supervisor.rundir import last_tick
-from services.consensus import access, cluster_records, history, members_file, phases, prover, standing
+from services.consensus import access, cluster_records, history, members_file, phases, placing, prover, standing
 from services.consensus.driver import Driver
 from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
@@ -77,7 +78,7 @@ class EtcdLeaser:
         self._successor = Successor(paths, store.prefix)
         self.registration: Final = Registration(self.driver, module, mode, self._store_lives)
         self._refusals = Refusals(self.driver, mode.node, self.place)
-        self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals)
+        self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals, lambda: self.registration.standings)
         self._changed = changed
         self._shape: object = None
         self._head: object = None
@@ -180,7 +181,7 @@ class EtcdLeaser:
     def place(self, node: str) -> Place:
         record = self.driver.facts.nodes.get(node)
         if record is not None:
-            return Place(record.address, record.api_url)
+            return Place(record.address, record.api_url, cluster_records.tunnel_of(record.rpc))
         return Place(self._module.config.node.address if node == self._node else "", "")
 
     def nodes(self) -> Mapping[str, str]:
@@ -188,7 +189,11 @@ class EtcdLeaser:
         return {name: standing.silent(state, name, clock.now()) for name in (self.driver.facts.nodes or (self._node,))}
 
     def candidates(self, resource: str) -> tuple[Candidate, ...]:
-        return standing.candidates(self.driver.state, self.driver.facts) if resource == RESOURCE_KERNEL else ()
+        state, facts = self.driver.state, self.driver.facts
+        app = app_of(resource)
+        if app is None:
+            return standing.candidates(state, facts)
+        return placing.candidates(state, facts, self.registration.standings, app)
 
     async def history(self, resource: str | None, limit: int) -> tuple[ChangeRecord, ...]:
         return await history.read(self.driver.store, resource, limit)
@@ -210,6 +215,13 @@ class EtcdLeaser:
 
     # --- terms
 
+    def stand(self, apps: Mapping[str, Standing]) -> None:
+        if not self.registration.is_out():
+            self.registration.stand(apps)
+
+    def standings(self) -> Mapping[str, Mapping[str, Standing]]:
+        return placing.standings_of(self.driver.state, self.driver.facts, self.registration.standings)
+
     async def campaign(self, resource: str, reason: Reason) -> TermRecord:
         """Of `kernel` it is a standing wish, for as long as it is asked again."""
         state = self.driver.state
@@ -225,8 +237,8 @@ class EtcdLeaser:
             raise NotLeader("a witness votes and leads nothing", leader=self.hint(resource))
         if term is None and len(state.terms) >= CAPACITY:
             raise TooMany(f"this node leads {CAPACITY} resources already", hint="uninstall or stop an app")
-        if term is None and resource != RESOURCE_KERNEL:
-            await self._check_stays_here(resource)
+        if term is None and (app := app_of(resource)) is not None:
+            await self._check_may_move(app)
         self.registration.wish(resource, reason)
         if term is None and not await self.driver.until(lambda: self._decided(resource), _CAMPAIGN_S):
             raise self._refusals.no_leader(resource)
@@ -349,6 +361,7 @@ class EtcdLeaser:
             self._shape = shape
             self._records = standing.records(state, facts.changes)
             self._changed()
+        self.registration.look()
 
     def _current(self, resource: str, token: int) -> bool:
         """Whether the token names the term that is held here. Raises Conflict for a token that never was."""
@@ -367,21 +380,13 @@ class EtcdLeaser:
     def _decided(self, resource: str) -> bool:
         return standing.leads(self.driver.state, resource) or self.hint(resource) is not None
 
-    async def _check_stays_here(self, resource: str) -> None:
-        """Until there is placement an app stays where it was; the kernel's leader begins what was nowhere.
-
-        So it does with what was on a node that was taken out, once that has no session any more.
-        """
-        state = self.driver.state
+    async def _check_may_move(self, app: str) -> None:
+        """Where the app's data is at its last leader alone, only that one leads it. Raises NotLeader."""
+        resource = resource_for_app(app)
         if not await self.driver.until(lambda: self.driver.state.settled, _CAMPAIGN_S):
             raise self._refusals.no_leader(resource)
-        state = self.driver.state
-        epoch = state.view.epochs.get(resource)
-        if epoch is not None and epoch.value.node not in self.driver.facts.nodes and not state.view.sid(epoch.value.node):
-            epoch = None
-        if epoch is not None and epoch.value.node != self._node:
-            place = self.place(epoch.value.node)
-            hint = LeaderHint(epoch.value.node, place.address, place.url, epoch.value.epoch)
-            raise NotLeader(f"{resource} is at home on {epoch.value.node}", hint="it stays there", leader=hint)
-        if epoch is None and not standing.leads(state, RESOURCE_KERNEL):
-            raise NotLeader(f"the node that leads the kernel begins {resource}", leader=self.hint(RESOURCE_KERNEL))
+        home = placing.home_of(self.driver.state, self.driver.facts, self.standings(), app)
+        if home not in ("", self._node):
+            place, epoch = self.place(home), self.driver.state.view.epochs[resource]
+            hint = LeaderHint(home, place.address, place.url, epoch.value.epoch)
+            raise NotLeader(f"{resource} is at home on {home}", hint="its data is there alone", leader=hint)

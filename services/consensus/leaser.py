@@ -7,16 +7,18 @@ from typing import Protocol
 
 import msgspec
 
+from piccolod.leadership.placement import Standing
 from piccolod.leadership.records import ChangeRecord, TermRecord
 from piccolod.leadership.roles import Reason
 from piccolod.protocol.consensus import Candidate
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a node is found; empty where that is not known."""
+    """Where a node is found; empty where that is not known. `peer`: the `HOST:PORT` of its tunnel."""
 
     address: str
     url: str
+    peer: str = ""
 
 
 class Leaser(Protocol):
@@ -49,6 +51,12 @@ class Leaser(Protocol):
 
         NotLeader, which names who, when another node leads it; NoLeader when nobody does, and this node neither for now.
         """
+
+    def stand(self, apps: Mapping[str, Standing]) -> None:
+        """How this node stands to every app, for the next 3 s."""
+
+    def standings(self) -> Mapping[str, Mapping[str, Standing]]:
+        """How every node in session stands to each app, by node."""
 
     async def close(self, resource: str, token: int) -> None:
         """Marks the term closing: from now on nothing of it starts, also after restarts. A term that is over stays so."""

@@ -1,18 +1,19 @@
-"""What a person or a leaving node asks for: the kernel to another node, and nothing to move for a while."""
+"""What a person or a leaving node asks for: the kernel or an app to another node, and nothing to move for a while."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from piccolod import clock
-from piccolod.errors import Busy, Conflict, Exists, NoLeader, NotFound, NotSupported, OutcomeUnknown
+from piccolod.errors import Busy, Conflict, Exists, NoLeader, NotFound, OutcomeUnknown
 from piccolod.leadership import events, transactions
-from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.placement import Standing
+from piccolod.leadership.resources import RESOURCE_KERNEL, app_of
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.transactions import Kind, Outcome, Put, Transaction
-from services.consensus import standing
+from services.consensus import placing, standing
 from services.consensus.cluster_records import PAUSE, PauseRecord
 from services.consensus.driver import Driver
 from services.consensus.leaser import Place
@@ -20,12 +21,23 @@ from services.consensus.refusals import Refusals
 
 # Longer than its callers' patience for parked writes: then it is taken back.
 _SWITCHOVER_S: Final = 2.0
+# An app gets its manifest's grace to stop, and is then killed.
+APP_STOPS_S: Final = 30.0
 _ANSWERED_S: Final = 4.0  # from there until its caller is told that it takes longer
 _SEEN_S: Final = 1.0
 
 
 class PlannedMoves:
-    def __init__(self, driver: Driver, node: str, place: Callable[[str], Place], refusals: Refusals) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        node: str,
+        place: Callable[[str], Place],
+        refusals: Refusals,
+        own: Callable[[], Mapping[str, Standing]],
+    ) -> None:
+        """`own`: how this node stands to each app."""
+        self._own = own
         self._driver = driver
         self._node = node
         self._place = place
@@ -34,8 +46,6 @@ class PlannedMoves:
 
     async def hand_over(self, resource: str, to: str, reason: Reason) -> None:
         driver = self._driver
-        if resource != RESOURCE_KERNEL:
-            raise NotSupported(f"{resource} stays on its node: placement is not there yet", hint="only `kernel` moves")
         if to and to not in driver.facts.nodes:
             raise NotFound(f"there is no node {to}", hint="`piccoloctl cluster list` shows them")
         if to and standing.holder(driver.state, resource) == to:
@@ -45,19 +55,30 @@ class PlannedMoves:
         if driver.facts.paused:
             raise Conflict("the cluster is paused: nothing moves", hint="`piccoloctl cluster resume`")
         self.check_stays(resource)
-        to = to or standing.best_candidate(driver.state, driver.facts)
-        why = standing.unfit(driver.state, driver.facts, to) if to else "no other node could lead it now"
+        to, why = self._target(resource, to)
         if why:
-            raise Conflict(f"{to or resource}: {why}", hint="`piccoloctl leaders show kernel` tells it of each node")
+            raise Conflict(f"{to or resource}: {why}", hint=f"`piccoloctl leaders show {resource}` tells it of each node")
         await self._move(resource, to, reason)
+
+    def _target(self, resource: str, to: str) -> tuple[str, str]:
+        """The node, and why it cannot be that one."""
+        state, facts = self._driver.state, self._driver.facts
+        if (app := app_of(resource)) is not None:
+            able = placing.able(state, facts, self._own(), app)
+            to = to or next((name for name in able if name != self._node), "")
+            why = next((each.reason for each in placing.candidates(state, facts, self._own(), app) if each.node == to), "")
+            return to, "" if to in able else why or "no other node could lead it now"
+        to = to or standing.best_candidate(state, facts)
+        return to, standing.unfit(state, facts, to) if to else "no other node could lead it now"
 
     async def _move(self, resource: str, to: str, reason: Reason) -> None:
         driver, op = self._driver, f"{self._node}-{clock.now_ns()}"
         move = self._moves[resource] = asyncio.get_running_loop().create_future()
         try:
             place = self._place(to)
-            driver.feed(events.Switchover(resource, to, place.address, op, reason, clock.now() + _SWITCHOVER_S))
-            async with asyncio.timeout(_SWITCHOVER_S + _ANSWERED_S):
+            patience_s = _SWITCHOVER_S if resource == RESOURCE_KERNEL else APP_STOPS_S
+            driver.feed(events.Switchover(resource, to, place.address, op, reason, clock.now() + patience_s))
+            async with asyncio.timeout(patience_s + _ANSWERED_S):
                 failed = await move
         except TimeoutError:
             raise OutcomeUnknown(

@@ -10,16 +10,19 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import msgspec
+
 from piccolod import clock, etcd_conf
 from piccolod.cluster_mode import Mode
 from piccolod.errors import PiccoloError
 from piccolod.leadership import events, transactions
-from piccolod.leadership.resources import RESOURCE_KERNEL
+from piccolod.leadership.placement import Standing
+from piccolod.leadership.resources import RESOURCE_KERNEL, app_of, resource_for_app
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.transactions import Kind, Put, Transaction
 from piccolod.module import Module
 from piccolod.protocol.cluster import KnownMember
-from services.consensus import access, history, members_file, standing
+from services.consensus import access, history, members_file, placing, standing
 from services.consensus.access import Access
 from services.consensus.cluster_records import CANDIDATE, MEMBER, CandidateRecord
 from services.consensus.driver import Driver
@@ -28,6 +31,7 @@ from services.consensus.driver import Driver
 _WISH_S: Final = 3.0
 _STORE_GONE_S: Final = 3.0
 _LOOK_S: Final = 0.5
+_PUT_S: Final = 1.0  # no more often than this
 _ABLE: Final = CandidateRecord(True, "")
 _UNASKED: Final = CandidateRecord(False, "it does not ask to lead: it is locked, or its store is not ready")
 
@@ -45,6 +49,9 @@ class Registration:
         driver.owns_name = lambda: not self.is_replaced()
         self._store_at = clock.now()  # when it was last seen alive
         self._wishes: dict[str, tuple[Reason, float]] = {}
+        self.standings: Mapping[str, Standing] = {}  # of this node, by app
+        self._delays: Mapping[str, float] = {}  # as the core was told
+        self._looked: object = None
         self._nodes: Mapping[str, KnownMember] = {}
         self._noted: Mapping[str, KnownMember] = {}  # those that the disk has
         self._unnoted = ""  # why it has not
@@ -56,12 +63,47 @@ class Registration:
         """Lead the resource whenever nobody does, for as long as this is asked again."""
         known = self._wishes.get(resource)
         self._wishes[resource] = (reason, clock.now() + _WISH_S)
-        if known is None or known[0] is not reason:
+        if (app := app_of(resource)) is not None:
+            if app not in self.standings or self.standings[app].reason:
+                self.standings = {**self.standings, app: Standing()}
+            self.look()
+        elif known is None or known[0] is not reason:
             self._driver.feed(events.Campaign(resource, reason))
 
     def forget(self, resource: str) -> None:
         if self._wishes.pop(resource, None) is not None:
+            app = app_of(resource)
+            self.standings = {name: each for name, each in self.standings.items() if name != app}
             self._driver.feed(events.Withdraw(resource))
+
+    def stand(self, apps: Mapping[str, Standing]) -> None:
+        """For every app at once what `wish` and `forget` are for one."""
+        until = clock.now() + _WISH_S
+        able = {resource_for_app(app) for app, each in apps.items() if not each.reason}
+        for resource in [each for each in self._wishes if each not in able and app_of(each) is not None]:
+            self.forget(resource)
+        for resource in able:
+            reason, _ = self._wishes.get(resource, (Reason.BOOTSTRAP, 0.0))
+            self._wishes[resource] = (reason, until)
+        self.standings = apps
+        self.look()
+
+    def look(self) -> None:
+        """Tells the core when to claim each app, where that is another time than it was told."""
+        state, facts = self._driver.state, self._driver.facts
+        shape = (state.view.shape, facts.candidates, facts.nodes, state.terms, self.standings, self._wishes.keys())
+        if shape == self._looked or not state.viewed:
+            return
+        self._looked = (*shape[:-1], set(self._wishes))
+        wanted = {app: each for app, each in self.standings.items() if resource_for_app(app) in self._wishes}
+        found = placing.delays(state, facts, wanted)
+        before, self._delays = self._delays, found
+        for app in before.keys() - found.keys():
+            self._driver.feed(events.Withdraw(resource_for_app(app)))
+        for app, delay_s in found.items():
+            if before.get(app) != delay_s:
+                reason, _ = self._wishes[resource_for_app(app)]
+                self._driver.feed(events.Campaign(resource_for_app(app), reason, delay_s))
 
     def is_out(self) -> bool:
         """Whether the cluster has taken this node out: it is on no list any more, or another machine has its name."""
@@ -92,7 +134,9 @@ class Registration:
 
     def _has_news(self) -> bool:
         facts = self._driver.facts
-        return facts.nodes != self._nodes or facts.paused != self._paused
+        own = facts.candidates.get(self._driver.state.config.node)
+        unsaid = own is not None and own.apps != self.standings and clock.now() - self._put_at >= _PUT_S
+        return unsaid or facts.nodes != self._nodes or facts.paused != self._paused
 
     def end(self) -> None:
         if self._task is not None:
@@ -163,10 +207,10 @@ class Registration:
     async def _stand(self) -> None:
         """Keeps `cand/<me>` at what is so."""
         state, facts = self._driver.state, self._driver.facts
-        wanted = _ABLE if RESOURCE_KERNEL in self._wishes else _UNASKED
+        wanted = msgspec.structs.replace(_ABLE if RESOURCE_KERNEL in self._wishes else _UNASKED, apps=dict(self.standings))
         me, session = state.config.node, state.session
         ready = session is not None and state.lease_id and not state.restored
-        if facts.candidates.get(me) == wanted or not ready or clock.now() - self._put_at < 1.0:
+        if facts.candidates.get(me) == wanted or not ready or clock.now() - self._put_at < _PUT_S:
             return
         assert session is not None
         self._put_at = clock.now()

@@ -68,6 +68,7 @@ class Registry:
             token=record.token if held else 0,
             reason=record.reason,
             url=place.url if held else "",
+            peer=place.peer if held else "",
         )
 
     def _role(self, record: TermRecord) -> Role:

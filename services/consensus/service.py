@@ -33,11 +33,14 @@ from piccolod.protocol.consensus import (
     Closing,
     GetHistory,
     GetLeadership,
+    GetStandings,
     GetWhy,
     Leadership,
     Leaderships,
     Pause,
     Release,
+    Stand,
+    Standings,
     Switchover,
     Term,
     Why,
@@ -95,6 +98,8 @@ class Service:
         await self._membership.start()
         self._membership.serve()
         module.serve(Campaign, self._campaign)
+        module.serve(Stand, self._stand)
+        module.serve(GetStandings, self._standings)
         module.serve(Closing, self._closing)
         module.serve(Withdraw, self._withdraw)
         module.serve(GetLeadership, self._leadership)
@@ -244,6 +249,13 @@ class Service:
                 "claimed leadership", resource=record.resource, epoch=record.epoch, token=record.token, reason=record.reason
             )
         return Term(resource=record.resource, gen=record.gen, epoch=record.epoch, token=record.token)
+
+    async def _stand(self, request: Stand, caller: Caller) -> Nothing:
+        self._leaser.stand(request.apps)
+        return Nothing()
+
+    async def _standings(self, request: GetStandings, caller: Caller) -> Standings:
+        return Standings(nodes={node: dict(each) for node, each in self._leaser.standings().items()})
 
     async def _closing(self, request: Closing, caller: Caller) -> Nothing:
         _check_right(request.resource, caller)

@@ -19,6 +19,7 @@ import msgspec
 from piccolod import clock
 from piccolod.errors import Busy, Conflict, Exists, NotFound, TooMany
 from piccolod.leadership.page import CAPACITY, Page, PageWriter, Term
+from piccolod.leadership.placement import Standing
 from piccolod.leadership.records import ChangeRecord, TermRecord, TermState
 from piccolod.leadership.roles import Reason
 from piccolod.protocol.consensus import Candidate
@@ -84,6 +85,12 @@ class StaticLeaser:
 
     def trouble(self) -> str:
         return ""
+
+    def stand(self, apps: Mapping[str, Standing]) -> None:
+        """Every campaign is granted, and nobody else hears it."""
+
+    def standings(self) -> Mapping[str, Mapping[str, Standing]]:
+        return {}
 
     async def campaign(self, resource: str, reason: Reason) -> TermRecord:
         return await self._run(lambda: self._campaign(resource, reason))

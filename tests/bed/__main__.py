@@ -41,7 +41,12 @@ def main() -> int:
             first = cluster.machines[0]
             first.install(first.demo_manifest())
             describe(cluster)
-            print(f"\nThe app `hello` runs on {first.name}: http://{first.address}:{first.public_port('hello')}")
+            port = first.public_port("hello")
+            print(f"\nThe app `hello` runs on {first.name}, and each answers for it: http://{first.address}:{port}")
+            if not options.alone and options.nodes > 2:
+                other = cluster.machines[1]
+                print("Lose its machine, and look at another one:")
+                print(f"    kill -9 {first.init}; curl --max-time 15 http://{other.address}:{port}/")
             print("Ctrl-C ends them and removes every trace.", flush=True)
             signal.pause()
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.bed import faults
 from tests.bed.cluster import Cluster
-from tests.bed.forming import asking, digest, members, opened, said, trouble, wait_leader
+from tests.bed.forming import asked, asking, digest, members, opened, said, trouble, wait_leader
 from tests.bed.machine import Machine
 from tests.node import until
 
@@ -79,12 +79,12 @@ def is_as_it_was(machine: Machine, former: str, before: int) -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_a_crash_of_consensus_before_the_commit_leaves_everything_as_it_was(left: Machine, step: str) -> None:
     former, before, instance, end = token(left), gen(left), left.instance("consensus"), digest(left)
-    asked = recover(left)
+    order = recover(left)
     until(lambda: reached(left, step, former), f"it has come to {step}", 40, 0.001)
     faults.kill(left, "consensus")
     until(lambda: left.is_replaced("consensus", instance), "consensus is there again", 20)
-    asked.join(90)
-    assert not asked.is_alive()
+    order.join(90)
+    assert not order.is_alive()
     is_as_it_was(left, former, before)
     assert digest(left) == end
     assert asked(left, "PUT", "/settings", {"title": "nobody leads"}).status == 503
@@ -92,11 +92,11 @@ def test_a_crash_of_consensus_before_the_commit_leaves_everything_as_it_was(left
 
 def test_a_loss_of_power_on_the_way_leaves_everything_as_it_was(left: Machine) -> None:
     former, before = token(left), gen(left)
-    asked = recover(left)
+    order = recover(left)
     until(lambda: reached(left, "settings", former), "it has come to the settings", 40, 0.001)
     faults.power_off(left)
-    asked.join(90)
-    assert not asked.is_alive()
+    order.join(90)
+    assert not order.is_alive()
     faults.power_on(left, within_s=60)
     is_as_it_was(left, former, before)
     until(lambda: "just started" not in left.ctl("cluster", "recover").stderr, "it knows that etcd is silent", 20)
@@ -108,7 +108,7 @@ def test_a_loss_of_power_on_the_way_leaves_everything_as_it_was(left: Machine) -
 
 def test_a_crash_right_after_the_commit_is_followed_by_the_rest(left: Machine) -> None:
     former, before, instance, store = gen(left), token(left), left.instance("consensus"), left.instance("persistence")
-    asked = recover(left)
+    order = recover(left)
 
     def is_begun() -> bool:
         with suppress(OSError, ValueError):
@@ -118,8 +118,8 @@ def test_a_crash_right_after_the_commit_is_followed_by_the_rest(left: Machine) -
     until(is_begun, "it counts", 60, 0.001)
     faults.kill(left, "consensus")
     until(lambda: left.is_replaced("consensus", instance), "consensus is there again", 20)
-    asked.join(90)
-    assert not asked.is_alive()
+    order.join(90)
+    assert not order.is_alive()
     until(lambda: left.is_replaced("persistence", store), "no process is left that knew the former tokens", 20)
     until(lambda: members(left).get("n2", {}).get("leads_kernel"), "it leads", 30)
     assert gen(left) > former and token(left) != before and sorted(members(left)) == ["n2"]

@@ -15,8 +15,8 @@ from services.apps.actions import Actions
 from services.apps.app import App
 from services.apps.desired import Desired
 from services.apps.documents import Stored
-from services.apps.plan import Do, Image, ImageIs, Situation
-from tests.unit.apps.test_plan import BOOT, at, wanted
+from services.apps.situation import Do, Image, ImageIs, Situation
+from tests.unit.apps.situations import BOOT, at, wanted
 
 OLD = Stored(wanted(), 0)  # as it was remembered, with its image sha256:1
 _NEXT = wanted("title: new\n")

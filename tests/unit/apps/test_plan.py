@@ -9,54 +9,13 @@ import pytest
 
 from services.apps import desired as change
 from services.apps.backoff import Failures
-from services.apps.badge import Badge
 from services.apps.desired import Desired, Version
 from services.apps.health import Health, Phase
-from services.apps.manifest import Manifest
-from services.apps.plan import (
-    LIMBO_S,
-    REFUSALS,
-    SEVERED_S,
-    Container,
-    Do,
-    Image,
-    ImageIs,
-    Plan,
-    Route,
-    Situation,
-    State,
-    TermIs,
-    plan,
-)
+from services.apps.plan import LIMBO_S, REFUSALS, SEVERED_S, plan
 from services.apps.podman_status import Status
-from services.apps.validate import validate
+from services.apps.situation import Do, Image, ImageIs, Plan, Route, Situation, State, TermIs
 
-BOOT = "boot"
-TEXT = "name: a\nimage: b\nlisteners: [{name: web, guest_port: 80}]\n"
-UP = (Do.CREATE, Do.INIT, Do.ARM, Do.START)
-
-
-def manifest(more: str = "") -> Manifest:
-    return validate(TEXT + more).manifest
-
-
-def wanted(more: str = "", **changes: object) -> Desired:
-    desired = change.install(manifest(more), "sha256:1", {"web": 35000}, BOOT, "")
-    return msgspec.structs.replace(desired, **changes)
-
-
-def container(status: Status = Status.RUNNING, token: int = 7, spec: str = "now", armed: bool = True) -> Container:
-    badge = Badge(cluster="c", node="n", app="a", epoch=1, generation=1, token=token, spec=spec)
-    return Container(id="c1", status=status, pid=10 if status.has_processes else 0, badge=badge, armed=armed)
-
-
-def at(**seen: object) -> Situation:
-    base = Situation(now=100.0, boot_id=BOOT, digest="now", trial_digest="new", image=Image(ImageIs.PRESENT, "sha256:1"))
-    return msgspec.structs.replace(base, **seen)
-
-
-TERM = TermIs(7, 1)
-READY = Health(90.0, Phase.READY, ready_at=91.0)
+from .situations import READY, TERM, UP, at, container, manifest, wanted
 
 
 def test_from_nothing_to_running_in_order() -> None:
@@ -114,7 +73,7 @@ def test_a_stop_that_was_interrupted_is_finished_though_the_app_is_wanted_again(
 
 def test_an_uninstalled_app_leaves_nothing() -> None:
     made = plan(change.uninstall(wanted(), True, ""), at(term=TERM, container=container(), guarded=True))
-    assert made.steps == (Do.CLOSING, Do.STOP, Do.DISARM, Do.REMOVE, Do.WITHDRAW, Do.PURGE, Do.FORGET)
+    assert made.steps == (Do.CLOSING, Do.STOP, Do.DISARM, Do.REMOVE, Do.PURGE, Do.WITHDRAW, Do.FORGET)
     assert Do.PURGE not in plan(change.uninstall(wanted(), False, ""), at()).steps
 
 

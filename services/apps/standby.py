@@ -1,0 +1,67 @@
+"""Of an app that another node leads, or may lead: what of it ends here, and how this node stands to it. Pure."""
+
+from __future__ import annotations
+
+from piccolod.leadership.placement import Standing
+from services.apps.desired import Desired
+from services.apps.manifest import Policy
+from services.apps.podman_status import Status
+from services.apps.situation import Container, Do, ImageIs, Plan, Route, Situation, State
+
+
+def aside(desired: Desired, now: Situation) -> Plan:
+    """Another node leads it: nothing of it stays here, and this node leads to that one."""
+    leader = now.leader
+    assert leader is not None
+    steps: list[Do] = []
+    if now.container is not None:
+        steps += replace(now.container, now)
+    elif now.guarded:
+        steps.append(Do.DISARM)
+    if now.attached:
+        steps.append(Do.DETACH)
+    state = State.STOPPING if now.container is not None and now.container.status.has_processes else State.STANDBY
+    reason = f"{leader.node} leads it"
+    if not now.locked and now.image.status is not ImageIs.PRESENT:
+        reason = f"{reason}; this node could not yet: {now.image.reason or 'it fetches the image'}"
+        if now.image.status is ImageIs.ABSENT:
+            steps.append(Do.FETCH)
+    return Plan(state=state, reason=reason, route=_towards(desired), steps=tuple(steps))
+
+
+def _towards(desired: Desired) -> Route:
+    return Route.TUNNEL if desired.current.manifest.cluster.policy is Policy.FOLLOWER_PROXY else Route.CLOSED
+
+
+def replace(container: Container, now: Situation) -> tuple[Do, ...]:
+    """What takes a container away, proven."""
+    alive = container.status.has_processes
+    return (*((Do.STOP,) if alive else ()), *((Do.DISARM,) if alive or now.guarded else ()), Do.REMOVE)
+
+
+def standing(desired: Desired, now: Situation, made: Plan) -> Standing:
+    """How this node stands to the app, for the others."""
+    return Standing(
+        reason=_unfit(desired, now),
+        failures=len(now.failures.times),
+        at_home=desired.current.manifest.is_stateful,
+        state=made.state,
+        verdict=made.verdict or "",
+        generation=desired.generation,
+    )
+
+
+def _unfit(desired: Desired, now: Situation) -> str:
+    """Why this node may not lead it, or may not for now."""
+    if desired.removing:
+        return "it is being uninstalled"
+    if not desired.wanted(now.boot_id):
+        return "its admin stopped it" if not desired.running else "it is disabled"
+    if now.locked:
+        return "the node is locked"
+    runs = now.container is not None and now.container.status is Status.RUNNING
+    if now.image.status is not ImageIs.PRESENT and not runs:
+        return now.image.reason or "the image is not there"
+    if not desired.current.image_id and not now.writes:
+        return "the kernel's leader has not named its image yet"
+    return f"it failed there too often: {now.failures.reason}" if now.failures.too_many else ""

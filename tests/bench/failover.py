@@ -1,0 +1,255 @@
+"""Apps of a cluster of three machines of the bed, profile `fast`: how long their clients wait when something is lost.
+
+    python -m tests.bench.failover [--rounds N]
+
+All three share this machine's processors. A client asks each surviving node every 10 ms, each time on a new connection, from
+before the fault on. An outage ends with the first answer to a request that was sent after the fault, at the node that was last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from tests.bed import faults, forming
+from tests.bed.cluster import Cluster
+from tests.bed.machine import Machine
+from tests.node import PICCOLOD, until
+
+_EVERY_S = 0.01
+_FEW = 5
+_MANY = 50
+_PATIENCE_S = 20.0
+
+
+class Eye:
+    """Asks for an app through one machine."""
+
+    def __init__(self, machine: Machine, port: int) -> None:
+        self._machine, self._port = machine, port
+        self._end = threading.Event()
+        self.answers: list[tuple[float, float, bool]] = []  # (sent, answered, 200)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join(_PATIENCE_S + 1)
+
+    def _run(self) -> None:
+        while not self._end.wait(_EVERY_S):
+            sent = time.monotonic()
+            try:
+                ok = self._machine.fetch(self._port, "/health", timeout_s=_PATIENCE_S).status == 200
+            except (OSError, http.client.HTTPException):
+                ok = False
+            self.answers.append((sent, time.monotonic(), ok))
+
+    def served_at(self, since: float) -> float:
+        """When a request that was sent after `since` was first answered; 0: not yet."""
+        return next((answered for sent, answered, ok in list(self.answers) if ok and sent >= since), 0.0)
+
+    def failures(self) -> int:
+        return sum(not ok for _, _, ok in self.answers)
+
+    def longest_s(self) -> float:
+        return max(answered - sent for sent, answered, _ in self.answers)
+
+
+@contextmanager
+def eyes(machines: list[Machine], port: int) -> Iterator[list[Eye]]:
+    made = [Eye(machine, port) for machine in machines]
+    try:
+        for eye in made:
+            until(lambda eye=eye: any(ok for _, _, ok in list(eye.answers)), "the first answer", 30)
+        yield made
+    finally:
+        for eye in made:
+            eye.close()
+
+
+def outage_s(through: list[Machine], port: int, fault: Callable[[], object]) -> float:
+    with eyes(through, port) as seen:
+        began = time.monotonic()
+        fault()
+        until(lambda: all(eye.served_at(began) for eye in seen), "served again through each", 40, 0.005)
+        return max(eye.served_at(began) for eye in seen) - began
+
+
+class Bench:
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.machines = cluster.machines
+
+    def install(self, name: str) -> int:
+        leading = forming.wait_leader(self.cluster)
+        app = leading.install(leading.demo_manifest(name), running=False)
+        return int(app["listeners"][0]["public_port"])
+
+    def home(self, name: str) -> Machine | None:
+        for machine in self.machines:
+            if machine.is_on and machine.process is not None:
+                reply = forming.asked(machine, "GET", f"/leadership/app:{name}")
+                if reply.status == 200 and reply.json["role"] == "leader":
+                    return machine
+        return None
+
+    def others(self, but: Machine) -> list[Machine]:
+        return [machine for machine in self.machines if machine is not but]
+
+    def calm(self, name: str) -> Machine:
+        """The app's node, once everybody is there and stands by."""
+        leading = forming.wait_leader(self.cluster, within_s=40)
+        until(lambda: self._all_alive(leading), "every member alive and a voter", 60, 0.2)
+        found: Machine = until(lambda: self.home(name), f"{name} is led", 40)
+        until(lambda: self._could(found, name), f"every other node could lead {name}", 40, 0.2)
+        time.sleep(1.0)
+        return found
+
+    def back(self, machine: Machine) -> None:
+        if not machine.is_on:
+            machine.boot()
+        if machine.process is None:
+            machine.start(wait=False)
+        machine.wait_up(60)
+        forming.unlock(machine)
+
+    def _could(self, by: Machine, name: str) -> bool:
+        found = by.get(f"/leadership/app:{name}")["candidates"]
+        return len(found) == len(self.machines) and all(each["eligible"] for each in found)
+
+    def _all_alive(self, by: Machine) -> bool:
+        found = forming.members(by)
+        return len(found) == len(self.machines) and all(each["voter"] and each["state"] == "alive" for each in found.values())
+
+
+def machine_lost(bench: Bench, name: str, port: int, rounds: int) -> dict[str, Any]:
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(rounds):
+        home = bench.calm(name)
+        hosts = forming.wait_etcd_leader(bench.cluster) is home
+        took[hosts].append(outage_s(bench.others(home), port, partial(faults.power_off, home)))
+        _say(f"machine lost: {took[hosts][-1]:.2f} s{', with the leader of etcd' if hosts else ''}")
+        bench.back(home)
+    both = took[True] + took[False]
+    return {
+        "p50_s": statistics.median(both), "worst_s": max(both), "rounds": rounds,
+        "with_etcd_leader_s": _sorted(took[True]), "without_s": _sorted(took[False]),
+    }  # fmt: skip
+
+
+def tree_killed(bench: Bench, name: str, port: int) -> list[float]:
+    """SIGKILL of the supervisor; then the hook, as the service manager runs it at once."""
+
+    def fault() -> None:
+        faults.kill(home, "supervisor")
+        assert home.process is not None
+        home.process.wait(10)
+        home.process = None
+        home.spawn(str(PICCOLOD), "--config", str(home.config_file), "--after-crash")
+
+    took = []
+    for _ in range(_FEW):
+        home = bench.calm(name)
+        took.append(outage_s(bench.others(home), port, fault))
+        _say(f"tree killed: {took[-1]:.2f} s")
+        bench.back(home)
+    return took
+
+
+def app_crash(bench: Bench, name: str, port: int) -> list[float]:
+    took = []
+    for _ in range(_FEW):
+        home = bench.calm(name)
+        pid = home.podman("inspect", "--format", "{{.State.Pid}}", f"piccolo-{name}").strip()
+        took.append(outage_s([home], port, lambda home=home, pid=pid: os.system(" ".join(home.inside("kill", "-9", pid)))))
+        _say(f"app crash: {took[-1]:.2f} s")
+    return took
+
+
+def planned(bench: Bench, name: str, port: int) -> dict[str, Any]:
+    """`longest`: of all answers through all nodes."""
+    longest, failed = [], 0
+    for _ in range(_FEW):
+        home = bench.calm(name)
+        with eyes(bench.machines, port) as seen:
+            reply = home.api("POST", f"/leadership/app:{name}/switchover", {}, timeout_s=60)
+            assert reply.status == 200, reply
+            time.sleep(2.0)
+        longest.append(max(eye.longest_s() for eye in seen))
+        failed += sum(eye.failures() for eye in seen)
+        _say(f"planned move: longest {longest[-1]:.2f} s, {failed} failed so far")
+    return {"longest_s": _sorted(longest), "failed": failed}
+
+
+def many_lost(bench: Bench) -> dict[str, Any]:
+    """All of 50 apps are on one node when it is lost."""
+    names = [f"many{number}" for number in range(_MANY)]
+    ports = {name: bench.install(name) for name in names}
+    for name in names:
+        bench.calm(name)
+    counts = {machine.name: sum(bench.home(name) is machine for name in names) for machine in bench.machines}
+    lost = max(bench.machines, key=lambda machine: counts[machine.name])
+    through = bench.others(lost)[0]
+    of_lost = [name for name in names if bench.home(name) is lost]
+    began = time.monotonic()
+    faults.power_off(lost)
+
+    def served(name: str) -> bool:
+        try:
+            return through.fetch(ports[name], "/health", timeout_s=_PATIENCE_S).status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    for name in of_lost:
+        until(partial(served, name), f"{name} served", 60)
+    seconds = time.monotonic() - began
+    after = {machine.name: sum(bench.home(name) is machine for name in names) for machine in bench.others(lost)}
+    bench.back(lost)
+    return {"seconds": seconds, "lost": len(of_lost), "before": counts, "after": after}
+
+
+def _sorted(seconds: list[float]) -> list[float]:
+    return sorted(round(each, 3) for each in seconds)
+
+
+def _say(what: str) -> None:
+    print(f"  {what}", file=sys.stderr, flush=True)
+
+
+def measure(rounds: int = 20, *, many: bool = True) -> dict[str, Any]:
+    load = [os.getloadavg()[0]]
+    with Cluster(3) as cluster:
+        cluster.start()
+        forming.form(cluster)
+        cluster.load_demo_image()
+        bench = Bench(cluster)
+        port = bench.install("hello")
+        results: dict[str, Any] = {
+            "app_crash_s": app_crash(bench, "hello", port),
+            "planned_move": planned(bench, "hello", port),
+            "tree_killed_s": tree_killed(bench, "hello", port),
+            "machine_lost": machine_lost(bench, "hello", port, rounds),
+        }
+        load.append(os.getloadavg()[0])
+        if many:
+            results["many_lost"] = many_lost(bench)
+    return {**results, "load": [*load, os.getloadavg()[0]]}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.failover")
+    parser.add_argument("--rounds", type=int, default=20, help="how often the app's machine is lost (20)")
+    parser.add_argument("--no-many", action="store_true", help="leave the 50 apps out")
+    chosen = parser.parse_args()
+    print(json.dumps(measure(chosen.rounds, many=not chosen.no_many), indent=2))

@@ -1,0 +1,151 @@
+"""Apps follow leadership and traffic follows apps: any node answers for an app, and another one runs it when its node dies."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from tests.bed import faults
+from tests.bed.cluster import Cluster
+from tests.bed.forming import asked, said, unlock, wait_leader
+from tests.bed.machine import Machine
+from tests.node import until
+from tests.poller import Poller
+
+pytestmark = pytest.mark.timeout(300)
+
+VOLUME = "storage: {persistent: {data: {container: /data, size_limit: 16MiB}}}\n"
+
+
+@pytest.fixture(scope="module")
+def bed(formed: Callable[[int], Cluster]) -> Cluster:
+    made = formed(3)
+    made.load_demo_image()
+    return made
+
+
+@pytest.fixture
+def hello(bed: Cluster) -> Iterator[int]:
+    """The public port of an app that runs on one node and could run on the others."""
+    yield installed(bed, "hello")
+    said(wait_leader(bed), "apps", "uninstall", "hello", "-y")
+    until(lambda: not any(runs(machine, "hello") for machine in bed.machines), "nothing of it is left")
+
+
+def installed(bed: Cluster, name: str, extra: str = "") -> int:
+    leading = wait_leader(bed)
+    port = leading.install(leading.demo_manifest(name, extra), running=False)["listeners"][0]["public_port"]
+    until(lambda: home(bed, name), f"{name} is led", 20)
+    for machine in bed.machines:
+        until(lambda machine=machine: answers(machine, port), f"{machine.name} answers for {name}", 20)  # type: ignore[misc]
+    return int(port)
+
+
+def home(bed: Cluster, name: str) -> Machine | None:
+    """Where it is led, as that node says itself."""
+    for machine in bed.machines:
+        if machine.is_on and machine.process is not None:
+            reply = asked(machine, "GET", f"/leadership/app:{name}")
+            if reply.status == 200 and reply.json["role"] == "leader":
+                return machine
+    return None
+
+
+def answers(machine: Machine, port: int) -> bool:
+    with suppress(OSError, http.client.HTTPException):
+        return machine.fetch(port).status == 200
+    return False
+
+
+def runs(machine: Machine, name: str) -> bool:
+    return machine.podman("ps", "--quiet", "--filter", f"name=^piccolo-{name}$").strip() != ""
+
+
+def test_any_node_answers_for_an_app_that_one_node_runs(bed: Cluster, hello: int) -> None:
+    leading = home(bed, "hello")
+    assert [runs(machine, "hello") for machine in bed.machines] == [machine is leading for machine in bed.machines]
+    for machine in bed.machines:
+        assert machine.fetch(hello).status == 200
+        if machine is not leading:
+            assert leading is not None
+            until(lambda machine=machine: machine.app("hello")["state"] == "running", "it knows how it is there", 5)  # type: ignore[misc]
+            shown = machine.app("hello")
+            assert (shown["leader"]["node"], shown["nodes"][machine.name]["state"]) == (leading.name, "standby")
+
+
+def test_an_app_serves_from_another_node_when_the_machine_of_its_leader_is_lost(bed: Cluster, hello: int) -> None:
+    lost = home(bed, "hello")
+    assert lost is not None
+    others = [machine for machine in bed.machines if machine is not lost]
+    epoch = lost.get("/leadership/app:hello")["epoch"]
+    faults.power_off(lost)
+    for machine in others:
+        until(lambda machine=machine: answers(machine, hello), f"{machine.name} answers again", 15)  # type: ignore[misc]
+    heir = home(bed, "hello")
+    assert heir in others
+    shown = heir.get("/leadership/app:hello")
+    assert (shown["epoch"], shown["reason"]) == (epoch + 1, "expired")
+    assert [runs(machine, "hello") for machine in others] == [machine is heir for machine in others]
+    faults.power_on(lost, within_s=60)
+    unlock(lost)
+    until(lambda: answers(lost, hello), "who is back leads to it", 20)
+    until(lambda: lost.app("hello")["nodes"][lost.name]["state"] == "standby", "and stands by", 20)
+    assert not runs(lost, "hello")
+    assert home(bed, "hello") is heir, "it does not go back by itself"
+
+
+def test_apps_of_a_lost_node_are_spread_over_the_others(bed: Cluster) -> None:
+    leading = wait_leader(bed)
+    names = [f"many{number}" for number in range(6)]
+    ports = {name: installed(bed, name) for name in names}
+    counts = [sum(home(bed, name) is machine for name in names) for machine in bed.machines]
+    lost = max(bed.machines, key=lambda machine: sum(home(bed, name) is machine for name in names))
+    faults.power_off(lost)
+    others = [machine for machine in bed.machines if machine is not lost]
+    for name in names:
+        for machine in others:
+            until(lambda name=name, machine=machine: answers(machine, ports[name]), f"{machine.name} answers for {name}", 20)  # type: ignore[misc]
+    after = [sum(home(bed, name) is machine for name in names) for machine in others]
+    assert max(after) - min(after) <= 2, (leading.name, counts, after)
+    faults.power_on(lost, within_s=60)
+    unlock(lost)
+    for name in names:
+        said(wait_leader(bed), "apps", "uninstall", name, "-y")
+
+
+def test_an_app_with_data_stays_with_it_and_says_so(bed: Cluster) -> None:
+    port = installed(bed, "diary", VOLUME)
+    lost = home(bed, "diary")
+    assert lost is not None
+    other = next(machine for machine in bed.machines if machine is not lost)
+    faults.power_off(lost)
+    until(lambda: not asked(other, "GET", "/leadership/app:diary").json["node"], "its term has ended", 15)
+    until(
+        lambda: "its data is there alone" in other.app("diary")["reason"] or "at home on" in other.app("diary")["reason"],
+        "it says why",
+        15,
+    )
+    assert not runs(other, "diary")
+    faults.power_on(lost, within_s=60)
+    unlock(lost)
+    until(lambda: answers(other, port), "it serves again", 30)
+    assert home(bed, "diary") is lost
+    said(wait_leader(bed), "apps", "uninstall", "diary", "-y", "--purge")
+
+
+def test_a_client_sees_one_pause_and_no_refusal_from_the_nodes_that_live(bed: Cluster, hello: int) -> None:
+    lost = home(bed, "hello")
+    assert lost is not None
+    through = next(machine for machine in bed.machines if machine is not lost)
+    with Poller(hello, host=through.address) as client:
+        until(lambda: len(client.answers) > 20, "the client is served")
+        faults.power_off(lost)
+        until(lambda: answers(through, hello), "it answers again", 15)
+        seen = len(client.answers)
+        until(lambda: len(client.answers) > seen + 20, "the client goes on")
+    assert len(client.failures()) <= 1, "of all requests the one that was under way"
+    faults.power_on(lost, within_s=60)
+    unlock(lost)

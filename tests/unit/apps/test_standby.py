@@ -1,0 +1,112 @@
+"""Of an app in a cluster: what ends where another node leads it, and what each node says of itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from piccolod.leadership.placement import Standing
+from services.apps import desired as change
+from services.apps.backoff import Failures
+from services.apps.plan import plan
+from services.apps.podman_status import Status
+from services.apps.situation import Do, Image, ImageIs, Leader, Plan, Route, Situation, State
+from services.apps.standby import standing
+
+from .situations import READY, TERM, UP, at, container, wanted
+
+OTHER = Leader("n2", "10.77.1.2:7443", 4)
+
+
+def among(**seen: object) -> Situation:
+    return at(clustered=True, **seen)
+
+
+def test_where_another_node_leads_it_nothing_runs_and_clients_are_led_there() -> None:
+    made = plan(wanted(), among(leader=OTHER))
+    assert made == Plan(state=State.STANDBY, reason="n2 leads it", route=Route.TUNNEL)
+
+
+def test_its_followers_of_leader_only_lead_nobody_there() -> None:
+    assert plan(wanted("cluster: {policy: leader_only}\n"), among(leader=OTHER)).route is Route.CLOSED
+
+
+def test_what_is_left_of_a_lost_term_ends_before_anything_else() -> None:
+    made = plan(wanted(), among(leader=OTHER, container=container(), guarded=True, attached=frozenset({"d"})))
+    assert made.steps == (Do.STOP, Do.DISARM, Do.REMOVE, Do.DETACH)
+    assert made.state is State.STOPPING
+
+
+def test_a_term_on_the_page_counts_more_than_what_was_announced() -> None:
+    assert plan(wanted(), among(leader=OTHER, term=TERM, container=container(), health=READY)).route is Route.LOCAL
+
+
+def test_who_stands_by_fetches_the_image_so_that_it_can_take_over() -> None:
+    made = plan(wanted(), among(leader=OTHER, image=Image(ImageIs.ABSENT)))
+    assert (made.state, made.steps) == (State.STANDBY, (Do.FETCH,))
+    refused = plan(wanted(), among(leader=OTHER, image=Image(ImageIs.REFUSED, reason="no such image")))
+    assert (refused.steps, refused.reason) == ((), "n2 leads it; this node could not yet: no such image")
+    assert plan(wanted(), among(leader=OTHER, locked=True, image=Image(ImageIs.ABSENT))).steps == ()
+
+
+def test_nobody_leads_it_so_this_node_tries() -> None:
+    assert plan(wanted(), among()).steps == (Do.CAMPAIGN, *UP)
+
+
+@pytest.mark.parametrize(
+    "why", [{"locked": True}, {"image": Image(ImageIs.REFUSED, reason="gone")}, {"image": Image(ImageIs.FETCHING)}]
+)
+def test_a_term_in_which_nothing_can_begin_is_given_to_others(why: dict[str, object]) -> None:
+    assert plan(wanted(), among(term=TERM, **why)).steps == (Do.CLOSING, Do.WITHDRAW)
+    assert plan(wanted(), at(term=TERM, **why)).steps == (), "a node alone keeps it"
+
+
+def test_only_the_leader_of_the_kernel_names_an_image() -> None:
+    unnamed = change.install(wanted().current.manifest, "", {"web": 35000}, "boot", "")
+    assert plan(unnamed, among()).steps == (Do.PIN,)
+    assert plan(unnamed, among(writes=False)).steps == ()
+
+
+def test_an_uninstalled_app_is_forgotten_last_and_by_the_leader_of_the_kernel_alone() -> None:
+    gone = change.uninstall(wanted(), True, "")
+    assert plan(gone, among(term=TERM, container=container(), writes=False)).steps[-2:] == (Do.PURGE, Do.WITHDRAW)
+    assert Do.FORGET not in plan(gone, among(leader=OTHER)).steps, "not before its leader has ended it"
+    assert plan(gone, among()).steps == (Do.PURGE, Do.FORGET)
+
+
+def test_how_an_update_went_is_said_where_it_cannot_be_written() -> None:
+    trial = change.update(wanted(), "b:2", "sha256:2", "")
+    runs = among(term=TERM, container=container(spec="new"), trial_image=Image(ImageIs.PRESENT, "sha256:2"), health=READY)
+    assert plan(trial, runs).steps == (Do.PROMOTE,)
+    told = among(
+        term=TERM, container=container(spec="new"), trial_image=Image(ImageIs.PRESENT, "sha256:2"), health=READY, writes=False
+    )
+    made = plan(trial, told)
+    assert (made.steps, made.route, made.verdict) == ((), Route.LOCAL, Do.PROMOTE)
+    assert standing(trial, told, made).verdict == "promote"
+    failed = plan(trial, among(term=TERM, container=container(), health=READY, writes=False,
+                               trial_image=Image(ImageIs.REFUSED, reason="no")))  # fmt: skip
+    assert (failed.steps, failed.route, failed.verdict) == ((), Route.LOCAL, Do.GIVE_UP)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen", "why"),
+    [
+        ({}, {}, ""),
+        ({"running": False}, {}, "its admin stopped it"),
+        ({"enabled": False, "boot_id": "another"}, {}, "it is disabled"),
+        ({"removing": True}, {}, "it is being uninstalled"),
+        ({}, {"locked": True}, "the node is locked"),
+        ({}, {"image": Image(ImageIs.REFUSED, reason="not on this node")}, "not on this node"),
+        ({}, {"image": Image(ImageIs.ABSENT), "container": container(Status.RUNNING)}, ""),
+        ({}, {"failures": Failures(tuple(90.0 + n for n in range(6)), 6, 6, "exit 1")}, "it failed there too often: exit 1"),
+    ],
+)
+def test_a_node_says_why_it_may_not_lead_it(changes: dict[str, object], seen: dict[str, object], why: str) -> None:
+    desired, situation = wanted(**changes), among(**seen)
+    assert standing(desired, situation, plan(desired, situation)).reason == why
+
+
+def test_an_app_with_data_says_that_it_is_bound() -> None:
+    made = Plan(state=State.RUNNING, reason="", route=Route.LOCAL)
+    assert standing(wanted("storage: {persistent: {d: {container: /d}}}\n"), among(), made).at_home
+    assert standing(wanted(), among(), made) == Standing(state="running", generation=1)
