@@ -14,8 +14,10 @@ from piccolod.errors import (
     DeadlineExceeded,
     Exists,
     Invalid,
+    LeaderHint,
     Locked,
     NotFound,
+    NotLeader,
     NotSupported,
     PiccoloError,
     Problem,
@@ -145,6 +147,9 @@ class Commands:
         try:
             raw = await self._node.podman.logs(container_name(request.name), tail=tail, since=since)
         except NotFound:
+            if (leader := self._node.leaders.get(request.name)) is not None:
+                hint = LeaderHint(leader.node, leader.peer.rpartition(":")[0], leader.url, leader.epoch)
+                raise NotLeader(f"{request.name} runs on {leader.node}", hint="its log is there", leader=hint) from None
             return LogLines(lines=(), cursor=request.cursor)
         return logs.page(raw, tail=request.tail, since_ms=request.since_ms, cursor=request.cursor)
 

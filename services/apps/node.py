@@ -69,7 +69,7 @@ class Node:
     def hear(self, app: str, event: LeadershipRoleChanged) -> None:
         """Who leads an app now."""
         if event.node and event.node != self.name:
-            self.leaders[app] = Leader(event.node, event.peer, event.epoch)
+            self.leaders[app] = Leader(event.node, event.peer, event.epoch, event.url)
         else:
             self.leaders.pop(app, None)
 

@@ -90,11 +90,12 @@ class TermIs(msgspec.Struct, frozen=True):
 
 
 class Leader(msgspec.Struct, frozen=True):
-    """Another node that leads the app, as consensus announced it. `peer`: the `HOST:PORT` of its tunnel."""
+    """Another node that leads the app, as consensus announced it. `peer`: the `HOST:PORT` of its tunnel; `url`: its API."""
 
     node: str
     peer: str
     epoch: int
+    url: str = ""
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ from services.api.actor import Scope
 from services.api.asked import BASE, Req, actor_of, core_of, idem_of, written
 from services.api.core import Core
 from services.api.documents import JsonObject
-from services.api.endpoint import COMMIT, JSON, MANIFEST, STORE, UNKNOWN, YAML, endpoint
+from services.api.endpoint import COMMIT, ELSEWHERE, JSON, MANIFEST, STORE, UNKNOWN, YAML, endpoint
 
 _MANIFEST_BYTES: Final = 512 * 1024  # the manifest's own limit is 256 KiB, and says so by name
 _MANIFEST_SCHEMA: Final[dict[str, Any]] = {"description": "A manifest, `piccolo/v1`", "type": "object"}
@@ -169,7 +169,7 @@ def _verb(verb: str, promise: str) -> Any:
 
 
 @endpoint(
-    "GET", f"{_PATH}/logs", scope=Scope.READ, fails=(*STORE, *UNKNOWN, TooMany), tag="apps",
+    "GET", f"{_PATH}/logs", scope=Scope.READ, fails=(*STORE, *UNKNOWN, *ELSEWHERE, TooMany), tag="apps",
 )  # fmt: skip
 async def logs(
     request: Req,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Response
@@ -16,6 +16,8 @@ from services.api.documents import Holder
 from services.api.endpoint import ELSEWHERE, JSON, UNKNOWN, Failures, endpoint
 
 _PATH = f"{BASE}/leadership/{{resource:str}}"
+# An app gets its manifest's grace to stop (services/consensus/planned_moves.py).
+_MOVE_S: Final = 40.0
 
 
 class SwitchoverBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +63,7 @@ async def switchover(
 ) -> Response[Leadership]:
     """Hands the resource to another node."""
     order = Switchover(resource=resource, to=(data or SwitchoverBody()).to)
-    return Response(await core_of(request).order(order, idem=await idem_of(request)))
+    return Response(await core_of(request).order(order, timeout_s=_MOVE_S, idem=await idem_of(request)))
 
 
 @endpoint(
@@ -70,7 +72,7 @@ async def switchover(
 )  # fmt: skip
 async def release(request: Req, resource: FromPath[str]) -> Response[Leadership]:
     """Gives the resource up, for another node to take."""
-    return Response(await core_of(request).order(Release(resource=resource), idem=await idem_of(request)))
+    return Response(await core_of(request).order(Release(resource=resource), timeout_s=_MOVE_S, idem=await idem_of(request)))
 
 
 def _leader_of(request: Req, resource: str) -> Holder:
