@@ -75,7 +75,7 @@ class App:
         self._polls = 0  # looks in a row that found nothing to do
         self._last_steps: tuple[Do, ...] = ()
         self.shown = Shown()
-        self.standing: Standing | None = None  # None: it needs no leader, or was not looked at yet
+        self.standing: Standing | None = None  # None: nobody is to lead it, or it was not looked at yet
         self.gone = asyncio.Event()  # it is uninstalled
         self.settled = asyncio.Event()  # the last look found nothing to do
         self.at_rest = asyncio.Event()  # the silence around a lock holds it, and nothing of it is left to stop
@@ -214,8 +214,8 @@ class App:
         return max(min(wait_s, self._image_wait_s(made)), min(_POLL_S * 1.2**self._polls, _POLL_MOST_S))
 
     def _stand(self, seen: Situation, made: Plan) -> None:
-        led = self._version_of(seen).manifest.is_led
-        before, self.standing = self.standing, standing(self._wanted(), seen, made) if led else None
+        held = self.held or self._node.ends
+        before, self.standing = self.standing, standing(self.stored.desired, seen, made, held=held)
         if before != self.standing:
             self._changed.set()
 

@@ -39,10 +39,12 @@ def replace(container: Container, now: Situation) -> tuple[Do, ...]:
     return (*((Do.STOP,) if alive else ()), *((Do.DISARM,) if alive or now.guarded else ()), Do.REMOVE)
 
 
-def standing(desired: Desired, now: Situation, made: Plan) -> Standing:
-    """How this node stands to the app, for the others."""
+def standing(desired: Desired, now: Situation, made: Plan, *, held: bool = False) -> Standing | None:
+    """How this node stands to the app, for the others; None: nobody is to lead it. `held`: nothing starts here for a while."""
+    if not desired.wanted(now.boot_id) or not desired.current.manifest.is_led:
+        return None
     return Standing(
-        reason=_unfit(desired, now),
+        reason="nothing starts there now: it is being locked, or stopped" if held else _unfit(desired, now),
         failures=len(now.failures.times),
         at_home=desired.current.manifest.is_stateful,
         state=made.state,
@@ -53,10 +55,6 @@ def standing(desired: Desired, now: Situation, made: Plan) -> Standing:
 
 def _unfit(desired: Desired, now: Situation) -> str:
     """Why this node may not lead it, or may not for now."""
-    if desired.removing:
-        return "it is being uninstalled"
-    if not desired.wanted(now.boot_id):
-        return "its admin stopped it" if not desired.running else "it is disabled"
     if now.locked:
         return "the node is locked"
     runs = now.container is not None and now.container.status is Status.RUNNING

@@ -19,7 +19,8 @@ from services.consensus import standing
 from services.consensus.cluster_records import MEMBER
 from services.consensus.facts import Facts
 
-# What was never led begins beside the kernel, where it was just installed: so long is waited for that node's word.
+# What was never led begins beside the kernel, where it was just installed, and what was stopped and is started where it was:
+# so long is waited for that node's word, which has yet to come.
 UNHEARD_S: Final = 2.0
 
 Standings = Mapping[str, Mapping[str, Standing]]
@@ -49,8 +50,9 @@ def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict
         rows = ranked(apps, able, load, home=home, first="" if group.owner else first)
         for app, row in rows.items():
             if home_of(state, facts, standings, app) in ("", me):
-                begins_elsewhere = not group.owner and first not in ("", me) and app not in standings.get(first, {})
-                found[app] = delay_s(row, me, len(apps)) + begins_elsewhere * UNHEARD_S
+                begins_at = (first if not group.owner else home) if not group.lives else ""
+                unheard = begins_at not in ("", me) and app not in standings.get(begins_at, {app: None})
+                found[app] = delay_s(row, me, len(apps)) + unheard * UNHEARD_S
     return found
 
 
@@ -102,7 +104,7 @@ def _unfit(state: Leadership, facts: Facts, standings: Standings, app: str, node
         return "it has no session: it is off, cut off, or just starting"
     each = standings.get(node, {}).get(app)
     if each is None:
-        return "it does not ask to lead it: it is locked, or its module `apps` is not ready"
+        return "it does not ask to lead it: the app is stopped, or the node has just started"
     if not each.reason and home not in ("", node):
         return f"the app's data is on {home}"
     return each.reason

@@ -82,31 +82,46 @@ def test_how_an_update_went_is_said_where_it_cannot_be_written() -> None:
     )
     made = plan(trial, told)
     assert (made.steps, made.route, made.verdict) == ((), Route.LOCAL, Do.PROMOTE)
-    assert standing(trial, told, made).verdict == "promote"
+    said = standing(trial, told, made)
+    assert said is not None
+    assert said.verdict == "promote"
     failed = plan(trial, among(term=TERM, container=container(), health=READY, writes=False,
                                trial_image=Image(ImageIs.REFUSED, reason="no")))  # fmt: skip
     assert (failed.steps, failed.route, failed.verdict) == ((), Route.LOCAL, Do.GIVE_UP)
 
 
 @pytest.mark.parametrize(
-    ("changes", "seen", "why"),
+    ("seen", "why"),
     [
-        ({}, {}, ""),
-        ({"running": False}, {}, "its admin stopped it"),
-        ({"enabled": False, "boot_id": "another"}, {}, "it is disabled"),
-        ({"removing": True}, {}, "it is being uninstalled"),
-        ({}, {"locked": True}, "the node is locked"),
-        ({}, {"image": Image(ImageIs.REFUSED, reason="not on this node")}, "not on this node"),
-        ({}, {"image": Image(ImageIs.ABSENT), "container": container(Status.RUNNING)}, ""),
-        ({}, {"failures": Failures(tuple(90.0 + n for n in range(6)), 6, 6, "exit 1")}, "it failed there too often: exit 1"),
+        ({}, ""),
+        ({"locked": True}, "the node is locked"),
+        ({"image": Image(ImageIs.REFUSED, reason="not on this node")}, "not on this node"),
+        ({"image": Image(ImageIs.ABSENT), "container": container(Status.RUNNING)}, ""),
+        ({"failures": Failures(tuple(90.0 + n for n in range(6)), 6, 6, "exit 1")}, "it failed there too often: exit 1"),
     ],
 )
-def test_a_node_says_why_it_may_not_lead_it(changes: dict[str, object], seen: dict[str, object], why: str) -> None:
-    desired, situation = wanted(**changes), among(**seen)
-    assert standing(desired, situation, plan(desired, situation)).reason == why
+def test_a_node_says_why_it_may_not_lead_it(seen: dict[str, object], why: str) -> None:
+    situation = among(**seen)
+    said = standing(wanted(), situation, plan(wanted(), situation))
+    assert said is not None
+    assert said.reason == why
+
+
+@pytest.mark.parametrize("changes", [{"running": False}, {"enabled": False, "boot_id": "another"}, {"removing": True}])
+def test_of_what_is_to_run_nowhere_nothing_is_said(changes: dict[str, object]) -> None:
+    desired = wanted(**changes)
+    assert standing(desired, among(), plan(desired, among())) is None
+
+
+def test_a_node_that_is_being_locked_leaves_it_to_others() -> None:
+    said = standing(wanted(), among(), plan(wanted(running=False), among()), held=True)
+    assert said is not None
+    assert said.reason == "nothing starts there now: it is being locked, or stopped"
 
 
 def test_an_app_with_data_says_that_it_is_bound() -> None:
     made = Plan(state=State.RUNNING, reason="", route=Route.LOCAL)
-    assert standing(wanted("storage: {persistent: {d: {container: /d}}}\n"), among(), made).at_home
+    bound = standing(wanted("storage: {persistent: {d: {container: /d}}}\n"), among(), made)
+    assert bound is not None
+    assert bound.at_home
     assert standing(wanted(), among(), made) == Standing(state="running", generation=1)
