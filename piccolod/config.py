@@ -71,7 +71,7 @@ class Security:
 class Cluster:
     """`timing` is read by `cluster init` alone: it holds for the whole cluster from then on."""
 
-    peer_port: int = 7443  # the port above it is for calls between nodes; nothing listens on this one yet
+    peer_port: int = 7443  # clients of apps that another node leads; the port above it is for calls between nodes
     timing: str = "auto"  # auto: the fastest of fast, balanced, patient that holds here
 
 

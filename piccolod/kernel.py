@@ -124,6 +124,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
             target="services.router.__main__:main",
             needs=("broker",),
             publishes=("RouteChanged", "HealthChanged"),
+            may_call=("persistence.check_node",),
             listens=("tcp",),
             user="piccolo-router",
         )
@@ -169,7 +170,7 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "persistence.issue_certificate": frozenset({"consensus", "api"}),
     "persistence.redeem": frozenset({"api"}),
     "persistence.forget_node": frozenset({"api", "consensus"}),
-    "persistence.check_node": frozenset({"api"}),
+    "persistence.check_node": frozenset({"api", "router.0", "router.1"}),
     "persistence.ask_unlock": frozenset({"api"}),
     "persistence.give_key": frozenset({"api"}),
     "persistence.take_key": frozenset({"api"}),

@@ -6,6 +6,7 @@ handshake the caller asks `peer` who is at the other end and compares that with 
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from piccolod.pki.identity import Identity, Role
 
 # X509_V_FLAG_NO_CHECK_TIME of openssl/x509_vfy.h, which the module ssl has no name for.
 _NO_CHECK_TIME: Final = 0x200000
+_VERSION: Final = 0xA0  # the context's element 0, explicit: the only one that may be absent before the key
 _JOIN: Final = "a node gets its certificate by `piccoloctl cluster join`"
 
 TlsObject = ssl.SSLObject | ssl.SSLSocket
@@ -88,13 +90,36 @@ def ended_peer(tls: TlsObject | None) -> tuple[Identity, float]:
 
 
 def peer_key(tls: TlsObject) -> str:
-    """SHA-256 of the public key that the peer has proven to have, in hex: as `authority.Signed.key`."""
-    from piccolod.pki import authority  # `cryptography` costs memory that a node alone never needs
+    """SHA-256 of the public key that the peer has proven to have, in hex: as `authority.Signed.key`.
 
+    Without `cryptography`, which costs more memory and time than all else that a router needs of TLS.
+    """
     shown = tls.getpeercert(binary_form=True)
     if shown is None:
         raise Unauthenticated("this is for members of the cluster, and no certificate was shown", hint=_JOIN)
-    return authority.read(shown).key
+    return hashlib.sha256(_public_key(shown)).hexdigest()
+
+
+def _public_key(certificate: bytes) -> bytes:
+    """Its SubjectPublicKeyInfo (RFC 5280, 4.1), DER. The handshake has read and proven the certificate before."""
+    _, at, _ = _element(certificate, 0)
+    _, at, _ = _element(certificate, at)
+    kind, _, end = _element(certificate, at)
+    if kind == _VERSION:
+        at = end
+    for _ in ("serial number", "signature", "issuer", "validity", "subject"):
+        _, _, at = _element(certificate, at)
+    return certificate[at : _element(certificate, at)[2]]
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """(its kind, where its content begins, where it ends)."""
+    kind, length = der[at], der[at + 1]
+    begin = at + 2
+    if length & 0x80:
+        begin += length & 0x7F
+        length = int.from_bytes(der[at + 2 : begin], "big")
+    return kind, begin, begin + length
 
 
 def _context(protocol: Any, cert: Path, key: Path, ca: Path) -> ssl.SSLContext:

@@ -31,9 +31,9 @@ class RouteState(msgspec.Struct, frozen=True, kw_only=True):
 
     app: str
     listener: str
-    mode: str  # local | hold | closed
+    mode: str  # local | tunnel | hold | closed
     public_port: int
-    target: str
+    target: str  # of the container; of a tunnel `NODE (HOST:PORT)`
     epoch: int
     reason: str  # empty: as wanted
     connections: int = 0
@@ -51,6 +51,8 @@ class RegisterAppRoute(Request[RouteStates], frozen=True, kw_only=True):
     """The route of an app, all its listeners. Idempotent; a lower epoch than the last is ignored (its answer shows it).
 
     `resource` and `token` are what the gate must hold for `local`; `resource` empty: no leadership (always_on).
+    For `tunnel`, `leader_addr` is HOST:PORT of the peer port of the node `leader`, which alone is accepted there, and `epoch`
+    is the leader's; `resource`, `token` and `endpoints` are empty.
     A port held by another program is named in that listener's `reason` and tried again; it is never an error.
     """
 

@@ -33,8 +33,7 @@ class Dialer(Pump):
         port = client.port
         target = port.target
         if target is None or port.mode is not _LOCAL:
-            client.stage = _HELD
-            port.held.add(client, self._now + port.listener.hold_s)
+            self._wait(client)
             return
         try:
             sock = socket.SocketType(socket.AF_INET6 if ":" in target.address else socket.AF_INET, _NEW)
@@ -60,8 +59,13 @@ class Dialer(Pump):
         if not self._watch(backend):
             self._dial_failed(backend, "this node is out of memory")
 
+    def _wait(self, client: Leg) -> None:
+        client.stage = _HELD
+        client.port.held.add(client, self._now + client.port.listener.hold_s)
+
     def _preamble(self, client: Leg) -> bytes:
-        if client.port.listener.client_ip is not _PROXY_V2 or client.address is None:
+        """Not for a client that comes through a tunnel: the node that it came to has seen to that."""
+        if client.port.listener.client_ip is not _PROXY_V2 or client.address is None or client.tunnel is not None:
             return b""
         return header_v2(client.address, client.sock.getsockname())
 
@@ -73,6 +77,9 @@ class Dialer(Pump):
             return
         self._connecting.discard(backend)
         backend.stage = _OPEN
+        client = backend.peer
+        if client is not None and client.tunnel is not None and not self._tell_served(client):
+            return
         if backend.out is None:
             if backend.fin:
                 self._finish(backend)
@@ -81,6 +88,10 @@ class Dialer(Pump):
             self._pump(backend.peer, True)
         if mask & READABLE:
             self._pump(backend, mask & MORE)
+
+    def _tell_served(self, client: Leg) -> bool:
+        """Its other node is told that bytes may follow. False: it has gone."""
+        raise NotImplementedError
 
     def _dial_failed(self, backend: Leg, why: str) -> None:
         client = backend.peer

@@ -8,13 +8,15 @@ import re
 from enum import StrEnum
 from typing import Final, TypeVar
 
+from piccolod.config import split_listen
 from piccolod.errors import Invalid, NotSupported, Problem
 from piccolod.protocol.router import Endpoint, RegisterAppRoute, RouteListener, RouteState
 from services.router.flow import Port
-from services.router.route import ClientIp, Listener, Mode, Protocol, Route, Target
+from services.router.route import ClientIp, Leader, Listener, Mode, Protocol, Route, Target
 
 _APP: Final = re.compile(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?")  # apps.md; also the name of a file here
 _FLOWS: Final = ("tcp", "tls")  # both are passed through untouched
+_NODE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")  # the rule of `node.name`
 _LONGEST_HOLD_S: Final = 3600.0
 
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -23,7 +25,7 @@ Kind = TypeVar("Kind", bound=StrEnum)
 def route_of(request: RegisterAppRoute) -> Route:
     """The route that a command asks for. Raises Invalid with every mistake, NotSupported for what is not built."""
     if request.mode not in tuple(Mode):
-        raise NotSupported(f"route mode {request.mode!r} is not supported", hint="local, hold or closed")
+        raise NotSupported(f"route mode {request.mode!r} is not supported", hint="local, tunnel, hold or closed")
     if unsupported := [item.flow for item in request.listeners if item.flow not in _FLOWS]:
         raise NotSupported(f"listener flow {unsupported[0]!r} is not supported", hint="tcp or tls")
     problems = list(_problems(request))
@@ -37,7 +39,13 @@ def route_of(request: RegisterAppRoute) -> Route:
         token=request.token,
         listeners=tuple(map(_listener, request.listeners)),
         targets=tuple(Target(listener=item.listener, address=item.address, port=item.port) for item in request.endpoints),
+        leader=_leader(request) if request.mode == Mode.TUNNEL else None,
     )
+
+
+def _leader(request: RegisterAppRoute) -> Leader:
+    address, port = split_listen(request.leader_addr)
+    return Leader(node=request.leader, address=address, port=port)
 
 
 def _listener(item: RouteListener) -> Listener:
@@ -61,6 +69,21 @@ def _problems(request: RegisterAppRoute) -> list[Problem]:
         problems += _listener_problems(f"listeners[{index}]", listener)
     for index, endpoint in enumerate(request.endpoints):
         problems += _endpoint_problems(f"endpoints[{index}]", endpoint)
+    if request.mode == Mode.TUNNEL:
+        problems += _tunnel_problems(request)
+    return problems
+
+
+def _tunnel_problems(request: RegisterAppRoute) -> list[Problem]:
+    problems = [] if _NODE.fullmatch(request.leader) else [Problem("leader", f"{request.leader!r} is not the name of a node")]
+    try:
+        _, port = split_listen(request.leader_addr)
+    except ValueError as error:
+        return [*problems, Problem("leader_addr", str(error))]
+    if not 1 <= port <= 65535:
+        problems.append(Problem("leader_addr", "its port must be 1 to 65535"))
+    if request.resource or request.token or request.endpoints:
+        problems.append(Problem("resource", "a tunnel has no resource, no token and no endpoints: its leader has them"))
     return problems
 
 
@@ -98,9 +121,9 @@ def state_of(route: Route, port: Port, unreachable: str) -> RouteState:
         listener=port.listener.name,
         mode=Mode.CLOSED if unreachable else port.mode,
         public_port=port.listener.public_port,
-        target=str(port.target or ""),
+        target=str((port.leader if port.mode is Mode.TUNNEL else port.target) or ""),
         epoch=route.epoch,
-        reason=unreachable or port.reason,
+        reason=unreachable or port.reason or port.trouble,
         connections=len(port.clients),
         total_connections=port.total,
         refused=port.refused,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from services.router.hold import Hold
 from services.router.http import Chunked, Length
-from services.router.route import ClientIp, Listener, Mode, Target
+from services.router.route import ClientIp, Leader, Listener, Mode, Target
+
+if TYPE_CHECKING:
+    from services.router.tunnel.stream import Tunnel
+    from services.router.tunnel.way import Way
 
 _XFF: Final = ClientIp.XFF  # a lookup in the enum costs 0.1 us for each connection
 
@@ -18,18 +23,32 @@ class Stage(IntEnum):
 
     OPEN = 0
     CONNECTING = 1  # a backend: the connect is on its way
-    HELD = 2  # a client: waits for a leader, unread
+    HELD = 2  # a client: waits for a leader, or for a leader's answer, unread
     HEAD = 3  # a client: its request's head is being read
     PARTING = 4  # a client: was answered by us, what it still sends is thrown away
     CLOSED = 5
 
 
+class Stream(Protocol):
+    """What the relay asks of a socket: one of the kernel's, or a tunnel that has its face."""
+
+    def recv_into(self, buffer: memoryview, /) -> int: ...
+    def send(self, data: bytes | memoryview, /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def getsockopt(self, level: int, option: int, /) -> int: ...
+    def setsockopt(self, level: int, option: int, value: bytes, /) -> None: ...
+    def getsockname(self) -> tuple[str, int]: ...
+    def close(self) -> None: ...
+
+
 class Leg:
     """One socket of a flow. `out` is what waits to be written to it: at most one buffer of the peer's bytes."""
 
-    __slots__ = ("active_at", "address", "body", "early", "eof", "fd", "fin", "moved", "out", "peer", "port", "sock", "stage")
+    __slots__ = (
+        "active_at", "address", "body", "early", "eof", "fd", "fin", "moved", "out", "peer", "port", "sock", "stage", "tunnel",
+    )  # fmt: skip
 
-    def __init__(self, sock: socket.SocketType, fd: int, port: Port, stage: Stage, now: float) -> None:
+    def __init__(self, sock: Stream, fd: int, port: Port, stage: Stage, now: float) -> None:
         self.sock = sock
         self.fd = fd
         self.port = port
@@ -43,20 +62,25 @@ class Leg:
         self.eof = False  # it sends no more
         self.fin = False  # it gets no more once `out` is written
         self.moved = 0  # bytes received from it
+        self.tunnel: Tunnel | None = None  # `sock`, where it is one
 
 
 class Port:
     """A listener of an app, its sockets, its flows and its counters."""
 
     __slots__ = (
-        "app", "bytes_in", "bytes_out", "clients", "drain_at", "held", "listener", "mode", "reason", "refused", "target",
-        "total",
+        "app", "bytes_in", "bytes_out", "clients", "drain_at", "epoch", "held", "leader", "listener", "mode", "reason",
+        "refused", "target", "total", "trouble", "way",
     )  # fmt: skip
 
     def __init__(self, app: str, listener: Listener) -> None:
         self.app = app
         self.listener = listener
         self.target: Target | None = None
+        self.leader: Leader | None = None  # of a tunnel
+        self.epoch = 0
+        self.way: Way | None = None  # of a tunnel, once somebody asked for it
+        self.trouble = ""  # why its leader does not serve, as seen from here
         self.mode = Mode.HOLD
         self.reason = ""
         self.clients: set[Leg] = set()
@@ -82,13 +106,18 @@ class Port:
         return received, returned
 
 
+Address = tuple[str, int]
+Welcome = Callable[[Port, Mode, socket.SocketType, int, Address], None]
+
+
 class Door:
     """A listening socket of a port. A port has one for IPv4 and, where the host has it, one for IPv6."""
 
-    __slots__ = ("fd", "opens_at", "port", "sock")
+    __slots__ = ("fd", "opens_at", "port", "sock", "welcome")
 
-    def __init__(self, port: Port, sock: socket.socket) -> None:
+    def __init__(self, port: Port, sock: socket.socket, welcome: Welcome) -> None:
         self.port = port
         self.sock = sock
+        self.welcome = welcome
         self.fd = sock.fileno()
         self.opens_at = 0.0  # not accepting until then: the system was out of something

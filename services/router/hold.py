@@ -7,6 +7,7 @@ thousand waiting clients cost a thousand descriptors and no memory of ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
 from services.router.deadlines import Deadlines
@@ -27,6 +28,12 @@ class Hold(Generic[Leg]):
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __contains__(self, leg: Leg) -> bool:
+        return leg in self._waiting
+
+    def __iter__(self) -> Iterator[Leg]:
+        return iter(self._waiting)
 
     def add(self, leg: Leg, give_up_at: float) -> None:
         self._waiting.add(leg, give_up_at)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import select
-import socket
-from typing import Final
+from typing import Final, Protocol
 
 from piccolod import clock
 from services.router.deadlines import Deadlines
-from services.router.flow import Leg, Stage
+from services.router.flow import Leg, Port, Stage, Stream
 from services.router.introduction import Introduction
 from services.router.limits import Admission, Limits
 from services.router.reception import reset_on_close
@@ -26,6 +25,14 @@ BUFFER_BYTES: Final = 128 * 1024
 _SIP_BYTES: Final = 4 * 1024
 
 
+class Party(Protocol):
+    """A connection that belongs to no flow yet: of a tunnel, while its two ends come to terms."""
+
+    fd: int
+
+    def event(self, mask: int) -> None: ...
+
+
 class Legs:
     """What each job of the relay stands on; single-threaded. The jobs are layers of one object, so that a call from one to
     another costs what a call costs: the relay has some 10 us for a request."""
@@ -35,18 +42,25 @@ class Legs:
         self.admission = Admission(limits)
         self._epoll = select.epoll()
         self._legs: dict[int, Leg] = {}
+        self._parties: dict[int, Party] = {}
+        self._ports: set[Port] = set()
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._sip = self._buffer[:_SIP_BYTES]
         self._introduction = Introduction(limits, self._buffer, self._dial, self._end, self._reset)
         self._cup = self._buffer  # what one read may take: all of it, until too much waits for slow readers
         self._buffered_bytes = 0
-        self._closing: list[socket.SocketType] = []
+        self._closing: list[Stream] = []
         self._in_turn = False
         self._connecting: Deadlines[Leg] = Deadlines()
         self._now = clock.now()
 
     def _dial(self, client: Leg) -> None:
         raise NotImplementedError
+
+    @property
+    def now(self) -> float:
+        """When this turn began."""
+        return self._now
 
     @property
     def buffered_bytes(self) -> int:
@@ -64,6 +78,25 @@ class Legs:
         except OSError:
             return False
         return True
+
+    def seat(self, party: Party) -> bool:
+        """Registers a party. False: the system has no room for it."""
+        self._parties[party.fd] = party
+        try:
+            self._epoll.register(party.fd, _LEG)
+        except OSError:
+            return False
+        return True
+
+    def unseat(self, party: Party, sock: Stream) -> None:
+        """Takes a party out; its socket is closed when the batch of events has ended."""
+        if self._parties.pop(party.fd, None) is not None:
+            self._closing.append(sock)
+
+    def _marry(self, party: Party, leg: Leg) -> None:
+        """A party becomes the leg of a flow, at the same descriptor."""
+        del self._parties[party.fd]
+        self._legs[leg.fd] = leg
 
     def _end(self, leg: Leg) -> None:
         """Both directions are finished."""
@@ -106,8 +139,17 @@ class Legs:
         self.admission.leave(address)
         if client.stage is _HELD:
             port.held.leave(client)
+            self._part(client)
         elif client.stage is not _OPEN:
             self._introduction.leave(client)
+
+    def _part(self, client: Leg) -> None:
+        """A held client has gone: whoever asks a leader for it need not go on."""
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """After something that was done out of any turn."""
+        raise NotImplementedError
 
     def _bury(self) -> None:
         """Closes what ended, but not within a batch of events: a descriptor that is used again within one would get

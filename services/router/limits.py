@@ -22,6 +22,12 @@ class Limits:
     farewell_s: float = 2.0  # between our last answer and the reset
     idle_s: float = 3600.0  # dead peers are found by keepalive long before
     half_closed_s: float = 600.0
+    shake_s: float = 5.0  # of a tunnel: connect and handshake, and a preamble once it has begun
+    ask_s: float = 6.0  # between a preamble and its answer, which waits for a container
+    warm_s: float = 60.0  # a tunnel that nobody needs, and those that are kept ready after the last need
+    warm: int = 4  # tunnels kept ready for a leader
+    shaking: int = 8  # tunnels to one leader that come up at a time
+    guests: int = 256  # tunnels of other nodes that have no client yet
     buffered_bytes: int = 32 * 2**20  # of all flows; beyond it each takes small sips
 
     @classmethod

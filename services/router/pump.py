@@ -16,6 +16,7 @@ from services.router.legs import Legs
 from services.router.limits import Limits
 
 _CONNECTING: Final = Stage.CONNECTING
+_NOTHING: Final = memoryview(b"")
 _ROUNDS: Final = range(4)  # buffers that one leg moves before the next leg has its turn
 
 
@@ -64,13 +65,14 @@ class Pump(Legs):
             if sent < len(chunk):
                 self._keep(peer, chunk[sent:])
                 return
-            if count < len(buffer) and not more:
+            if count < len(buffer) and not more and (leg.tunnel is None or not leg.tunnel.more):
                 return
         self._again.append(leg)
 
     def _keep(self, leg: Leg, rest: memoryview) -> None:
-        leg.out = memoryview(bytes(rest))
-        self._buffer_more(len(rest))
+        """What `leg` could not take; a tunnel has it already, encrypted."""
+        leg.out = memoryview(bytes(rest)) if leg.tunnel is None else leg.tunnel.take_rest()
+        self._buffer_more(len(leg.out))
 
     def _flush(self, leg: Leg) -> bool:
         """Writes what waits for `leg`. True when nothing does any more."""
@@ -78,7 +80,7 @@ class Pump(Legs):
         if out is None:
             return True
         try:
-            sent = leg.sock.send(out)
+            sent = leg.sock.send(out) if leg.tunnel is None else leg.tunnel.sock.send(out)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -99,11 +101,13 @@ class Pump(Legs):
         peer = leg.peer
         if leg.stage is _CONNECTING or leg.out is not None:
             return
-        if leg.eof and peer is not None and peer.out is None:
-            self._end(leg)
-            return
         try:
-            leg.sock.shutdown(socket.SHUT_WR)
+            if leg.tunnel is not None and not leg.tunnel.end():
+                self._keep(leg, _NOTHING)  # when it is written, this is tried again
+            elif leg.eof and peer is not None and peer.out is None:
+                self._end(leg)
+            elif leg.tunnel is None:
+                leg.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             self._break(leg, error)
 

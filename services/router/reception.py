@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from services.router.flow import Door, Port
+from services.router.flow import Door, Port, Stream, Welcome
 from services.router.route import Mode
 
 # Shared sockets wake one worker, or few, not all; SO_REUSEPORT would hash connections to dead ones.
@@ -20,18 +20,11 @@ _PAUSE_S: Final = 0.1
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER, zero seconds: close sends RST
 _NEW: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 
-Address = tuple[str, int]
-
 
 class Reception:
     """`judge` says what a port may do, once for each batch; `welcome` gets each new connection with that verdict."""
 
-    def __init__(
-        self,
-        epoll: select.epoll,
-        judge: Callable[[Port], Mode],
-        welcome: Callable[[Port, Mode, socket.SocketType, int, Address], None],
-    ) -> None:
+    def __init__(self, epoll: select.epoll, judge: Callable[[Port], Mode], welcome: Welcome) -> None:
         self._epoll = epoll
         self.judge = judge
         self._welcome = welcome
@@ -47,11 +40,11 @@ class Reception:
     def door(self, fd: int) -> Door | None:
         return self._doors.get(fd)
 
-    def open(self, port: Port, sock: socket.socket) -> Door:
-        """Accepts for `port` from `sock`, which must listen already."""
+    def open(self, port: Port, sock: socket.socket, welcome: Welcome | None = None) -> Door:
+        """Accepts for `port` from `sock`, which must listen already. `welcome`: of this door alone."""
         sock.setblocking(False)
-        _tune(sock)
-        door = Door(port, sock)
+        tune(sock)
+        door = Door(port, sock, welcome or self._welcome)
         self._epoll.register(door.fd, _DOOR)
         self._doors[door.fd] = door
         return door
@@ -87,7 +80,7 @@ class Reception:
                 return
             sock = socket.SocketType(family, _NEW, 0, fd)
             sock.setblocking(False)
-            self._welcome(port, mode, sock, fd, address)
+            door.welcome(port, mode, sock, fd, address)
 
     def reopen(self, now: float) -> None:
         """Paused doors whose time has come."""
@@ -120,14 +113,14 @@ def refuse(sock: socket.SocketType) -> None:
     sock.close()
 
 
-def reset_on_close(sock: socket.SocketType) -> None:
+def reset_on_close(sock: Stream) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except OSError:
         pass
 
 
-def _tune(sock: socket.socket) -> None:
+def tune(sock: socket.SocketType) -> None:
     """No waiting for a fuller segment; a dead peer is found after two minutes. Accepted sockets inherit these from the
     listening one: no system call per connection."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -2,7 +2,7 @@
 
 Every socket is registered once, edge-triggered, for both directions. Readiness is only a hint: what is true is what `recv`
 and `send` say, so a stale or repeated event does no harm. The jobs are layers: `Legs` knows every socket, `Pump` moves bytes,
-`Dialer` connects, and `Relay` has the ports, the turns and the time.
+`Dialer` connects, `Ingress` and `Egress` are the two ends of a tunnel, and `Relay` has the ports, the turns and the time.
 
 Who may be forwarded is not decided here: `judge` is asked for each batch of new connections, and again for every port
 before the first byte after a pause (a worker that was frozen must not go on where it was).
@@ -16,11 +16,13 @@ from collections.abc import Callable
 from typing import Final
 
 from piccolod import clock
-from services.router.dialer import BROKEN, MORE, OUT, READABLE, Dialer
-from services.router.flow import Door, Leg, Port, Stage
+from services.router.dialer import BROKEN, MORE, OUT, READABLE
+from services.router.flow import Address, Door, Leg, Port, Stage
 from services.router.limits import Limits
-from services.router.reception import Address, Reception, refuse
+from services.router.reception import Reception, refuse
 from services.router.route import Mode
+from services.router.tunnel.egress import Egress, Find
+from services.router.tunnel.security import Security
 
 _CONNECTING: Final = Stage.CONNECTING
 _HELD: Final = Stage.HELD
@@ -37,13 +39,12 @@ _TICK_S: Final = 0.05
 JUDGED_EVERY_S: Final = 0.1
 
 
-class Relay(Dialer):
-    """All flows of one worker. Single-threaded, on the module's event loop."""
+class Relay(Egress):
+    """All flows of one worker. Single-threaded, on the module's event loop. `find` is for clients that other nodes bring."""
 
-    def __init__(self, limits: Limits, judge: Callable[[Port], Mode]) -> None:
-        super().__init__(limits)
+    def __init__(self, limits: Limits, judge: Callable[[Port], Mode], find: Find = lambda _app, _listener: None) -> None:
+        super().__init__(limits, find, judge)
         self._reception = Reception(self._epoll, judge, self._welcome)
-        self._ports: set[Port] = set()
         self._resuming = False
         self._judged_at = self._now
         self._swept_at = self._now
@@ -78,7 +79,7 @@ class Relay(Dialer):
 
     def _arm(self) -> None:
         """An idle worker sleeps: the timer runs only while there is something that time can change."""
-        if self._timer is None and self._loop is not None and (self._legs or self._reception.paused):
+        if self._timer is None and self._loop is not None and (self._legs or self._parties or self._reception.paused):
             self._timer = self._loop.call_later(_TICK_S, self._guarded, self._on_timer)
 
     def _on_timer(self) -> None:
@@ -93,15 +94,31 @@ class Relay(Dialer):
         self._ports.add(port)
         return self._reception.open(port, sock)
 
+    def open_to_peers(self, sock: socket.socket) -> Door:
+        """Accepts other nodes from `sock`, which is shared with other workers and must listen already."""
+        return self._reception.open(self.peer_port, sock, self._arrive)
+
     def shut(self, door: Door) -> None:
         """Accepts no more. The flows of its port run on until `cut`."""
         self._reception.shut(door)
 
+    def turn(self, port: Port) -> None:
+        self._now = clock.now()
+        super().turn(port)
+        self._settle()
+
+    def secure(self, security: Security | None) -> None:
+        self._now = clock.now()
+        self.dismiss_guests()
+        super().secure(security)
+        self._settle()
+
     def cut(self, port: Port) -> None:
-        """Resets every flow of `port`, at once. Held connections stay, and those that have our answer and nothing else."""
+        """Resets every flow of `port`, at once. Held connections stay, and those that have our answer and nothing else; those
+        of a tunnel that had nothing to say yet are held."""
         port.drain_at = None
         for client in list(port.clients):
-            if client.stage is not _HELD and client.stage is not _PARTING:
+            if client.stage is not _HELD and client.stage is not _PARTING and not self._hold_again(client):
                 self._reset(client)
         self._bury()
 
@@ -116,6 +133,7 @@ class Relay(Dialer):
         """Ends everything of a port whose doors are shut."""
         self.dismiss(port)
         self.cut(port)
+        self.turn(port)
         self._ports.discard(port)
 
     def close(self) -> None:
@@ -124,7 +142,7 @@ class Relay(Dialer):
         self._reception.close()
         for leg in list(self._legs.values()):
             self._reset(leg)
-        self._bury()
+        self.secure(None)
         self._epoll.close()
 
     # --- turns
@@ -139,6 +157,11 @@ class Relay(Dialer):
         self._resume()
         if self._timer is None:
             self._arm()
+
+    def _settle(self) -> None:
+        self._bury()
+        self._resume()
+        self._arm()
 
     def _resume(self) -> None:
         """Who had more to read when the slice ended will cause no event: another slice follows by itself."""
@@ -182,6 +205,8 @@ class Relay(Dialer):
                 door = self._reception.door(fd)
                 if door is not None:
                     doors.append(door)
+                elif (party := self._parties.get(fd)) is not None:
+                    party.event(mask)
                 continue
             leg.active_at = now
             if leg.stage:
@@ -255,6 +280,8 @@ class Relay(Dialer):
             self._dial_failed(backend, "no answer in time")
         self._introduction.tick(now)
         self._reception.reopen(now)
+        self._tick_pools(now)
+        self._tick_guests(now)
         for port in list(self._ports):
             self._tick_port(port, now)
         if now - self._swept_at >= min(5.0, self.limits.idle_s / 4):
@@ -264,7 +291,7 @@ class Relay(Dialer):
 
     def _tick_port(self, port: Port, now: float) -> None:
         for client in port.held.given_up(now):
-            self._give_up(client, port.reason or "this app is being moved or started")
+            self._give_up(client, port.reason or port.trouble or "this app is being moved or started")
         if len(port.held) and self._reception.judge(port) is _LOCAL:
             self.release(port)
         if port.drain_at is not None and now >= port.drain_at:

@@ -12,12 +12,15 @@ from typing import Final
 
 import msgspec
 
+from piccolod.config import at_port
+
 # What existing flows get to end by themselves when an app moves as planned.
 DRAIN_S: Final = 5.0
 
 
 class Mode(StrEnum):
     LOCAL = "local"
+    TUNNEL = "tunnel"
     HOLD = "hold"
     CLOSED = "closed"
 
@@ -54,11 +57,22 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return at_port(self.address, self.port)
+
+
+class Leader(msgspec.Struct, frozen=True, kw_only=True):
+    """The node that a tunnel leads to, and where its peer port is. Nobody else is accepted there."""
+
+    node: str
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.node} ({at_port(self.address, self.port)})"
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One app's route. `resource` empty: it runs without leadership, no gate guards it."""
+    """One app's route. `resource` empty: it runs without leadership, no gate guards it. `leader`: of a tunnel alone."""
 
     app: str
     mode: Mode
@@ -67,6 +81,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     token: int = 0
     listeners: tuple[Listener, ...] = ()
     targets: tuple[Target, ...] = ()
+    leader: Leader | None = None
 
     def listener(self, name: str) -> Listener | None:
         return next((item for item in self.listeners if item.name == name), None)
@@ -104,6 +119,10 @@ def _flows(current: Route, offered: Route, listener: Listener) -> Flows:
     after = offered.listener(listener.name)
     if offered.epoch > current.epoch or after is None or after.public_port != listener.public_port:
         return Flows.CUT
+    if offered.mode is Mode.TUNNEL:
+        # After HOLD it is a move that was taken back: what drains may stay.
+        stays = current.mode is Mode.HOLD or offered.leader == current.leader
+        return Flows.KEEP if stays else Flows.CUT
     if offered.mode is not Mode.LOCAL:
         return Flows.DRAIN
     # The container of the old address is gone: without a reset its flows would wait for a keepalive to notice.

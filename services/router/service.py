@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import Final
 
-from piccolod.errors import NotFound
+from piccolod.errors import NotFound, PiccoloError
 from piccolod.kernel import ROUTERS
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
@@ -28,11 +28,15 @@ from piccolod.protocol.router import (
 )
 from services.router.doors import Doors
 from services.router.edge import route_of, state_of
+from services.router.flow import Port
 from services.router.limits import Limits
 from services.router.relay import Relay
 from services.router.route import Mode, Route
 from services.router.saved import SavedRoutes
 from services.router.table import RouteTable
+from services.router.tunnel.membership import Membership
+from services.router.tunnel.probe import probe
+from services.router.tunnel.wire import Preamble, Verdict
 
 _LOOK_S: Final = 1.0  # how late a shut gate shows where nobody connects
 _TEST_S: Final = 3.0
@@ -48,14 +52,17 @@ class Service:
         self._reader = PageReader(module.paths.page)
         self._saved = SavedRoutes(module.paths.routes / module.name)
         self._table = RouteTable(Gate(self._reader), self._changed)
-        self._relay = Relay(Limits.of_this_process(), self._table.judge)
+        self._relay = Relay(Limits.of_this_process(), self._table.judge, self._table.port)
         self._table.bind(self._relay)
+        self._tunnels_fault = ""
+        self._membership = Membership(module, self._relay, self._tunnels_failed)
         self._doors = Doors(module, self._relay, self._ports_changed)
 
     async def start(self) -> None:
         module = self._module
         failure = self._relay.attach(asyncio.get_running_loop())
         module.spawn(_raised(failure), name="relay")
+        await self._membership.look()
         await self._adopt()
         module.serve(RegisterAppRoute, self._register)
         module.serve(ForgetAppRoute, self._forget)
@@ -63,6 +70,7 @@ class Service:
         module.serve(TestRoute, self._test)
         module.spawn(self._doors.keep_trying(), name="refused ports")
         module.spawn(self._look(), name="gates")
+        module.spawn(self._membership.run(), name="membership")
         self._show_health()
 
     async def stop(self) -> None:
@@ -121,6 +129,8 @@ class Service:
         if port is None:
             raise NotFound(f"app {request.app!r} has no route for a listener {request.listener!r} here")
         mode = self._table.judge(port)
+        if mode is Mode.TUNNEL:
+            return await self._test_tunnel(port)
         if mode is not Mode.LOCAL or port.target is None:
             return RouteTest(ok=False, reason=port.reason or f"the route is in {mode}", connect_ms=0.0)
         began = time.monotonic()
@@ -132,6 +142,24 @@ class Service:
         except OSError as error:
             return RouteTest(ok=False, reason=f"{port.target}: {error.strerror or error}", connect_ms=0.0)
         writer.close()
+        return RouteTest(ok=True, reason="", connect_ms=(time.monotonic() - began) * 1000)
+
+    async def _test_tunnel(self, port: Port) -> RouteTest:
+        security, leader = self._membership.security, port.leader
+        if security is None or leader is None:
+            return RouteTest(ok=False, reason=port.trouble or "this node is a member of no cluster", connect_ms=0.0)
+        own = self._module.config.node.address
+        words = Preamble(app=port.app, listener=port.listener.name, epoch=port.epoch, address=own, port=0)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(_TEST_S):
+                answer = await probe(security, leader, words)
+        except TimeoutError:
+            return RouteTest(ok=False, reason=f"no answer from {leader} in {_TEST_S:.0f} s", connect_ms=0.0)
+        except (OSError, EOFError, PiccoloError) as error:
+            return RouteTest(ok=False, reason=f"{leader}: {_words(error)}", connect_ms=0.0)
+        if answer.verdict is not Verdict.SERVED:
+            return RouteTest(ok=False, reason=f"{leader}: {answer.reason}", connect_ms=0.0)
         return RouteTest(ok=True, reason="", connect_ms=(time.monotonic() - began) * 1000)
 
     # --- what follows a change
@@ -165,6 +193,11 @@ class Service:
             self._announce(app)
         self._show_health()
 
+    def _tunnels_failed(self, reason: str) -> None:
+        if reason != self._tunnels_fault:
+            self._tunnels_fault = reason
+            self._show_health()
+
     def _announce(self, app: str) -> None:
         """Tells the bus what is in force, once."""
         event = self._event(app)
@@ -186,6 +219,8 @@ class Service:
         troubles = [text for app in self._table.apps for state in self._states_of(app).routes if (text := self._trouble(state))]
         if self._unsaved:
             troubles.append(f"routes cannot be kept for a restart: {self._unsaved}")
+        if self._tunnels_fault:
+            troubles.append(self._tunnels_fault)
         health = (Level.WARN if troubles else Level.OK, "; ".join(troubles[:5]))
         if health != self._health:
             self._health = health
@@ -207,6 +242,12 @@ class Service:
     def _unreachable(self, app: str, listener: str, number: int) -> str:
         """Why a port that should be open is not."""
         return self._table.conflict(app, listener) or self._doors.refused.get(number, "")
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, PiccoloError):
+        return error.detail
+    return getattr(error, "strerror", "") or str(error) or type(error).__name__
 
 
 async def _raised(failure: asyncio.Future[None]) -> None:

@@ -104,9 +104,12 @@ class RouteTable:
         was, port.mode, port.reason = port.mode, mode, reason
         relay = self._relay
         if relay is not None:
+            relay.turn(port)
             if mode is Mode.LOCAL:
                 port.drain_at = None
                 relay.release(port)
+            elif mode is Mode.TUNNEL:
+                port.drain_at = None
             elif mode is Mode.CLOSED:
                 relay.dismiss(port)
             elif fence:
@@ -127,7 +130,11 @@ class RouteTable:
             port = self._ports[key] = Port(route.app, listener)
         port.listener = listener
         port.target = route.target(listener.name)
-        self.judge(port)
+        moved = (port.leader, port.epoch) != (route.leader, route.epoch)
+        port.leader, port.epoch = route.leader, route.epoch
+        was = port.mode
+        if self.judge(port) is was and moved and self._relay is not None:
+            self._relay.turn(port)
 
     def _remove(self, app: str, listener: str) -> None:
         port = self._ports.pop((app, listener))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PARTS = ("kernel", "bus", "store", "relay", "app", "cluster")
+PARTS = ("kernel", "bus", "store", "relay", "tunnel", "app", "cluster")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ FIGURES = (
     Figure("relay", "keep-alive, ratio to HAProxy", lambda r: r["keep_alive"]["ratio"], "x", ">= 0.8", _at_least(0.8)),
     Figure("relay", "new connections, ratio to HAProxy", lambda r: r["new_connections"]["ratio"], "x", ">= 0.8", _at_least(0.8)),
     Figure("relay", "bulk, ratio to HAProxy", lambda r: r["bulk"]["ratio"], "x", ">= 1.0", _at_least(1.0)),
+    Figure("tunnel", "keep-alive, ratio to HAProxy, mutual TLS", lambda r: r["keep_alive"]["ratio"], "x", ">= 0.8", _at_least(0.8)),
+    Figure("tunnel", "new connections, ratio to HAProxy", lambda r: r["new_connections"]["ratio"], "x", ">= 0.6", _at_least(0.6)),
+    Figure("tunnel", "bulk, ratio to HAProxy", lambda r: r["bulk"]["ratio"], "x", ">= 0.8", _at_least(0.8)),
+    Figure("tunnel", "latency added to local, p50", lambda r: r["latency"]["added_p50_ms"], "ms", "<= 0.3", _at_most(0.3)),
     Figure("app", "apps install to the first 200", lambda r: r["install_to_first_200_s"], "s", "<= 1.5", _at_most(1.5)),
     Figure("cluster", "leader's machine lost to a write, p50", lambda r: r["machine_lost"]["p50_s"], "s", "<= 3.3", _at_most(3.3)),
     Figure("cluster", "the same, worst", lambda r: r["machine_lost"]["worst_s"], "s", "<= 4.5", _at_most(4.5)),

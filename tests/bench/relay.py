@@ -33,7 +33,7 @@ GOALS: Final = {"keep_alive": 0.8, "new_connections": 0.8, "bulk": 1.0}
 UNITS: Final = {"keep_alive": "requests/s", "new_connections": "requests/s", "bulk": "Gb/s"}
 PROGRAMS: Final = ("haproxy", "wrk", "iperf3")
 
-_HAPROXY: Final = """
+HAPROXY: Final = """
 global
   nbthread 1
   maxconn 4000
@@ -42,7 +42,7 @@ defaults
   timeout client 60s
   timeout server 60s
 """
-_ANSWERS: Final = """
+ANSWERS: Final = """
 frontend answers
   mode http
   bind 127.0.0.1:{port}
@@ -76,8 +76,8 @@ def measure(rounds: int = 5, seconds: int = 2) -> dict[str, Any]:
             for figure in GOALS:
                 # Who comes first alternates: the host's load drifts.
                 for side in sorted(sides, reverse=bool(turn % 2)):
-                    seen.setdefault((figure, side), []).append(_run(figure, sides[side], seconds))
-        return {figure: _summary(figure, seen) for figure in GOALS}
+                    seen.setdefault((figure, side), []).append(run(figure, sides[side], seconds))
+        return {figure: summary(figure, seen, GOALS[figure]) for figure in GOALS}
 
 
 class Side:
@@ -91,26 +91,26 @@ class Side:
 
 def _start(stack: contextlib.ExitStack) -> dict[str, Side]:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
-    answers, iperf, proxy_http, proxy_bulk, relay_http, relay_bulk = _free_ports(6)
+    answers, iperf, proxy_http, proxy_bulk, relay_http, relay_bulk = free_ports(6)
     server = folder / "answers.cfg"
-    server.write_text(_HAPROXY + _ANSWERS.format(port=answers))
+    server.write_text(HAPROXY + ANSWERS.format(port=answers))
     proxy = folder / "proxy.cfg"
     proxy.write_text(
-        _HAPROXY + _FORWARD.format(public=proxy_http, target=answers) + _FORWARD.format(public=proxy_bulk, target=iperf)
+        HAPROXY + _FORWARD.format(public=proxy_http, target=answers) + _FORWARD.format(public=proxy_bulk, target=iperf)
     )
     page = folder / "page"
-    _write_page(page)
-    stack.enter_context(_process(["haproxy", "-db", "-f", str(server)]))
-    stack.enter_context(_process(["iperf3", "-s", "-p", str(iperf)]))
-    haproxy = stack.enter_context(_process(["haproxy", "-db", "-f", str(proxy)]))
+    write_page(page)
+    stack.enter_context(process(["haproxy", "-db", "-f", str(server)]))
+    stack.enter_context(process(["iperf3", "-s", "-p", str(iperf)]))
+    haproxy = stack.enter_context(process(["haproxy", "-db", "-f", str(proxy)]))
     worker = stack.enter_context(
-        _process(
+        process(
             [sys.executable, str(WORKER), str(page), f"{relay_http}={answers}", f"{relay_bulk}={iperf}"],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     )
     for port in (answers, iperf, proxy_http, relay_http):
-        _wait_for(port)
+        wait_for(port)
     return {
         "direct": Side(0, answers, iperf),
         "haproxy": Side(haproxy, proxy_http, proxy_bulk),
@@ -118,7 +118,7 @@ def _start(stack: contextlib.ExitStack) -> dict[str, Side]:
     }
 
 
-def _write_page(path: Path) -> None:
+def write_page(path: Path) -> None:
     deadline_page.create(path)
     writer = deadline_page.PageWriter(path)
     term = deadline_page.Term(token=1, epoch=1)
@@ -127,7 +127,7 @@ def _write_page(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _process(command: list[str], env: dict[str, str] | None = None) -> Iterator[int]:
+def process(command: list[str], env: dict[str, str] | None = None) -> Iterator[int]:
     child = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield child.pid
@@ -140,13 +140,13 @@ def _process(command: list[str], env: dict[str, str] | None = None) -> Iterator[
             child.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [sock.getsockname()[1] for sock in socks]
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -159,7 +159,7 @@ def _wait_for(port: int) -> None:
             return
 
 
-def _run(figure: str, side: Side, seconds: int) -> tuple[float, float]:
+def run(figure: str, side: Side, seconds: int) -> tuple[float, float]:
     """(rate, CPU seconds of the forwarder for one unit of it)."""
     before = _cpu_s(side.pid)
     rate = _bulk(side.bulk, seconds) if figure == "bulk" else _requests(side.http, seconds, figure == "new_connections")
@@ -196,7 +196,7 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _summary(figure: str, seen: dict[tuple[str, str], list[tuple[float, float]]]) -> dict[str, Any]:
+def summary(figure: str, seen: dict[tuple[str, str], list[tuple[float, float]]], goal: float) -> dict[str, Any]:
     rate = {side: statistics.median(rate for rate, _ in seen[figure, side]) for side in ("relay", "haproxy", "direct")}
     cpu = {side: statistics.median(cpu for _, cpu in seen[figure, side]) for side in ("relay", "haproxy")}
     # Of neighbours in time, so that a load of the host meets both sides.
@@ -206,8 +206,8 @@ def _summary(figure: str, seen: dict[tuple[str, str], list[tuple[float, float]]]
         **{side: round(value, 2) for side, value in rate.items()},
         "unit": UNITS[figure],
         "ratio": round(ratio, 3),
-        "goal": GOALS[figure],
-        "reached": ratio >= GOALS[figure],
+        "goal": goal,
+        "reached": ratio >= goal,
         "cpu_us": {side: round(value * 1e6, 1) for side, value in cpu.items()},
         "rounds": len(seen[figure, "relay"]),
     }

@@ -1,90 +1,32 @@
-"""This node's certificate, its key and the authority, from `state_dir/cluster`, and the TLS that follows from them.
-
-consensus alone writes them. A renewed certificate is taken up by the contexts that are there: connections go on with what they
-began with, the next one shows the new certificate.
-"""
+"""The node's files as the rpc needs them: beside their TLS, what the certificate says and what is signed with its key."""
 
 from __future__ import annotations
 
-import os
-import ssl
 from pathlib import Path
-from typing import Final
 
 from piccolod.errors import Unavailable
-from piccolod.pki import authority, channel, proof
+from piccolod.pki import authority, node_files, proof
 from piccolod.pki.authority import Signed
 from piccolod.protocol.unlocking import PURPOSE, SignedAsk
 
-Look = tuple[int, int]
 
-
-class NodeFiles:
-    def __init__(self, folder: Path) -> None:
-        self.certificate: Final = folder / "node.pem"
-        self.key: Final = folder / "node.key"
-        self.ca: Final = folder / "ca.pem"
-        self._seen: Look = (0, 0)
-        self._server: ssl.SSLContext | None = None
-        self._clients: dict[bool, ssl.SSLContext] = {}
-
-    def server(self) -> ssl.SSLContext:
-        """For clients with a certificate and for those without; which route takes whom is looked at later.
-
-        Raises Unavailable.
-        """
-        self.look()
-        if self._server is None:
-            self._server = channel.server_context(
-                self.certificate, self.key, self.ca, require_client=False, expired_too=True
-            )  # fmt: skip
-        return self._server
-
-    def client(self, *, ended: bool = False) -> ssl.SSLContext:
-        """`ended`: also for a server whose certificate has ended. Raises Unavailable."""
-        self.look()
-        if ended not in self._clients:
-            self._clients[ended] = channel.client_context(self.certificate, self.key, self.ca, expired_too=ended)
-        return self._clients[ended]
-
-    def look(self) -> bool:
-        """Takes up a certificate that was renewed; whether it was. Raises Unavailable."""
-        seen = self._look()
-        if seen == self._seen:
-            return False
-        # A context that was given a certificate without its key serves nobody any more: tried out on another one before.
-        channel.client_context(self.certificate, self.key, self.ca)
-        try:
-            for context in (self._server, *self._clients.values()):
-                if context is not None:
-                    context.load_cert_chain(self.certificate, self.key)
-        except OSError as error:  # ssl.SSLError is one
-            raise Unavailable(f"{self.certificate} cannot be used: {error.strerror or error}", hint="see the file") from error
-        self._seen = seen
-        return True
-
+class NodeFiles(node_files.NodeFiles):
     def signed(self) -> Signed:
         """What the certificate says. Raises Invalid, Unavailable."""
-        return authority.read(self._read(self.certificate).decode("ascii", "replace"))
+        return authority.read(_read(self.certificate).decode("ascii", "replace"))
 
     def request(self) -> str:
         """The request for the next certificate, for the same key. Raises Invalid, Unavailable."""
-        return authority.make_request(self._read(self.key))
+        return authority.make_request(_read(self.key))
 
     def sign_ask(self, ask: bytes) -> SignedAsk:
         """With the key of the certificate. Raises Invalid, Unavailable."""
-        key, signature = proof.sign(self._read(self.key), PURPOSE, ask)
+        key, signature = proof.sign(_read(self.key), PURPOSE, ask)
         return SignedAsk(ask=ask, key=key, signature=signature)
 
-    def _look(self) -> Look:
-        try:
-            found = os.stat(self.certificate)
-        except OSError as error:
-            raise Unavailable(f"{self.certificate}: {error.strerror}", hint="see the disk") from error
-        return found.st_ino, found.st_mtime_ns
 
-    def _read(self, file: Path) -> bytes:
-        try:
-            return file.read_bytes()
-        except OSError as error:
-            raise Unavailable(f"{file}: {error.strerror}", hint="see the disk, and who may read it") from error
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise Unavailable(f"{file}: {error.strerror}", hint="see the disk, and who may read it") from error

@@ -94,4 +94,6 @@ def test_only_those_who_speak_with_nodes_get_certificates_signed() -> None:
     for command in ("persistence.issue_certificate", "persistence.redeem", "consensus.keep_certificate"):
         callers = {spec.name for spec in kernel.MODULES if kernel.may_call(spec.name, command)}
         assert "api" in callers and callers <= {"api", "consensus"}, command
+    checking = {spec.name for spec in kernel.MODULES if kernel.may_call(spec.name, "persistence.check_node")}
+    assert checking == {"api", *kernel.ROUTERS}
     assert not kernel.may_read("api", "pki") and not kernel.may_write("api", "nodes")

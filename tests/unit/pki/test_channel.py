@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import http.client
 import socket
 import ssl
@@ -37,6 +38,16 @@ def test_both_sides_know_who_is_at_the_other_end(node: NodeMaker) -> None:
     assert channel.peer(client) == Identity(CLUSTER, "n1", Role.MEMBER)
     assert server.version() == "TLSv1.3"
     assert channel.peer_key(server) == pki.read(n2.cert.read_text()).key
+
+
+@pytest.mark.parametrize("name", ["n", "n" * 50])
+@pytest.mark.parametrize("address", ["10.77.0.1", "fd00::1", "a." * 126 + "b"])
+def test_the_key_of_a_certificate_is_found_without_a_library(authority: Authority, name: str, address: str) -> None:
+    for _ in range(8):
+        request = pki.make_request(pki.make_key())
+        signed = authority.sign(request, Identity(CLUSTER, name), address, time.time())
+        found = channel._public_key(ssl.PEM_cert_to_DER_cert(signed))
+        assert hashlib.sha256(found).hexdigest() == pki.read(signed).key == pki.key_of_request(request)
 
 
 def test_tls_1_2_is_refused_by_either_side(node: NodeMaker) -> None:

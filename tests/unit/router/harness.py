@@ -9,14 +9,17 @@ import functools
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from piccolod import clock
+from piccolod.leadership import page as deadline_page
 from services.router.flow import Port
 from services.router.limits import Limits
 from services.router.relay import Relay
 from services.router.route import ClientIp, Listener, Mode, Protocol, Target
 
+RESOURCE = "app:notes"
 LIMITS = Limits(total=20_000, per_client=20_000)
 RESET = struct.pack("ii", 1, 0)
 
@@ -47,6 +50,26 @@ def listening(backlog: int = 1024, family: int = socket.AF_INET, number: int = 0
     sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", number))
     sock.listen(backlog)
     return sock
+
+
+class Leader:
+    """The writer of the page: consensus, as far as the router can tell."""
+
+    def __init__(self, path: Path) -> None:
+        deadline_page.create(path)
+        self._writer = deadline_page.PageWriter(path)
+
+    def lead(self, token: int = 9, epoch: int = 4, hard_at: float = clock.FOREVER, closing: bool = False) -> None:
+        self._write(hard_at, {RESOURCE: deadline_page.Term(token, epoch, closing)})
+
+    def lose(self) -> None:
+        self._write(clock.FOREVER, {})
+
+    def _write(self, hard_at: float, terms: dict[str, deadline_page.Term]) -> None:
+        self._writer.write(deadline_page.Page(0, 1, 1, 0, clock.boot_id(), hard_at, hard_at, terms))
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 @dataclasses.dataclass

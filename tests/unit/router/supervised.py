@@ -20,7 +20,7 @@ import zmq
 from piccolod import clock
 from piccolod.bus.client import CommandClient
 from piccolod.bus.peers import Peers
-from piccolod.config import Config, Node
+from piccolod.config import Cluster, Config, Node
 from piccolod.leadership import page as deadline_page
 from piccolod.link import Link, LinkClosed, Message
 from piccolod.protocol.base import Request
@@ -140,9 +140,11 @@ def bound(address: str, port: int) -> socket.socket:
 
 
 class Tree:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "n1", peer_port: int = 7443) -> None:
         self.folder = folder
-        self.config = Config(node=Node(name="n1", state_dir=str(folder / "s"), run_dir=str(folder / "r")))
+        self.config = Config(
+            node=Node(name=name, state_dir=str(folder / "s"), run_dir=str(folder / "r")), cluster=Cluster(peer_port=peer_port)
+        )
         self.paths = self.config.paths
         self.paths.bus.mkdir(parents=True)
         self.kept: dict[tuple[str, int], socket.socket] = {}
@@ -208,8 +210,9 @@ def unix_listener(path: Path) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def tree(folder: Path, workers: int = 2) -> AsyncIterator[Tree]:
-    made = Tree(folder)
+async def tree(folder: Path, workers: int = 2, **more: Any) -> AsyncIterator[Tree]:
+    """`more`: its name and its peer port."""
+    made = Tree(folder, **more)
     try:
         for index in range(workers):
             Worker(made, f"router.{index}").start()

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
-from services.router.route import Claim, Flows, Listener, Mode, Route, Target, claims, in_force, supersede
+import msgspec
+
+from services.router.route import Claim, Flows, Leader, Listener, Mode, Route, Target, claims, in_force, supersede
 
 WEB = Listener(name="web", public_port=35000)
 SSH = Listener(name="ssh", public_port=35001)
 AT = Target(listener="web", address="10.88.0.2", port=80)
 LOCAL = Route(app="notes", mode=Mode.LOCAL, epoch=4, resource="app:notes", token=9, listeners=(WEB,), targets=(AT,))
+N2 = Leader(node="n2", address="10.77.0.2", port=7443)
+TUNNEL = Route(app="notes", mode=Mode.TUNNEL, epoch=4, listeners=(WEB,), leader=N2)
 
 
 def changed(**fields: object) -> Route:
@@ -33,6 +37,20 @@ def test_leaving_local_in_the_same_epoch_lets_flows_end_by_themselves() -> None:
     assert supersede(LOCAL, changed(mode=Mode.CLOSED)).flows == {"web": Flows.DRAIN}
 
 
+def test_a_tunnel_keeps_its_flows_until_its_leader_is_another_one() -> None:
+    assert supersede(TUNNEL, TUNNEL).flows == {"web": Flows.KEEP}
+    elsewhere = msgspec.structs.replace(TUNNEL, leader=msgspec.structs.replace(N2, address="10.77.0.9"))
+    assert supersede(TUNNEL, elsewhere).flows == {"web": Flows.CUT}
+    assert supersede(TUNNEL, msgspec.structs.replace(TUNNEL, epoch=5)).flows == {"web": Flows.CUT}
+    assert supersede(LOCAL, TUNNEL).flows == {"web": Flows.CUT}
+
+
+def test_a_move_that_is_taken_back_keeps_what_drains() -> None:
+    holding = msgspec.structs.replace(TUNNEL, mode=Mode.HOLD, leader=None)
+    assert supersede(TUNNEL, holding).flows == {"web": Flows.DRAIN}
+    assert supersede(holding, TUNNEL).flows == {"web": Flows.KEEP}
+
+
 def test_the_same_route_again_touches_no_flow() -> None:
     assert supersede(LOCAL, LOCAL).flows == {"web": Flows.KEEP}
 
@@ -54,6 +72,10 @@ def test_a_shut_gate_makes_local_hold_and_nothing_else() -> None:
     assert in_force(LOCAL, WEB, "") == (Mode.LOCAL, "")
     assert in_force(changed(mode=Mode.CLOSED), WEB, "the deadline has passed") == (Mode.CLOSED, "")
     assert in_force(changed(mode=Mode.HOLD), WEB, "") == (Mode.HOLD, "")
+
+
+def test_a_tunnel_is_in_force_whatever_the_own_gate_says() -> None:
+    assert in_force(TUNNEL, WEB, "") == (Mode.TUNNEL, "")
 
 
 def test_local_without_an_address_holds_and_says_why() -> None:

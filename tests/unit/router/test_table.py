@@ -18,29 +18,7 @@ from services.router.relay import Relay
 from services.router.route import Listener, Mode, Route, Target
 from services.router.table import RouteTable
 
-from .harness import LIMITS, Client, backend, echo, listening, on_loop, until
-
-RESOURCE = "app:notes"
-
-
-class Leader:
-    """The writer of the page: consensus, as far as the router can tell."""
-
-    def __init__(self, path: Path) -> None:
-        deadline_page.create(path)
-        self._writer = deadline_page.PageWriter(path)
-
-    def lead(self, token: int = 9, epoch: int = 4, hard_at: float = clock.FOREVER, closing: bool = False) -> None:
-        self._write(hard_at, {RESOURCE: deadline_page.Term(token, epoch, closing)})
-
-    def lose(self) -> None:
-        self._write(clock.FOREVER, {})
-
-    def _write(self, hard_at: float, terms: dict[str, deadline_page.Term]) -> None:
-        self._writer.write(deadline_page.Page(0, 1, 1, 0, clock.boot_id(), hard_at, hard_at, terms))
-
-    def close(self) -> None:
-        self._writer.close()
+from .harness import LIMITS, RESOURCE, Client, Leader, backend, echo, listening, on_loop, until
 
 
 class Node:
