@@ -61,8 +61,12 @@ class ListVolumes(Request[VolumeDocuments], frozen=True, kw_only=True):
 
 
 class Purge(Request[Nothing], frozen=True, kw_only=True):
-    """Deletes the detached volumes of one app, and their keys. Nothing else is ever deleted."""
+    """Deletes the detached volumes of one app that are here, and their keys. Nothing else is ever deleted.
+
+    A node that does not lead the kernel leaves the keys to the one that does: `volumes` names those that may be elsewhere.
+    """
 
     command: ClassVar[str] = "volumes.purge"
     reply: ClassVar[type] = Nothing
     app: str
+    volumes: tuple[str, ...] = ()

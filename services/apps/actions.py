@@ -289,7 +289,9 @@ class Actions:
             self.stored = done
 
     async def _purge(self) -> None:
-        await self._node.module.call(Purge(app=self._app), timeout_s=_VOLUME_S)
+        versions = (self._desired.current, self._desired.previous)
+        names = {name for each in versions if each is not None for name in each.manifest.storage.persistent}
+        await self._node.module.call(Purge(app=self._app, volumes=tuple(sorted(names))), timeout_s=_VOLUME_S)
 
     async def _forget(self) -> None:
         await self._remove_network()

@@ -412,7 +412,7 @@ class App:
             app=desired.name,
             mode=made.route,
             epoch=self._route_epoch(seen, led),
-            resource=resource_for_app(desired.name) if led else "",
+            resource=resource_for_app(desired.name) if led and leader is None else "",
             token=term.token if led and term is not None else 0,
             leader_addr=leader.peer if leader is not None else self._node.module.config.node.address,
             leader=leader.node if leader is not None else "",

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
+import structlog
 
-from piccolod.errors import PiccoloError
+from piccolod.errors import Invalid, NotSupported, PiccoloError
 from piccolod.kernel import ROUTERS
 from piccolod.protocol.base import Request
 from piccolod.protocol.router import ForgetAppRoute, RegisterAppRoute, RouteStates
@@ -68,6 +69,7 @@ class Routes:
 class _Worker:
     def __init__(self, name: str, call: Call, changed: Callable[[str], None]) -> None:
         self._name, self._call, self._changed = name, call, changed
+        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
         self._wanted: dict[str, Request[RouteStates]] = {}
         self._known: dict[str, asyncio.Event] = {}
         self._wake = asyncio.Event()
@@ -112,6 +114,10 @@ class _Worker:
             if isinstance(request, RegisterAppRoute) and (behind := _newer_epoch(request, states)):
                 # Where no term guards the route, its epoch only has to be high enough to be heard.
                 states = await self._call(msgspec.structs.replace(request, epoch=behind), self._name)
+        except (Invalid, NotSupported) as error:  # however often it is asked
+            said = "; ".join(each.message for each in error.errors) or error.detail
+            self._log.error("the router refused a route", app=app, worker=self._name, reason=said)
+            return False
         except PiccoloError:
             return False
         self._note(

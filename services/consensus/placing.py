@@ -49,7 +49,7 @@ def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict
         home = "" if group.lives else group.owner
         rows = ranked(apps, able, load, home=home, first="" if group.owner else first)
         for app, row in rows.items():
-            if home_of(state, facts, standings, app) in ("", me):
+            if _bound_to(state, facts, standings, app) in ("", me):
                 begins_at = (first if not group.owner else home) if not group.lives else ""
                 unheard = begins_at not in ("", me) and app not in standings.get(begins_at, {app: None})
                 found[app] = delay_s(row, me, len(apps)) + unheard * UNHEARD_S
@@ -71,6 +71,12 @@ def home_of(state: Leadership, facts: Facts, standings: Standings, app: str) -> 
     return owner if owner and bound(app, standings) else ""
 
 
+def _bound_to(state: Leadership, facts: Facts, standings: Standings, app: str) -> str:
+    """As `home_of`; data that is nowhere yet is begun beside the kernel, where its key can be written."""
+    home = home_of(state, facts, standings, app)
+    return home or (standing.holder(state, RESOURCE_KERNEL) if bound(app, standings) else "")
+
+
 def loads(view: View) -> Counter[str]:
     """How many apps each node leads."""
     held = (record.value.node for name, record in view.epochs.items() if app_of(name) and not view.vacant(name))
@@ -80,7 +86,7 @@ def loads(view: View) -> Counter[str]:
 def candidates(state: Leadership, facts: Facts, own: Mapping[str, Standing], app: str) -> tuple[Candidate, ...]:
     """Every node, and whether it could lead the app now."""
     standings = standings_of(state, facts, own)
-    leader, home = standing.holder(state, resource_for_app(app)), home_of(state, facts, standings, app)
+    leader, home = standing.holder(state, resource_for_app(app)), _bound_to(state, facts, standings, app)
     names = sorted({*facts.nodes, state.config.node})
     found = ((name, "" if name == leader else _unfit(state, facts, standings, app, name, home)) for name in names)
     return tuple(

@@ -132,6 +132,8 @@ class Service:
         for volume in await asyncio.to_thread(self._driver.gone):
             if volume.app == request.app:
                 await self._alone(volume, lambda volume=volume: self._finish_purge(volume))  # type: ignore[misc]
+        for volume in {VolumeId.checked(request.app, name) for name in request.volumes} - set(volumes):
+            await self._forget_key(volume)
         return Nothing()
 
     # --- parts
@@ -172,10 +174,14 @@ class Service:
         if volume not in await asyncio.to_thread(self._driver.gone):
             return
         if not await asyncio.to_thread(self._driver.exists, volume):
-            with suppress(NotFound):
-                await self._module.call(ForgetVolumeKey(app=volume.app, volume=volume.volume), timeout_s=_KEY_S)
+            await self._forget_key(volume)
         await asyncio.to_thread(self._driver.remove_gone, volume)
         self._module.log.info("deleted volume", volume=str(volume))
+
+    async def _forget_key(self, volume: VolumeId) -> None:
+        """Where the kernel is led; that node purges the app too."""
+        with suppress(NotFound, NotLeader):
+            await self._module.call(ForgetVolumeKey(app=volume.app, volume=volume.volume), timeout_s=_KEY_S)
 
     async def _document(self, volume: VolumeId) -> VolumeDocument:
         def read() -> VolumeDocument:

@@ -40,10 +40,8 @@ def token(member: Machine, *options: str) -> str:
 
 def unlock(machine: Machine) -> None:
     """Once the cluster's keyset has come."""
-    until(lambda: machine.get("/crypto/status")["initialized"], f"{machine.name} has the cluster's keyset", 20)
-    until(
-        lambda: machine.api("POST", "/crypto/unlock", {"password": PASSWORD}).status == 200, f"{machine.name} unlocked", 30, 0.3
-    )
+    until(lambda: asked(machine, "GET", "/crypto/status").json["initialized"], f"{machine.name} has the cluster's keyset", 20)
+    opened(machine)
 
 
 def said(machine: Machine, *command: str, timeout_s: float = 90.0) -> str:
@@ -179,4 +177,9 @@ def trouble(machine: Machine) -> str:
 
 def opened(machine: Machine) -> None:
     """Unlocked by its own keyset, whatever its cluster does."""
-    until(lambda: asked(machine, "POST", "/crypto/unlock", {"password": PASSWORD}).status == 200, f"{machine.name} is open", 30)
+    until(
+        lambda: asked(machine, "POST", "/crypto/unlock", {"password": PASSWORD}).status == 200,
+        f"{machine.name} is open",
+        30,
+        0.3,
+    )
