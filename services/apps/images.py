@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,10 +42,10 @@ class Images:
     """`changed(app)` is called when a fetch ends."""
 
     def __init__(
-        self, podman: Podman, scratch: Path, contexts: Callable[[], list[Path]], changed: Callable[[str], None]
+        self, podman: Podman, store: Path, scratch: Path, contexts: Callable[[], list[Path]], changed: Callable[[str], None]
     ) -> None:
-        """`contexts()` are what podman builds from, or has left behind."""
-        self._podman, self._scratch, self._contexts, self._changed = podman, scratch, contexts, changed
+        """`store` is where podman keeps them; `contexts()` are what it builds from, or has left behind."""
+        self._podman, self._store, self._scratch, self._contexts, self._changed = podman, store, scratch, contexts, changed
         self._builds = 0
         self._fetches: dict[str, asyncio.Task[str]] = {}
         self._refused: dict[str, tuple[float, int, str]] = {}  # key -> (again at, tries, why)
@@ -90,6 +91,12 @@ class Images:
         return done is not None and done.done() and not done.cancelled() and done.exception() is None
 
     async def _fetch(self, manifest: Manifest) -> str:
+        try:
+            return await self._got(manifest)
+        finally:
+            await self._sync()
+
+    async def _got(self, manifest: Manifest) -> str:
         if manifest.build is None:
             return await self._podman.pull(reference(manifest), always=manifest.pull is Pull.ALWAYS)
         context = self._scratch / f"build-{manifest.name}.tar"
@@ -139,6 +146,12 @@ class Images:
             if _NO_ROOM in error.detail.lower():
                 raise
             raise Invalid(f"podman cannot {kind} this file: {error.detail}") from error
+        finally:
+            await self._sync()
+
+    async def _sync(self) -> None:
+        """podman syncs no layer: without this a loss of power leaves an image that is listed and has no files."""
+        await asyncio.to_thread(_sync, self._store)
 
     async def _add(self, kind: str, file: Path, name: str) -> list[str]:
         if kind == "build":
@@ -169,3 +182,8 @@ def _write_context(file: Path, containerfile: str) -> None:
         entry = tarfile.TarInfo("Containerfile")
         entry.size = len(body)
         tar.addfile(entry, io.BytesIO(body))
+
+
+def _sync(folder: Path) -> None:
+    """The file system that a folder is on."""
+    subprocess.run(["/bin/sync", "-f", folder], check=False)

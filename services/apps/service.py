@@ -52,11 +52,18 @@ class Service:
         paths = module.paths
         podman = Podman(paths.podman_socket)
         pages = PageReader(paths.page)
+        contexts = partial(podman_conf.build_contexts, module.config)
         self._apps: dict[str, App] = {}
         self._node = Node(
             module=module,
             podman=podman,
-            images=Images(podman, paths.run / "builds", partial(podman_conf.build_contexts, module.config), self._wake_app),
+            images=Images(
+                podman,
+                paths.podman_root,
+                paths.run / "builds",
+                partial(podman_conf.build_contexts, module.config),
+                self._wake_app,
+            ),
             routes=Routes(self._call_router, self._wake_app),
             documents=Documents(module),
             files=AppFiles(paths.app_files),

@@ -134,9 +134,7 @@ class Registration:
 
     def _has_news(self) -> bool:
         facts = self._driver.facts
-        own = facts.candidates.get(self._driver.state.config.node)
-        unsaid = own is not None and own.apps != self.standings and clock.now() - self._put_at >= _PUT_S
-        return unsaid or facts.nodes != self._nodes or facts.paused != self._paused
+        return self._is_due() or facts.nodes != self._nodes or facts.paused != self._paused
 
     def end(self) -> None:
         if self._task is not None:
@@ -206,14 +204,23 @@ class Registration:
 
     async def _stand(self) -> None:
         """Keeps `cand/<me>` at what is so."""
-        state, facts = self._driver.state, self._driver.facts
-        wanted = msgspec.structs.replace(_ABLE if RESOURCE_KERNEL in self._wishes else _UNASKED, apps=dict(self.standings))
-        me, session = state.config.node, state.session
-        ready = session is not None and state.lease_id and not state.restored
-        if facts.candidates.get(me) == wanted or not ready or clock.now() - self._put_at < _PUT_S:
+        state = self._driver.state
+        if not self._is_due() or state.session is None:
             return
-        assert session is not None
         self._put_at = clock.now()
-        put = Put(CANDIDATE + me, wanted, state.lease_id)
-        record = Transaction(Kind.RECORD, (transactions.same_session(me, session.sid),), (put,))
+        me = state.config.node
+        put = Put(CANDIDATE + me, self._candidate(), state.lease_id)
+        record = Transaction(Kind.RECORD, (transactions.same_session(me, state.session.sid),), (put,))
         await self._driver.put(record)
+
+    def _is_due(self) -> bool:
+        """Whether etcd has something else there, and can be told."""
+        state = self._driver.state
+        ready = state.session is not None and state.lease_id and not state.restored
+        if not ready or clock.now() - self._put_at < _PUT_S:
+            return False
+        return self._driver.facts.candidates.get(state.config.node) != self._candidate()
+
+    def _candidate(self) -> CandidateRecord:
+        able = _ABLE if RESOURCE_KERNEL in self._wishes else _UNASKED
+        return msgspec.structs.replace(able, apps=dict(self.standings))

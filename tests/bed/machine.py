@@ -180,6 +180,7 @@ class Machine(Node):
     def load_image(self, archive: Path) -> None:
         done = self.podman("load", "--quiet", "--input", str(archive))
         assert "Loaded image" in done, f"{self.name} did not load {archive}: {done}"
+        subprocess.run(["sync", "-f", self.mount], check=True, timeout=60)  # as `piccoloctl images load` does
 
 
 def _numbers(pid: int) -> list[int]:

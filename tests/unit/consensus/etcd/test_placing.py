@@ -88,6 +88,7 @@ def test_what_was_just_installed_begins_beside_the_kernel(home: House) -> None:
     async def main() -> None:
         async with home.two() as (one, two):
             await two.lead()
+            await eventually(lambda: ("follower", "n2", 1) in one.roles(), "the follower knows who leads")
             await stand(one, blog=ABLE)
             await stand(two, blog=ABLE)
             await eventually(lambda: leader(one, "blog"), "it is led")
