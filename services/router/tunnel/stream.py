@@ -14,10 +14,11 @@ from typing import Final
 from services.router.tunnel.wire import FRAME_BYTES, HEAD
 
 # What fits into one TLS record together with its head is copied behind it; a second record costs more.
-_JOINED_BYTES: Final = 16384 - HEAD.size
 _HEAD_BYTES: Final = HEAD.size
+_JOINED_BYTES: Final = 16384 - _HEAD_BYTES
 _END: Final = HEAD.pack(0)
-_BROKEN: Final = "the other node broke the tunnel"
+_RECORD_BYTES: Final = 16384  # of what is inside, at most (RFC 8446, 5.1)
+_NO_FRAME: Final = "the other node sent what is no frame"
 
 
 class Tunnel:
@@ -27,19 +28,9 @@ class Tunnel:
     """
 
     __slots__ = (
-        "_ended",
-        "_head",
-        "_incoming",
-        "_left",
-        "_outgoing",
-        "_said_end",
-        "_words",
-        "fd",
-        "more",
-        "rest",
-        "sock",
-        "tls",
-    )
+        "_behind", "_ended", "_head", "_incoming", "_left", "_outgoing", "_said_end", "_ssl", "_words", "fd", "more", "rest",
+        "sock", "tls",
+    )  # fmt: skip
 
     def __init__(
         self, sock: socket.SocketType, fd: int, context: ssl.SSLContext, *, server: bool, session: ssl.SSLSession | None = None
@@ -48,11 +39,14 @@ class Tunnel:
         self.fd = fd
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server, session=session)
+        # The public class around it costs a call more for each record.
+        self._ssl = self.tls._sslobj  # type: ignore[attr-defined]
         self.rest = b""
         self.more = False
         self._head = b""
         self._left = 0  # of the frame that is being read
         self._words = b""  # of a frame that is not whole yet
+        self._behind = True  # what has come and can be read is not all read
         self._ended = False
         self._said_end = False
 
@@ -86,13 +80,13 @@ class Tunnel:
                 while self._left or self._begin_frame(most_bytes):
                     part = self.tls.read(self._left)
                     if not part:
-                        raise ConnectionResetError(errno.ECONNRESET, _BROKEN)
+                        raise _broken()
                     self._words += part
                     self._left -= len(part)
                     if not self._left:
                         words, self._words = self._words, b""
                         return words
-                raise ConnectionResetError(errno.ECONNRESET, _BROKEN)  # its end, and no frame before it
+                raise _broken()  # its end, and no frame before it
             except ssl.SSLWantReadError:
                 if not self._pull(buffer):
                     return None
@@ -106,16 +100,13 @@ class Tunnel:
 
     def recv_into(self, buffer: memoryview, /) -> int:
         """How many bytes of the client; 0: the other side has ended its direction. Raises BlockingIOError, OSError."""
-        filled, size = 0, len(buffer)
-        short = False
-        self.more = True
-        while not self._ended:
-            filled = self._decrypt(buffer, filled)
-            if filled == size or self._ended:
-                break
+        filled, size, short = 0, len(buffer), False
+        if self._behind:
+            filled = self._decrypt(buffer, 0)
+        while size - filled > _HEAD_BYTES and not self._ended:
             if short and filled:
                 self.more = False
-                break
+                return filled
             room = buffer[filled:] if filled else buffer
             try:
                 count = self.sock.recv_into(room)
@@ -123,24 +114,34 @@ class Tunnel:
                 if not filled:
                     raise
                 self.more = False
-                break
+                return filled
             if not count:
-                if not filled:
-                    raise ConnectionResetError(errno.ECONNRESET, _BROKEN)
-                break
+                if filled:
+                    break
+                raise _broken()
             self._incoming.write(room[:count])
-            short = count < len(room)
+            short = count < size - filled
+            filled = self._decrypt(buffer, filled)
+        self.more = True
         return filled
 
     def send(self, data: bytes | memoryview, /) -> int:
         """Takes all of it. Less than its length: some waits in `rest`, and nothing may be sent before that. Raises OSError."""
         count = len(data)
         if count <= _JOINED_BYTES:
-            self.tls.write(HEAD.pack(count) + data)
+            self._ssl.write(HEAD.pack(count) + data)
         else:
-            self.tls.write(HEAD.pack(count))
-            self.tls.write(data)
-        return count if self.push() else -1
+            self._ssl.write(HEAD.pack(count))
+            self._ssl.write(data)
+        out = self._outgoing.read()
+        try:
+            sent = self.sock.send(out)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(out):
+            return count
+        self.rest = out[sent:]
+        return -1
 
     def end(self) -> bool:
         """Ends our direction, once. False: that waits in `rest`. Raises OSError."""
@@ -192,30 +193,42 @@ class Tunnel:
         except BlockingIOError:
             return False
         if not count:
-            raise ConnectionResetError(errno.ECONNRESET, _BROKEN)
+            raise _broken()
         self._incoming.write(buffer[:count])
         return True
 
     def _decrypt(self, buffer: memoryview, filled: int) -> int:
-        """Fills `buffer` from what has come, as far as that reaches."""
-        tls, incoming, size = self.tls, self._incoming, len(buffer)
+        """Fills `buffer` from what has come, as far as that reaches. A frame's head is read with the rest of its record."""
+        size, whole = len(buffer), True
         try:
-            while filled < size:
-                if not self._left:
-                    # Asking in vain costs an exception.
-                    if not incoming.pending and not tls.pending():
-                        break
-                    if not self._begin_frame(FRAME_BYTES):
+            while (room := size - filled) > _HEAD_BYTES:
+                at = buffer[filled:] if filled else buffer
+                if left := self._left:
+                    count = self._ssl.read(min(left, room), at)
+                    if not count:
+                        raise _broken()
+                    self._left = left - count
+                else:
+                    count = self._ssl.read(room, at) - _HEAD_BYTES
+                    if count < 0:
+                        raise _broken()
+                    (left,) = HEAD.unpack_from(at)
+                    if left > FRAME_BYTES or count > left:
+                        raise OSError(errno.EPROTO, _NO_FRAME)
+                    if not left:
                         self._ended = True
                         break
-                    continue
-                got: int = tls.read(min(self._left, size - filled), buffer[filled:])  # type: ignore[assignment]
-                if not got:
-                    raise ConnectionResetError(errno.ECONNRESET, _BROKEN)
-                self._left -= got
-                filled += got
+                    at[:count] = at[_HEAD_BYTES : count + _HEAD_BYTES]
+                    self._left = left - count
+                filled += count
+                # Asking in vain costs an exception. A read that had room for a record leaves nothing of it.
+                whole = room >= _RECORD_BYTES
+                if whole and not self._incoming.pending:
+                    self._behind = False
+                    return filled
         except ssl.SSLWantReadError:
-            pass
+            whole = True
+        self._behind = not whole or size - filled <= _HEAD_BYTES
         return filled
 
     def _begin_frame(self, most_bytes: int) -> bool:
@@ -223,10 +236,14 @@ class Tunnel:
         while len(self._head) < _HEAD_BYTES:
             part = self.tls.read(_HEAD_BYTES - len(self._head))
             if not part:
-                raise ConnectionResetError(errno.ECONNRESET, _BROKEN)
+                raise _broken()
             self._head += part
         (self._left,) = HEAD.unpack(self._head)
         self._head = b""
         if self._left > most_bytes:
-            raise OSError(errno.EPROTO, "the other node sent what is no frame")
+            raise OSError(errno.EPROTO, _NO_FRAME)
         return self._left > 0
+
+
+def _broken() -> OSError:
+    return ConnectionResetError(errno.ECONNRESET, "the other node broke the tunnel")

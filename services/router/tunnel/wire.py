@@ -1,7 +1,8 @@
 """What two routers say to each other inside TLS before the bytes of a client: a preamble, and one answer. Pure.
 
-Everything is in frames: four bytes of length, then so many bytes. An empty frame ends a direction, because the end of a TLS
-stream in one direction alone is not dependable. The preamble and the answer are one frame each, MessagePack.
+Everything is in frames: four bytes of length, with which a TLS record begins, then so many bytes. An empty frame ends a
+direction, because the end of a TLS stream in one direction alone is not dependable. The preamble and the answer are one frame
+each, MessagePack.
 """
 
 from __future__ import annotations
