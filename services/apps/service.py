@@ -57,13 +57,7 @@ class Service:
         self._node = Node(
             module=module,
             podman=podman,
-            images=Images(
-                podman,
-                paths.podman_root,
-                paths.run / "builds",
-                partial(podman_conf.build_contexts, module.config),
-                self._wake_app,
-            ),
+            images=Images(podman, paths.podman_root, paths.run / "builds", contexts, self._wake_app),
             routes=Routes(self._call_router, self._wake_app),
             documents=Documents(module),
             files=AppFiles(paths.app_files),
