@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
-from services.router.route import Mode, Protocol
+import msgspec
+
+from services.router.route import Listener, Mode, Protocol
 
 from ..harness import backend, echo, listening, on_loop, until
-from .harness import cluster, served_within
+from .harness import APP, cluster, served_within
 
 
 @on_loop
@@ -67,6 +70,32 @@ async def test_one_that_is_asked_about_when_the_route_turns_is_asked_about_anew(
             assert old.port.total == 0
             await client.close()
             await n1.idle()
+
+
+@on_loop
+async def test_an_answer_of_the_old_leader_that_comes_too_late_is_of_no_effect(tmp_path: Path) -> None:
+    """Another app keeps the connections to the old leader up."""
+    late: list[Callable[[str], None]] = []
+    async with backend(echo) as at:
+        with cluster(tmp_path) as made:
+            n1, old, new = made.node("n1"), made.node("n2"), made.node("n3")
+            old.leads(at)
+            old.relay.vet_by(lambda _peer, then: late.append(then))
+            n1.follows(old)
+            other = msgspec.structs.replace(n1.table.route(APP), app="other", listeners=(Listener(name="web", public_port=1),))
+            n1.table.offer(other)
+            n1.relay.open(n1.table.port("other", "web"), listening())
+            client = await n1.connect()
+            await until(lambda: late, "the old leader was asked")
+            n1.follows(new, epoch=5)
+            assert n1.lines
+            for then in late:
+                then("")
+            await until(lambda: n1.port.trouble == "n3: it has no route for notes/web", "the new leader is asked")
+            new.leads(at, epoch=5)
+            assert await served_within(client, b"hello", 2) < 2
+            assert new.port.total == 1
+            await client.close()
 
 
 @on_loop

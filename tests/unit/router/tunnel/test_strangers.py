@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from piccolod.pki import channel
 from piccolod.pki.authority import Authority
 from piccolod.pki.identity import Role
-from services.router.tunnel.wire import HEAD, Preamble, Verdict, answer_of
+from services.router.tunnel.wire import HEAD, SERVED, Preamble, Verdict, answer_of
 
 from ..harness import backend, echo, on_loop, until
 from .harness import APP, CLUSTER, Node, cluster
@@ -64,6 +65,45 @@ async def test_a_member_is_served_by_hand_too(tmp_path: Path) -> None:
             assert await by_hand.hear() == b""
             by_hand.close()
             await n2.idle()
+
+
+@on_loop
+async def test_what_is_sent_before_the_answer_is_not_lost(tmp_path: Path) -> None:
+    async with backend(echo) as at:
+        with cluster(tmp_path) as made:
+            n1, n2 = made.node("n1"), made.node("n2")
+            n2.leads(at)
+            n2.vetted_late = True
+            by_hand = await speak(n2, n1)
+            for words in (msgspec.msgpack.encode(PREAMBLE), b"hello", b""):
+                by_hand.say(words)
+            assert answer_of(await by_hand.hear()).verdict is Verdict.SERVED
+            assert [await by_hand.hear(), await by_hand.hear()] == [b"hello", b""]
+            by_hand.close()
+
+
+@on_loop
+async def test_what_comes_right_behind_the_answer_is_not_lost(tmp_path: Path) -> None:
+    with cluster(tmp_path) as made:
+        n1, n2 = made.node("n1"), made.node("n2")
+        context = channel.server_context(n2.folder / "node.pem", n2.folder / "node.key", n2.folder / "ca.pem", True)
+
+        async def leads_by_hand(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            by_hand = Speaker(reader, writer)
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                await by_hand.hear()
+                for words in (SERVED, b"220 hello", b""):
+                    by_hand.say(words)
+                await by_hand.hear()
+            by_hand.close()
+
+        server = await asyncio.start_server(leads_by_hand, "127.0.0.1", 0, ssl=context)
+        n1.follows(n2, number=server.sockets[0].getsockname()[1])
+        for _ in range(5):
+            client = await n1.connect()
+            assert await client.rest() == b"220 hello"
+            await client.close()
+        server.close()
 
 
 @on_loop
