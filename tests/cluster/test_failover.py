@@ -97,6 +97,26 @@ def test_an_app_serves_from_another_node_when_the_machine_of_its_leader_is_lost(
     assert home(bed, "hello") is heir, "it does not go back by itself"
 
 
+def test_an_app_is_moved_as_planned_by_any_node(bed: Cluster, hello: int) -> None:
+    before = home(bed, "hello")
+    assert before is not None
+    to, by = (machine for machine in bed.machines if machine is not before)
+    epoch = before.get("/leadership/app:hello")["epoch"]
+    until(lambda: could_lead(to, before, "hello"), f"{to.name} could lead it", 20)
+    said(by, "leaders", "switchover", "hello", "--to", to.name)
+    assert home(bed, "hello") is to
+    shown = to.get("/leadership/app:hello")
+    assert (shown["epoch"], shown["reason"]) == (epoch + 1, "switchover")
+    for machine in bed.machines:
+        until(lambda machine=machine: answers(machine, hello), f"{machine.name} answers", 20)  # type: ignore[misc]
+    assert [runs(machine, "hello") for machine in bed.machines] == [machine is to for machine in bed.machines]
+
+
+def could_lead(machine: Machine, by: Machine, name: str) -> bool:
+    found = asked(by, "GET", f"/leadership/app:{name}").json["candidates"]
+    return any(each["node"] == machine.name and each["eligible"] for each in found)
+
+
 def test_apps_of_a_lost_node_are_spread_over_the_others(bed: Cluster) -> None:
     leading = wait_leader(bed)
     names = [f"many{number}" for number in range(6)]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from services.router.tunnel.pool import Line
 
 FIRST_PAUSE_S: Final = 0.05
-LONGEST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 0.2
 
 
 class Way:
