@@ -56,6 +56,7 @@ class Ingress(Dialer):
                 port.way.queue.append(client)
         if (pool := self._pool(port)) is not None:
             pool.need(self._now)
+            pool.fill(self._now)
         self._serve(port)
 
     def _abandon(self, port: Port, way: Way) -> None:
