@@ -96,6 +96,10 @@ class Pool:
     def lines(self) -> int:
         return len(self._opening) + len(self._ready) + len(self._asking)
 
+    @property
+    def ready(self) -> int:
+        return len(self._ready)
+
     def need(self, now: float) -> None:
         """Somebody came, or may come. A line for each who waits is opened now; those that are kept ready follow with the next
         tick, for a handshake beside a client that has its line would only delay it."""
