@@ -176,6 +176,8 @@ def _requests(port: int, seconds: int, close: bool) -> float:
 
 def _bulk(port: int, seconds: int) -> float:
     report = json.loads(_output(["iperf3", "-c", "127.0.0.1", "-p", str(port), "-t", str(seconds), "-J"]))
+    if "sum_received" not in report["end"]:
+        raise RuntimeError(f"iperf3 on port {port}: {report.get('error', 'it said nothing of what was received')}")
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 

@@ -56,6 +56,7 @@ class Ingress(Dialer):
                 port.way.queue.append(client)
         if (pool := self._pool(port)) is not None:
             pool.need(self._now)
+            pool.fill(self._now)
         self._serve(port)
 
     def _abandon(self, port: Port, way: Way) -> None:
@@ -99,10 +100,12 @@ class Ingress(Dialer):
         if pool is None:
             port.trouble = _ALONE
             return
+        needed = False
         while way.queue and way.may_ask(self._now):
             if way.queue[0].stage is not _HELD or way.queue[0] not in port.held:
                 way.queue.popleft()
                 continue
+            needed = True
             line = pool.take()
             if line is None:
                 break
@@ -118,7 +121,8 @@ class Ingress(Dialer):
             pool.waiting[port] = None
         else:
             pool.waiting.pop(port, None)
-        pool.need(self._now)
+        if needed:
+            pool.need(self._now)
 
     def _serve_after(self, port: Port) -> None:
         if port.way is not None and port.way.queue:
@@ -140,6 +144,8 @@ class Ingress(Dialer):
 
     def has_ready(self, pool: Pool) -> None:
         for port in list(pool.waiting):
+            if not pool.ready:
+                return
             self._serve(port)
 
     def has_failed(self, pool: Pool, reason: str) -> None:
@@ -229,5 +235,4 @@ class Ingress(Dialer):
     def _tick_pools(self, now: float) -> None:
         for pool in list(self._pools.values()):
             pool.tick(now)
-            for port in list(pool.waiting):
-                self._serve(port)
+            self.has_ready(pool)

@@ -96,15 +96,24 @@ class Pool:
     def lines(self) -> int:
         return len(self._opening) + len(self._ready) + len(self._asking)
 
+    @property
+    def ready(self) -> int:
+        return len(self._ready)
+
     def need(self, now: float) -> None:
-        """Somebody may come: some lines are kept ready for a while."""
+        """Somebody came, or may come. A line for each who waits is opened now; those that are kept ready follow with the next
+        tick, for a handshake beside a client that has its line would only delay it."""
         self._needed_at = now
-        self.fill(now)
+        if self.waiting:
+            self._fill(now, 0)
 
     def fill(self, now: float) -> None:
         """Opens what is missing: a line for each who waits, and some beside."""
+        needed = now - self._needed_at < self._limits.warm_s and now >= self._rests_until
+        self._fill(now, self._limits.warm if needed else 0)
+
+    def _fill(self, now: float, spare: int) -> None:
         waiting = sum(port.way.wants(now) for port in self.waiting if port.way is not None)
-        spare = self._limits.warm if now - self._needed_at < self._limits.warm_s and now >= self._rests_until else 0
         missing = waiting + spare - len(self._ready) - len(self._opening)
         for _ in range(min(missing, self._limits.shaking - len(self._opening))):
             if not self._open(now):

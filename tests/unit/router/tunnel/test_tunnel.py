@@ -272,6 +272,22 @@ async def test_some_connections_wait_ready_and_one_that_died_costs_nobody_anythi
 
 
 @on_loop
+async def test_a_client_that_has_its_connection_does_not_wait_for_a_handshake_of_another(tmp_path: Path) -> None:
+    async with backend(echo) as at:
+        with cluster(tmp_path) as made:
+            n1, n2 = pair(made, at)
+            await until(lambda: n1.lines == len(n2.relay._silent) == 4, "four are ready")
+            (pool,) = n1.relay._pools.values()
+            line = pool.take()
+            assert line is not None
+            pool.need(n1.relay.now)
+            assert pool.lines == 3
+            pool.fill(n1.relay.now)
+            assert pool.lines == 4
+            pool.put_back(line, n1.relay.now)
+
+
+@on_loop
 async def test_what_nobody_needs_is_closed_after_a_while_by_the_node_that_opened_it(tmp_path: Path) -> None:
     async with backend(echo) as at:
         with cluster(tmp_path) as made:
