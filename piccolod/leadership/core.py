@@ -50,6 +50,7 @@ import msgspec
 from piccolod.leadership import events, session, takeover, terms, view
 from piccolod.leadership.actions import Action, Ended
 from piccolod.leadership.events import Event
+from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Leadership, Life, Step, Want
 from piccolod.leadership.timing import POLL_S
 from piccolod.leadership.transactions import Kind, Outcome
@@ -238,6 +239,11 @@ def _on_campaign(step: Step, event: events.Campaign) -> None:
     step.set(wants={**step.state.wants, event.resource: Want(event.reason, event.delay_s)})
 
 
+def _on_campaigns(step: Step, event: events.Campaigns) -> None:
+    kept = {name: want for name, want in step.state.wants.items() if name not in event.withdrawn}
+    step.set(wants={**kept, **{name: Want(Reason.BOOTSTRAP, delay_s) for name, delay_s in event.delays.items()}})
+
+
 def _on_withdraw(step: Step, event: events.Withdraw) -> None:
     step.set(wants={name: want for name, want in step.state.wants.items() if name != event.resource})
 
@@ -270,6 +276,7 @@ _HANDLERS: Final[Mapping[type, Callable[[Step, Any], None]]] = {
     events.LeaseLost: _looked_at(lambda step, event: session.lose_lease(step, event.lease_id)),
     events.Members: _looked_at(lambda step, event: step.set(members=event.nodes)),
     events.Campaign: _looked_at(_on_campaign),
+    events.Campaigns: _looked_at(_on_campaigns),
     events.Withdraw: _looked_at(_on_withdraw),
     events.Close: _looked_at(terms.on_close),
     events.Release: _looked_at(terms.on_release),

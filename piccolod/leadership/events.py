@@ -147,6 +147,13 @@ class Campaign(msgspec.Struct, frozen=True):
     delay_s: float = 0.0
 
 
+class Campaigns(msgspec.Struct, frozen=True):
+    """`Campaign` and `Withdraw` for many at once: seconds of delay by resource, and what is wanted no more."""
+
+    delays: Mapping[str, float]
+    withdrawn: frozenset[str] = frozenset()
+
+
 class Withdraw(msgspec.Struct, frozen=True):
     """Campaign no more. A term that is held goes on."""
 
@@ -208,6 +215,6 @@ class Leave(msgspec.Struct, frozen=True):
 
 Event = (
     Started | Tick | PageRefused | Stopped | Applied | Answered | ReadAnswered | Watched | Overheard | LeaseGranted
-    | LeaseLost | Members | Campaign | Withdraw | Close | Release | Switchover | CancelSwitchover | Propose | Pause
+    | LeaseLost | Members | Campaign | Campaigns | Withdraw | Close | Release | Switchover | CancelSwitchover | Propose | Pause
     | Leave
 )  # fmt: skip

@@ -11,23 +11,23 @@ from typing import Final
 
 import msgspec
 
-# The next one in the row waits this long, and as long as those before it need to claim what is theirs: a batch of 40 takes
-# some 40 ms on a busy machine.
+# The next one in the row waits this long, and as long as those before it need to claim what is theirs: a batch of that many
+# takes some 40 ms on a busy machine.
 NEXT_S: Final = 0.1
-CLAIM_S: Final = 0.001
+BATCH: Final = 40
+BATCH_S: Final = 0.04
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a node stands to an app. `reason`: why it may not lead it; empty: it may.
 
-    `failures`: of the app there, lately. `preference`: its place in the manifest's list, or that list's length.
+    `failures`: of the app there, lately.
     `at_home`: only who led it last may lead it again, for its data is there alone. `state`: what it does there, for people.
     `verdict`: `promote` or `give_up`, on the update that is the app's `generation`; only the kernel's leader can write it down.
     """
 
     reason: str = ""
     failures: int = 0
-    preference: int = 0
     at_home: bool = False
     state: str = ""
     verdict: str = ""
@@ -44,16 +44,15 @@ def ranked(
 ) -> dict[str, tuple[str, ...]]:
     """For each app the nodes that may lead it, the best one first.
 
-    `standings`: by node and app. `load`: how many apps each node leads now. `home`: who led them last and may do so again;
-    where nobody did, or that one is out, it is empty, and `at_home` binds nobody. `first`: goes before others that are as good.
+    `standings`: by node and app. `load`: how many apps each node leads now. `home`: who led them last and may do so again,
+    empty where there is none. `first`: goes before others that are as good.
     """
     loads = dict(load)
     found: dict[str, tuple[str, ...]] = {}
     for app in sorted(apps):
         able = [(node, each[app]) for node, each in standings.items() if app in each and not each[app].reason]
         row = sorted(
-            (each.failures, each.preference, node != home, loads.get(node, 0), node != first, _chance(app, node), node)
-            for node, each in able
+            (each.failures, node != home, loads.get(node, 0), node != first, _chance(app, node), node) for node, each in able
         )
         found[app] = tuple(each[-1] for each in row)
         if row:
@@ -64,7 +63,7 @@ def ranked(
 def delay_s(row: Collection[str], node: str, together: int) -> float:
     """How long after it was seen that nobody leads an app the node claims it. `together`: how many apps were lost at once."""
     place = list(row).index(node) if node in row else len(row)
-    return place * (NEXT_S + together * CLAIM_S)
+    return place * (NEXT_S + together // BATCH * BATCH_S)
 
 
 def bound(app: str, standings: Mapping[str, Mapping[str, Standing]]) -> bool:

@@ -60,6 +60,15 @@ class ListVolumes(Request[VolumeDocuments], frozen=True, kw_only=True):
     app: str | None = None
 
 
+class MakeKeys(Request[Nothing], frozen=True, kw_only=True):
+    """Makes the keys of volumes that have none yet. Where documents can be written; NotLeader elsewhere."""
+
+    command: ClassVar[str] = "volumes.make_keys"
+    reply: ClassVar[type] = Nothing
+    app: str
+    volumes: tuple[str, ...]
+
+
 class Purge(Request[Nothing], frozen=True, kw_only=True):
     """Deletes the detached volumes of one app that are here, and their keys. Nothing else is ever deleted.
 

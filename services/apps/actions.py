@@ -68,7 +68,7 @@ class Actions:
             Do.DISARM: self._disarm,
             Do.REMOVE: self._remove,
             Do.DETACH: self._detach,
-            Do.WITHDRAW: self._withdraw,
+            Do.WITHDRAW: lambda: self._withdraw(seen),
             Do.PROMOTE: lambda: self._judge(change.promote(self._desired, plan.note)),
             Do.GIVE_UP: lambda: self._judge(change.give_up(self._desired, plan.note)),
             Do.PURGE: self._purge,
@@ -272,9 +272,13 @@ class Actions:
             self.attached = {item.name: item.path for item in answer.volumes if item.attached != "no"}
         return self.attached
 
-    async def _withdraw(self) -> None:
+    async def _withdraw(self, seen: Situation) -> None:
+        """Of the term that was seen, and is closing still: one that was not handed over after all goes on."""
         term = self._node.term(self._app)
         if term is None:
+            await asyncio.to_thread(self._node.files.remove, self._app)
+            return
+        if not term.closing or seen.term is None or term.token != seen.term.token:
             return
         if self._entries():
             raise Failed(f"{self._app} still has a container under guard", hint="its term is not given up before it is gone")

@@ -36,6 +36,7 @@ from services.apps.standby import standing
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.25
 _AGAIN_MOST_S: Final = 5.0
+_STUCK: Final = 3  # passes in a row that ended in trouble: then other nodes go first
 # What is waited for (an exit, a minute of patience) is looked at often at first, and then rarely.
 _POLL_S: Final = 0.01
 _POLL_MOST_S: Final = 1.0
@@ -215,7 +216,10 @@ class App:
 
     def _stand(self, seen: Situation, made: Plan) -> None:
         held = self.held or self._node.ends
-        before, self.standing = self.standing, standing(self.stored.desired, seen, made, held=held)
+        said = standing(self.stored.desired, seen, made, held=held)
+        if said is not None and self._troubles >= _STUCK and not self._live:
+            said = msgspec.structs.replace(said, reason=f"it could not be started there: {self.shown.reason}")
+        before, self.standing = self.standing, said
         if before != self.standing:
             self._changed.set()
 
@@ -227,7 +231,9 @@ class App:
 
     def _wanted(self) -> Desired:
         desired = self.stored.desired
-        return msgspec.structs.replace(desired, running=False) if self._node.ends or self.held else desired
+        # What another node leads goes on there, and clients of this one with it.
+        rests = self.held and not (desired.name in self._node.leaders and self._node.term(desired.name) is None)
+        return msgspec.structs.replace(desired, running=False) if self._node.ends or rests else desired
 
     def _image_wait_s(self, made: Plan) -> float:
         if made.state is not State.PENDING:

@@ -13,6 +13,7 @@ HEALTHY_S: Final = 60.0
 TOO_MANY: Final = 5
 WITHIN_S: Final = 600.0
 FAILED_S: Final = 60.0
+BANNED_S: Final = 3600.0
 
 
 class Failures(msgspec.Struct, frozen=True):
@@ -34,6 +35,13 @@ class Failures(msgspec.Struct, frozen=True):
     @property
     def too_many(self) -> bool:
         return self.row > 0 and len(self.times) > TOO_MANY and self.times[-1] - self.times[-1 - TOO_MANY] < WITHIN_S
+
+    def lately(self, now: float) -> int:
+        return sum(now - at < WITHIN_S for at in self.times)
+
+    def is_banned(self, now: float) -> bool:
+        """Whether another node should lead it: for an hour after too many."""
+        return self.too_many and now - self.times[-1] < BANNED_S
 
     @property
     def retry_at(self) -> float:

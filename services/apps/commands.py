@@ -50,6 +50,7 @@ from piccolod.protocol.apps import (
 from piccolod.protocol.apps import Manifest as ManifestText
 from piccolod.protocol.apps import Plan as ShownPlan
 from piccolod.protocol.base import Nothing
+from piccolod.protocol.volumes import MakeKeys
 from services.apps import desired as change
 from services.apps import logs, ports, spec, view
 from services.apps.app import App
@@ -83,7 +84,7 @@ class Commands:
         self, node: Node, apps: dict[str, App], adopt: Callable[[Stored], App], read: Callable[[], Awaitable[object]]
     ) -> None:
         self._node, self._apps, self._adopt, self._read = node, apps, adopt, read
-        self._images = ImageCommands(node, apps, self._writable)
+        self._images = ImageCommands(node, apps, self._readable)
 
     def serve(self) -> None:
         self._images.serve()
@@ -180,6 +181,7 @@ class Commands:
                 after = await self._next(before, manifest, caller.idem)
                 if before is not None and after == before.desired:
                     return self._changed(before, checked.warnings)
+                await self._make_keys(manifest)
                 stored = await self._node.documents.put(before, after, author, caller.idem)
             except Conflict as error:
                 if error.errors or attempt == _TRIES - 1:
@@ -187,6 +189,12 @@ class Commands:
                 continue
             return self._changed(stored, checked.warnings)
         raise Conflict(f"{manifest.name} is being changed by somebody else", hint="try again")
+
+    async def _make_keys(self, manifest: Manifest) -> None:
+        """Of volumes that are made on the node that leads the app, which may write no key."""
+        if self._node.clustered and manifest.is_stateful:
+            names = tuple(sorted(manifest.storage.persistent))
+            await self._node.module.call(MakeKeys(app=manifest.name, volumes=names))
 
     async def _next(self, before: Stored | None, manifest: Manifest, idem: str) -> Desired:
         current = before.desired if before is not None else None

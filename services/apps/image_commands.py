@@ -17,9 +17,9 @@ from services.apps.uploads import uploaded
 
 
 class ImageCommands:
-    def __init__(self, node: Node, apps: dict[str, App], writable: Callable[[], Awaitable[None]]) -> None:
-        """`writable` raises where this node may change nothing."""
-        self._node, self._apps, self._writable = node, apps, writable
+    def __init__(self, node: Node, apps: dict[str, App], unlocked: Callable[[], Awaitable[None]]) -> None:
+        """`unlocked` raises Locked. Images are each node's own: none needs the kernel's leader."""
+        self._node, self._apps, self._unlocked = node, apps, unlocked
 
     def serve(self) -> None:
         serve = self._node.module.serve
@@ -31,7 +31,7 @@ class ImageCommands:
         return await self._documents(None)
 
     async def add(self, request: AddImage, caller: Caller) -> ImageDocuments:
-        await self._writable()
+        await self._unlocked()
         if request.kind not in ("load", "import", "build"):
             raise Invalid(f"{request.kind!r} is no way to add an image", hint="load, import, build")
         if request.kind != "load":
@@ -44,7 +44,7 @@ class ImageCommands:
         return await self._documents(ids)
 
     async def prune(self, request: PruneImages, caller: Caller) -> ImageDocuments:
-        await self._writable()
+        await self._unlocked()
         desired = [app.stored.desired for app in self._apps.values()]
         versions = [one for each in desired for one in (each.current, each.previous, each.candidate) if one is not None]
         needed = {with_prefix(version.image_id) for version in versions} | {reference(one.manifest) for one in versions}

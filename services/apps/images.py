@@ -116,13 +116,12 @@ class Images:
                 await asyncio.to_thread(podman_conf.forget_builds, left)
 
     def _ended(self, key: str, version: Version, done: asyncio.Task[str]) -> None:
-        error = None if done.cancelled() else done.exception()
-        if error is None:
+        why = _why_not(version, done)
+        if not why:
             self._refused.pop(key, None)
         else:
             tries = self._refused.get(key, (0.0, 0, ""))[1]
             wait_s = _AGAIN_S[min(tries, len(_AGAIN_S) - 1)]
-            why = error.detail if isinstance(error, PiccoloError) else f"{type(error).__name__}: {error}"
             why = discreet(why, version.manifest)
             self._refused[key] = (clock.now() + wait_s, tries + 1, f"image {reference(version.manifest)}: {why}")
         self._changed(version.manifest.name)
@@ -182,6 +181,17 @@ def _write_context(file: Path, containerfile: str) -> None:
         entry = tarfile.TarInfo("Containerfile")
         entry.size = len(body)
         tar.addfile(entry, io.BytesIO(body))
+
+
+def _why_not(version: Version, done: asyncio.Task[str]) -> str:
+    """Why a fetch did not bring the image of the version; empty when it did."""
+    if done.cancelled():
+        return ""
+    if (error := done.exception()) is not None:
+        return error.detail if isinstance(error, PiccoloError) else f"{type(error).__name__}: {error}"
+    if version.image_id and with_prefix(done.result()) != with_prefix(version.image_id):
+        return "its name means another image here than where it runs; `piccoloctl images load` brings that one"
+    return ""
 
 
 def _sync(folder: Path) -> None:

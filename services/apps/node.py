@@ -25,7 +25,7 @@ from services.apps.images import Images
 from services.apps.podman import Podman
 from services.apps.routes import Routes
 from services.apps.silence import Silence
-from services.apps.situation import Leader, TermIs
+from services.apps.situation import Leader, State, TermIs
 
 
 @dataclass(slots=True)
@@ -65,6 +65,16 @@ class Node:
     def writes(self) -> bool:
         """Whether documents can be changed here."""
         return not self.clustered or self.gate.holds(RESOURCE_KERNEL)
+
+    def could_another(self, app: str) -> bool:
+        """Whether another node said that it may lead the app."""
+        others = (each.get(app) for name, each in self.told.items() if name != self.name)
+        return any(each is not None and not each.reason for each in others)
+
+    def runs_elsewhere(self, app: str) -> bool:
+        leader = self.leaders.get(app)
+        told = self.told.get(leader.node, {}).get(app) if leader is not None else None
+        return told is not None and told.state == State.RUNNING
 
     def hear(self, app: str, event: LeadershipRoleChanged) -> None:
         """Who leads an app now."""

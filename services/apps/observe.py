@@ -70,6 +70,7 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
         refusals=memory.refusals,
         clustered=node.clustered,
         leader=node.leaders.get(desired.name),
+        heirs=node.could_another(desired.name),
         writes=node.writes,
     )
 

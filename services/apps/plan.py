@@ -158,7 +158,8 @@ def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Pl
     """There is no container of this version: get all that it needs, in order."""
     container = now.container
     serves = container is not None and container.status is Status.RUNNING
-    waiting = Route.CLOSED if container is None else Route.HOLD
+    elsewhere = now.clustered and version.manifest.is_led  # another node may lead it in a moment
+    waiting = Route.CLOSED if container is None and not elsewhere else Route.HOLD
     if now.locked:
         reason = "locked: nothing new starts until the store is unlocked"
         return Plan(state=State.PENDING, reason=reason, route=waiting, steps=_given_back(now))
@@ -170,7 +171,8 @@ def _begin(version: Version, now: Situation, image: Image, *, trial: bool) -> Pl
         # Pinned first and looked at again: what is created must be what the document names.
         if not now.writes:
             reason = "the image is here, and the kernel's leader has not named it yet"
-            return Plan(state=State.PENDING, reason=reason, route=waiting, steps=_given_back(now))
+            route = _kept(version, now) if serves else waiting
+            return Plan(state=State.PENDING, reason=reason, route=route, steps=_given_back(now))
         return Plan(state=State.STARTING, reason="the image is here", route=waiting, steps=(Do.PIN,), trial=trial)
     if now.waits_for and not serves:
         reason = f"waits for {', '.join(now.waits_for)}"
@@ -241,6 +243,11 @@ def _again(version: Version, now: Situation, led: bool) -> Plan:
 def _wait(now: Situation) -> Plan:
     failures = now.failures
     if failures.too_many:
+        if now.heirs and now.term is not None:
+            steps = (Do.CLOSING, *((Do.DISARM,) if now.guarded else ()), Do.WITHDRAW)
+            return Plan(
+                state=State.FAILED, reason=f"{failures.reason}; another node is to lead it", route=Route.HOLD, steps=steps
+            )
         return Plan(state=State.FAILED, reason=failures.reason, route=Route.CLOSED, wake_at=failures.retry_at)
     return Plan(state=State.DEGRADED, reason=failures.reason, route=Route.HOLD, wake_at=failures.retry_at)
 
@@ -286,8 +293,13 @@ def _trial(desired: Desired, now: Situation) -> Plan:
         fetch = (Do.FETCH,) if now.trial_image.status is ImageIs.ABSENT else ()
         reason = f"fetches {_called(candidate)} for an update"
         return msgspec.structs.replace(old, steps=(*old.steps, *fetch), reason=old.reason or reason, trial=bool(fetch))
+    if not candidate.image_id and not now.writes:
+        runs = _up(desired, desired.current, now, now.digest, now.image, trial=False)
+        reason = f"{_called(candidate)} is here, and the kernel's leader has not named it yet"
+        return msgspec.structs.replace(runs, reason=runs.reason or reason)
     if not candidate.image_id:
-        return Plan(state=State.STARTING, reason="the image is here", route=_kept(desired, now), steps=(Do.PIN,), trial=True)
+        route = _kept(desired.current, now)
+        return Plan(state=State.STARTING, reason="the image is here", route=route, steps=(Do.PIN,), trial=True)
     if _is_trial(now):
         if now.health is not None and now.health.phase is Phase.READY:
             return _judged(desired, now, Do.PROMOTE, f"updated to {_called(candidate)}")
@@ -324,17 +336,19 @@ def _judged(desired: Desired, now: Situation, verdict: Do, note: str) -> Plan:
         version, digest = (desired.candidate, now.trial_digest) if _is_trial(now) else (desired.current, now.digest)
         assert version is not None
         runs = _up(desired, version, now, digest, Image(ImageIs.PRESENT), trial=_is_trial(now))
+        if now.term is None and version.manifest.is_led:
+            return runs  # who does not run it cannot judge it
         return msgspec.structs.replace(runs, reason=f"{note}, which the kernel's leader has not written yet", verdict=verdict)
-    return Plan(state=State.STARTING, reason=note, route=_kept(desired, now), steps=(verdict,), note=note)
+    return Plan(state=State.STARTING, reason=note, route=_kept(desired.current, now), steps=(verdict,), note=note)
 
 
-def _kept(desired: Desired, now: Situation) -> Route:
+def _kept(version: Version, now: Situation) -> Route:
     """The route of what runs now, which the step in hand does not touch."""
     container = now.container
     if container is None or container.status is not Status.RUNNING:
         return Route.HOLD
     serves = now.health is not None and now.health.serves
-    return Route.LOCAL if serves and not _foreign(container, now, desired.current.manifest.is_led) else Route.HOLD
+    return Route.LOCAL if serves and not _foreign(container, now, version.manifest.is_led) else Route.HOLD
 
 
 def _called(version: Version) -> str:

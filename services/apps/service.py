@@ -17,6 +17,7 @@ from piccolod.leadership.page import PageReader
 from piccolod.leadership.resources import RESOURCE_KERNEL, app_of
 from piccolod.module import Module
 from piccolod.protocol.base import Level, Request
+from piccolod.protocol.consensus import GetLeadership
 from piccolod.protocol.events import (
     AppStateChanged,
     ControlStoreCommit,
@@ -40,7 +41,7 @@ from services.apps.podman import Podman, named
 from services.apps.quiet import PATIENCE_S
 from services.apps.routes import ANSWER_S, Routes
 from services.apps.silence import Silence
-from services.apps.situation import State
+from services.apps.situation import Leader, State
 
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.3
@@ -67,6 +68,7 @@ class Service:
             silence=Silence(paths.silence),
             clustered=cluster_mode.load(paths.cluster) is not None,
         )
+        self._heard = False  # who leads what
         self._strange: dict[str, str] = {}
         self._podman_trouble = ""
         self._said: tuple[Level, str] | None = None
@@ -132,6 +134,7 @@ class Service:
         try:
             if not self._node.cluster:
                 self._node.cluster = (await self._module.call(GetCryptoStatus())).cluster_id
+            await self._hear_leaders()
             rev, known = await self._documents()
             there = await self._seen()
             strangers = (there or set()) - known
@@ -149,6 +152,16 @@ class Service:
             return False
         self._changed.set()
         return there is not None
+
+    async def _hear_leaders(self) -> None:
+        """Before the first plan: that nobody is known to lead an app must not be for want of an event."""
+        if self._heard or not self._node.clustered:
+            return
+        for found in (await self._module.call(GetLeadership())).leaderships:
+            app = app_of(found.resource)
+            if app is not None and found.node not in ("", self._node.name):
+                self._node.leaders.setdefault(app, Leader(found.node, "", found.epoch, found.url))
+        self._heard = True
 
     def _absent(self, rev: int, known: set[str]) -> set[str]:
         """Apps that are minded here though the store, as of `rev`, has forgotten them."""
@@ -220,21 +233,24 @@ class Service:
 
     def _serves(self, name: str) -> bool:
         app = self._apps.get(name)
-        return app is not None and app.serves
+        return (app is not None and app.serves) or self._node.runs_elsewhere(name)
 
     # --- the guard
 
     async def _guard(self) -> None:
         """Kills at the deadline what the leashes would kill as well."""
         table = TableReader(self._module.paths.leash)
+        told: set[tuple[str, int]] = set()
         while True:
             page = self._node.pages.read()
             now = clock.now()
             for entry in overdue(page, table.entries().values(), now, self._node.boot_id):
                 await asyncio.to_thread(leash_table.kill, entry)
                 self._wake_resource(entry.resource)
-            for resource in [name for name, term in page.terms.items() if term.closing] if page is not None else ():
+            closing = {(name, term.token) for name, term in page.terms.items() if term.closing} if page is not None else set()
+            for resource, _ in closing - told:
                 self._wake_resource(resource)  # to be handed over: consensus tells it by the page alone
+            told = closing
             finite = page is not None and page.hard_at != clock.FOREVER
             await asyncio.sleep(GUARD_TICK_S if finite else _AGAIN_S)
 

@@ -120,6 +120,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     refusals: int = 0  # steps in a row that podman understood and could not do
     clustered: bool = False  # there are, or may be, other nodes
     leader: Leader | None = None  # always another node
+    heirs: bool = False  # another node could lead it now
     writes: bool = True  # this node may change documents: it leads the kernel
 
 

@@ -6,7 +6,7 @@ from piccolod.leadership.placement import Standing
 from services.apps.desired import Desired
 from services.apps.manifest import Policy
 from services.apps.podman_status import Status
-from services.apps.situation import Container, Do, ImageIs, Plan, Route, Situation, State
+from services.apps.situation import Container, Do, ImageIs, Leader, Plan, Route, Situation, State
 
 
 def aside(desired: Desired, now: Situation) -> Plan:
@@ -26,11 +26,27 @@ def aside(desired: Desired, now: Situation) -> Plan:
         reason = f"{reason}; this node could not yet: {now.image.reason or 'it fetches the image'}"
         if now.image.status is ImageIs.ABSENT:
             steps.append(Do.FETCH)
-    return Plan(state=state, reason=reason, route=_towards(desired), steps=tuple(steps))
+    named, trial = _named(desired, now)
+    if named is not None and not steps:
+        steps.append(named)
+    return Plan(state=state, reason=reason, route=_towards(desired, leader), steps=tuple(steps), trial=trial)
 
 
-def _towards(desired: Desired) -> Route:
-    return Route.TUNNEL if desired.current.manifest.cluster.policy is Policy.FOLLOWER_PROXY else Route.CLOSED
+def _named(desired: Desired, now: Situation) -> tuple[Do | None, bool]:
+    """What the kernel's leader does so that the app's leader learns which image is meant, and whether of the candidate."""
+    trial = desired.candidate is not None
+    version, image = (desired.candidate, now.trial_image) if trial else (desired.current, now.image)
+    if version is None or version.image_id or not now.writes or now.locked:
+        return None, False
+    if image.status is ImageIs.PRESENT:
+        return Do.PIN, trial
+    return (Do.FETCH, trial) if image.status is ImageIs.ABSENT else (None, False)
+
+
+def _towards(desired: Desired, leader: Leader) -> Route:
+    if desired.current.manifest.cluster.policy is not Policy.FOLLOWER_PROXY:
+        return Route.CLOSED
+    return Route.TUNNEL if leader.peer else Route.HOLD
 
 
 def replace(container: Container, now: Situation) -> tuple[Do, ...]:
@@ -45,7 +61,7 @@ def standing(desired: Desired, now: Situation, made: Plan, *, held: bool = False
         return None
     return Standing(
         reason="nothing starts there now: it is being locked, or stopped" if held else _unfit(desired, now),
-        failures=len(now.failures.times),
+        failures=now.failures.lately(now.now),
         at_home=desired.current.manifest.is_stateful,
         state=made.state,
         verdict=made.verdict or "",
@@ -62,4 +78,6 @@ def _unfit(desired: Desired, now: Situation) -> str:
         return now.image.reason or "the image is not there"
     if not desired.current.image_id and not now.writes:
         return "the kernel's leader has not named its image yet"
-    return f"it failed there too often: {now.failures.reason}" if now.failures.too_many else ""
+    if now.heirs and now.failures.is_banned(now.now):
+        return f"it failed there too often: {now.failures.reason}"
+    return ""

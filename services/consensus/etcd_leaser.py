@@ -223,7 +223,7 @@ class EtcdLeaser:
         return placing.standings_of(self.driver.state, self.driver.facts, self.registration.standings)
 
     async def campaign(self, resource: str, reason: Reason) -> TermRecord:
-        """Of `kernel` it is a standing wish, for as long as it is asked again."""
+        """Of `kernel` it is a standing wish, for as long as it is asked again; an app stands, and this waits for its end."""
         state = self.driver.state
         self._moves.check_stays(resource)
         if self.registration.is_out():
@@ -237,9 +237,10 @@ class EtcdLeaser:
             raise NotLeader("a witness votes and leads nothing", leader=self.hint(resource))
         if term is None and len(state.terms) >= CAPACITY:
             raise TooMany(f"this node leads {CAPACITY} resources already", hint="uninstall or stop an app")
-        if term is None and (app := app_of(resource)) is not None:
+        if (app := app_of(resource)) is None:
+            self.registration.wish(resource, reason)
+        elif term is None:
             await self._check_may_move(app)
-        self.registration.wish(resource, reason)
         if term is None and not await self.driver.until(lambda: self._decided(resource), _CAMPAIGN_S):
             raise self._refusals.no_leader(resource)
         if not standing.leads(self.driver.state, resource):
@@ -381,8 +382,11 @@ class EtcdLeaser:
         return standing.leads(self.driver.state, resource) or self.hint(resource) is not None
 
     async def _check_may_move(self, app: str) -> None:
-        """Where the app's data is at its last leader alone, only that one leads it. Raises NotLeader."""
+        """Where the app's data is at its last leader alone, only that one leads it. Raises NotLeader, and Busy before it is
+        said how this node stands to the app: without that nobody knows of the data."""
         resource = resource_for_app(app)
+        if app not in self.registration.standings:
+            raise Busy(f"it is not said yet how this node stands to {app}", hint="that is said each second")
         if not await self.driver.until(lambda: self.driver.state.settled, _CAMPAIGN_S):
             raise self._refusals.no_leader(resource)
         home = placing.home_of(self.driver.state, self.driver.facts, self.standings(), app)

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from piccolod.leadership.page import CAPACITY
 from piccolod.leadership.placement import Standing, bound, delay_s, ranked
 from piccolod.leadership.resources import RESOURCE_KERNEL, app_of, resource_for_app
 from piccolod.leadership.state import Leadership
@@ -36,6 +37,8 @@ class Group(NamedTuple):
 def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict[str, float]:
     """For each app that this node may lead and does not, how long after its loss it claims it. Pure."""
     me = state.config.node
+    if len(state.terms) >= CAPACITY:
+        return {}
     standings = standings_of(state, facts, own)
     groups: dict[Group, list[str]] = defaultdict(list)
     for app in own:

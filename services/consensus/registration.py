@@ -50,6 +50,7 @@ class Registration:
         self._store_at = clock.now()  # when it was last seen alive
         self._wishes: dict[str, tuple[Reason, float]] = {}
         self.standings: Mapping[str, Standing] = {}  # of this node, by app
+        self._stood_until = 0.0
         self._delays: Mapping[str, float] = {}  # as the core was told
         self._looked: object = None
         self._nodes: Mapping[str, KnownMember] = {}
@@ -60,50 +61,36 @@ class Registration:
         self._task: asyncio.Task[Any] | None = None
 
     def wish(self, resource: str, reason: Reason) -> None:
-        """Lead the resource whenever nobody does, for as long as this is asked again."""
+        """Lead the resource whenever nobody does, for as long as this is asked again. Apps stand instead."""
         known = self._wishes.get(resource)
         self._wishes[resource] = (reason, clock.now() + _WISH_S)
-        if (app := app_of(resource)) is not None:
-            if app not in self.standings or self.standings[app].reason:
-                self.standings = {**self.standings, app: Standing()}
-            self.look()
-        elif known is None or known[0] is not reason:
+        if known is None or known[0] is not reason:
             self._driver.feed(events.Campaign(resource, reason))
 
     def forget(self, resource: str) -> None:
-        if self._wishes.pop(resource, None) is not None:
-            app = app_of(resource)
+        if (app := app_of(resource)) is not None:
             self.standings = {name: each for name, each in self.standings.items() if name != app}
+            self.look()
+        elif self._wishes.pop(resource, None) is not None:
             self._driver.feed(events.Withdraw(resource))
 
     def stand(self, apps: Mapping[str, Standing]) -> None:
-        """For every app at once what `wish` and `forget` are for one."""
-        until = clock.now() + _WISH_S
-        able = {resource_for_app(app) for app, each in apps.items() if not each.reason}
-        for resource in [each for each in self._wishes if each not in able and app_of(each) is not None]:
-            self.forget(resource)
-        for resource in able:
-            reason, _ = self._wishes.get(resource, (Reason.BOOTSTRAP, 0.0))
-            self._wishes[resource] = (reason, until)
-        self.standings = apps
+        """How this node stands to every app, for the next 3 s: those that it may lead it leads whenever nobody does."""
+        self.standings, self._stood_until = apps, clock.now() + _WISH_S
         self.look()
 
     def look(self) -> None:
         """Tells the core when to claim each app, where that is another time than it was told."""
         state, facts = self._driver.state, self._driver.facts
-        shape = (state.view.shape, facts.candidates, facts.nodes, state.terms, self.standings, self._wishes.keys())
+        shape = (state.view.shape, facts.candidates, facts.nodes, state.terms, self.standings)
         if shape == self._looked or not state.viewed:
             return
-        self._looked = (*shape[:-1], set(self._wishes))
-        wanted = {app: each for app, each in self.standings.items() if resource_for_app(app) in self._wishes}
-        found = placing.delays(state, facts, wanted)
-        before, self._delays = self._delays, found
-        for app in before.keys() - found.keys():
-            self._driver.feed(events.Withdraw(resource_for_app(app)))
-        for app, delay_s in found.items():
-            if before.get(app) != delay_s:
-                reason, _ = self._wishes[resource_for_app(app)]
-                self._driver.feed(events.Campaign(resource_for_app(app), reason, delay_s))
+        self._looked = shape
+        found = placing.delays(state, facts, self.standings)
+        if (before := self._delays) != found:
+            self._delays = found
+            gone = frozenset(resource_for_app(app) for app in before.keys() - found.keys())
+            self._driver.feed(events.Campaigns({resource_for_app(app): found[app] for app in found}, gone))
 
     def is_out(self) -> bool:
         """Whether the cluster has taken this node out: it is on no list any more, or another machine has its name."""
@@ -132,9 +119,9 @@ class Registration:
             await self._stand()
             await self._driver.until(self._has_news, _LOOK_S)
 
-    def _has_news(self) -> bool:
+    def _has_news(self) -> object:
         facts = self._driver.facts
-        return self._is_due() or facts.nodes != self._nodes or facts.paused != self._paused
+        return self._is_due() or (facts.nodes and facts.nodes != self._nodes) or facts.paused != self._paused
 
     def end(self) -> None:
         if self._task is not None:
@@ -147,6 +134,7 @@ class Registration:
         self._log.error("this node was taken out of the cluster: ends what it leads")
         for resource in list(self._wishes):
             self.forget(resource)
+        self.stand({})
         self._driver.feed(events.Leave())
 
     def _expire_wishes(self) -> None:
@@ -156,6 +144,8 @@ class Registration:
                 self._wishes[resource] = (reason, now + _WISH_S)
             elif until <= now:
                 self.forget(resource)
+        if self.standings and self._stood_until <= now:
+            self.stand({})
 
     def _give_up_without_a_store(self) -> None:
         """A persistence that dies again and again must not hold the kernel for ever. It is back in milliseconds otherwise."""

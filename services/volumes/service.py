@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, TypeVar
 
+from piccolod import cluster_mode
 from piccolod.errors import Busy, NotFound, NotLeader, PiccoloError, TermOver, Unavailable
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import PageReader
@@ -17,7 +18,16 @@ from piccolod.module import Caller, Module
 from piccolod.protocol.base import Level, Nothing
 from piccolod.protocol.events import LockStateChanged, VolumeStateChanged
 from piccolod.protocol.persistence import ForgetVolumeKey, GetVolumeKey
-from piccolod.protocol.volumes import Attach, Detach, Ensure, ListVolumes, Purge, VolumeDocument, VolumeDocuments
+from piccolod.protocol.volumes import (
+    Attach,
+    Detach,
+    Ensure,
+    ListVolumes,
+    MakeKeys,
+    Purge,
+    VolumeDocument,
+    VolumeDocuments,
+)
 from services.volumes import gocryptfs, image, plan, process
 from services.volumes.driver import Driver
 from services.volumes.journal import Record
@@ -48,6 +58,7 @@ class Service:
         self._module.serve(Attach, self._attach)
         self._module.serve(Detach, self._detach)
         self._module.serve(ListVolumes, self._list)
+        self._module.serve(MakeKeys, self._make_keys)
         self._module.serve(Purge, self._purge)
         self._module.on(LockStateChanged, self._lock_changed)
         for record in self._driver.journal.records():
@@ -115,6 +126,11 @@ class Service:
                     documents.append(await self._document(volume))
         return VolumeDocuments(volumes=tuple(documents))
 
+    async def _make_keys(self, request: MakeKeys, _caller: Caller) -> Nothing:
+        for name in request.volumes:
+            await self._key(VolumeId.checked(request.app, name), create=True)
+        return Nothing()
+
     async def _purge(self, request: Purge, _caller: Caller) -> Nothing:
         VolumeId.checked(request.app, "any")
         volumes = [volume for volume in await asyncio.to_thread(self._driver.volumes) if volume.app == request.app]
@@ -131,7 +147,7 @@ class Service:
             await self._alone(volume, work)
         for volume in await asyncio.to_thread(self._driver.gone):
             if volume.app == request.app:
-                await self._alone(volume, lambda volume=volume: self._finish_purge(volume))  # type: ignore[misc]
+                await self._alone(volume, lambda volume=volume: self._finish_purge(volume, asked=True))  # type: ignore[misc]
         for volume in {VolumeId.checked(request.app, name) for name in request.volumes} - set(volumes):
             await self._forget_key(volume)
         return Nothing()
@@ -169,11 +185,13 @@ class Service:
         request = GetVolumeKey(app=volume.app, volume=volume.volume, create=create)
         return (await self._module.call(request, timeout_s=_KEY_S)).key
 
-    async def _finish_purge(self, volume: VolumeId) -> None:
-        """The rest of a purge. The key of a volume that was made anew under the same name stays."""
+    async def _finish_purge(self, volume: VolumeId, *, asked: bool = False) -> None:
+        """The rest of a purge. The key of a volume that was made anew under the same name stays; in a cluster that may be on
+        another node, so what nobody has asked for now keeps its key there."""
         if volume not in await asyncio.to_thread(self._driver.gone):
             return
-        if not await asyncio.to_thread(self._driver.exists, volume):
+        alone = await asyncio.to_thread(cluster_mode.load, self._module.paths.cluster) is None
+        if (asked or alone) and not await asyncio.to_thread(self._driver.exists, volume):
             await self._forget_key(volume)
         await asyncio.to_thread(self._driver.remove_gone, volume)
         self._module.log.info("deleted volume", volume=str(volume))

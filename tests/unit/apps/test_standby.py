@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from piccolod.leadership.placement import Standing
@@ -15,6 +16,9 @@ from services.apps.standby import standing
 from .situations import READY, TERM, UP, at, container, wanted
 
 OTHER = Leader("n2", "10.77.1.2:7443", 4)
+
+
+TOO_MANY = Failures(tuple(90.0 + n for n in range(6)), 6, 6, "exit 1")
 
 
 def among(**seen: object) -> Situation:
@@ -66,6 +70,45 @@ def test_only_the_leader_of_the_kernel_names_an_image() -> None:
     assert plan(unnamed, among(writes=False)).steps == ()
 
 
+def test_the_leader_of_the_kernel_names_the_image_of_what_another_node_runs() -> None:
+    unnamed = change.install(wanted().current.manifest, "", {"web": 35000}, "boot", "")
+    assert plan(unnamed, among(leader=OTHER)).steps == (Do.PIN,)
+    assert plan(unnamed, among(leader=OTHER, writes=False)).steps == ()
+    trial = change.update(wanted(), "b:2", "", "")
+    named = plan(trial, among(leader=OTHER, trial_image=Image(ImageIs.PRESENT, "sha256:2")))
+    assert (named.steps, named.trial) == ((Do.PIN,), True)
+    assert plan(trial, among(leader=OTHER, trial_image=Image(ImageIs.ABSENT))).steps == (Do.FETCH,)
+
+
+def test_until_an_update_has_a_name_what_runs_goes_on() -> None:
+    trial = change.update(wanted(), "b:2", "", "")
+    made = plan(trial, among(term=TERM, container=container(), health=READY, writes=False,
+                             trial_image=Image(ImageIs.PRESENT, "sha256:2")))  # fmt: skip
+    assert (made.steps, made.route) == ((), Route.LOCAL)
+    unnamed = change.install(wanted().current.manifest, "", {"web": 35000}, "boot", "")
+    changed = plan(unnamed, among(term=TERM, container=container(spec="old"), health=READY, writes=False))
+    assert (changed.steps, changed.route) == ((), Route.LOCAL)
+
+
+def test_who_does_not_run_an_update_does_not_judge_it() -> None:
+    trial = change.update(wanted(), "b:2", "sha256:2", "")
+    made = plan(trial, among(writes=False, trial_image=Image(ImageIs.REFUSED, reason="no")))
+    assert made.verdict is None
+
+
+def test_clients_wait_where_nobody_leads_it_for_a_moment() -> None:
+    assert plan(wanted(), among(image=Image(ImageIs.REFUSED, reason="no"))).route is Route.HOLD
+    assert plan(wanted(), at(image=Image(ImageIs.REFUSED, reason="no"))).route is Route.CLOSED
+    assert plan(wanted(), among(leader=Leader("n2", "", 4))).route is Route.HOLD, "it is not known yet where that is"
+
+
+def test_who_failed_too_often_gives_it_to_a_node_that_could_lead_it() -> None:
+    failed = among(term=TERM, container=container(Status.EXITED), guarded=True, failures=TOO_MANY, now=96.0)
+    assert plan(wanted(), failed).steps == ()
+    given = plan(wanted(), msgspec.structs.replace(failed, heirs=True))
+    assert (given.steps, given.route) == ((Do.CLOSING, Do.DISARM, Do.WITHDRAW), Route.HOLD)
+
+
 def test_an_uninstalled_app_is_forgotten_last_and_by_the_leader_of_the_kernel_alone() -> None:
     gone = change.uninstall(wanted(), True, "")
     assert plan(gone, among(term=TERM, container=container(), writes=False)).steps[-2:] == (Do.PURGE, Do.WITHDRAW)
@@ -97,7 +140,9 @@ def test_how_an_update_went_is_said_where_it_cannot_be_written() -> None:
         ({"locked": True}, "the node is locked"),
         ({"image": Image(ImageIs.REFUSED, reason="not on this node")}, "not on this node"),
         ({"image": Image(ImageIs.ABSENT), "container": container(Status.RUNNING)}, ""),
-        ({"failures": Failures(tuple(90.0 + n for n in range(6)), 6, 6, "exit 1")}, "it failed there too often: exit 1"),
+        ({"failures": TOO_MANY, "heirs": True}, "it failed there too often: exit 1"),
+        ({"failures": TOO_MANY}, ""),
+        ({"failures": TOO_MANY, "heirs": True, "now": 95.0 + 3600.0}, ""),
     ],
 )
 def test_a_node_says_why_it_may_not_lead_it(seen: dict[str, object], why: str) -> None:

@@ -23,9 +23,11 @@ from piccolod.cluster_mode import Mode
 from piccolod.errors import Busy, NoLeader, NotLeader, StoreUnavailable
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.page import Page, PageReader, PageWriter, create
+from piccolod.leadership.placement import Standing
+from piccolod.leadership.resources import app_of
 from piccolod.protocol.base import Event, Level, Request
 from piccolod.protocol.cluster import KnownMember
-from piccolod.protocol.consensus import Campaign, Term
+from piccolod.protocol.consensus import Campaign, Stand, Term
 from piccolod.protocol.events import ControlRevChanged, LeadershipRoleChanged, NodeStateChanged
 from piccolod.protocol.log import Drain, Drained
 from piccolod.supervisor.rundir import RunDir
@@ -184,7 +186,12 @@ class Live:
     async def lead(self, resource: str = "kernel", within_s: float = 8.0) -> Term:
         """Campaigns until it leads."""
 
+        app = app_of(resource)
+
         async def campaign() -> Term | None:
+            if app is not None:
+                apps = {**self.leaser.registration.standings, app: Standing()}
+                await self.ask(Stand(apps=apps), "apps")
             with contextlib.suppress(NoLeader, NotLeader, StoreUnavailable, Busy):
                 return await self.ask(Campaign(resource=resource), "persistence" if resource == "kernel" else "apps")
             return None
