@@ -71,6 +71,7 @@ class App:
         self._trial_since_at = 0.0
         self._limbo_since_at = 0.0
         self._troubles = 0
+        self._failed_passes = 0  # in a row, for what another node might do better
         self._refusals = 0
         self._repeats = 0
         self._polls = 0  # looks in a row that found nothing to do
@@ -156,12 +157,14 @@ class App:
             self._say(State.PENDING if self.shown.state is State.STARTING else self.shown.state, error.detail)
         except PiccoloError as error:
             self._refusals += isinstance(error, PodmanError)
+            self._failed_passes += 1
             reason = self._discreet(error.detail)
             self._log.warning("could not go on", reason=reason, state=self.shown.state)
             # podman or a module away: what runs goes on, and its state with it.
             keeps = isinstance(error, Unavailable) and self.shown.state in (State.RUNNING, State.DEGRADED)
             self._say(self.shown.state if keeps else _stuck(self.shown.state), reason)
         except Exception as error:  # a bug in one app's way must not take the others' care away
+            self._failed_passes += 1
             self._log.error("failed by a bug", error=type(error).__name__, frames=frames(error))
             self._say(_stuck(self.shown.state), f"a bug of piccolod: {type(error).__name__}")
         self._troubles += 1
@@ -200,7 +203,7 @@ class App:
             await self._actions.run(step, made, seen)
             if step is Do.START:
                 self._live = True
-        self._troubles = 0
+        self._troubles = self._failed_passes = 0
         if made.steps:
             self._refusals = 0
             self._polls = 0
@@ -217,7 +220,9 @@ class App:
     def _stand(self, seen: Situation, made: Plan) -> None:
         held = self.held or self._node.ends
         said = standing(self.stored.desired, seen, made, held=held)
-        if said is not None and self._troubles >= _STUCK and not self._live:
+        if not made.steps:
+            self._failed_passes = 0
+        if said is not None and self._failed_passes >= _STUCK and not self._live:
             said = msgspec.structs.replace(said, reason=f"it could not be started there: {self.shown.reason}")
         before, self.standing = self.standing, said
         if before != self.standing:

@@ -171,6 +171,7 @@ class Live:
         self.service = service
         self.asking = True  # whether persistence asks to lead the kernel
         self.ticking = True  # whether its supervisor acts
+        self.stands: dict[str, Standing] = {}  # to apps, as its module of that name says
 
     @property
     def leaser(self) -> EtcdLeaser:
@@ -190,8 +191,8 @@ class Live:
 
         async def campaign() -> Term | None:
             if app is not None:
-                apps = {**self.leaser.registration.standings, app: Standing()}
-                await self.ask(Stand(apps=apps), "apps")
+                self.stands[app] = Standing()
+                await self.ask(Stand(apps=self.stands), "apps")
             with contextlib.suppress(NoLeader, NotLeader, StoreUnavailable, Busy):
                 return await self.ask(Campaign(resource=resource), "persistence" if resource == "kernel" else "apps")
             return None

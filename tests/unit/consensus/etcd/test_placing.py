@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from piccolod.errors import NotLeader
+from piccolod.errors import Busy, NotLeader
 from piccolod.leadership.placement import Standing
 from piccolod.protocol.consensus import Campaign, GetLeadership, GetStandings, GetWhy, Stand, Withdraw
 from tests.unit.consensus.etcd.conftest import eventually
@@ -115,6 +115,23 @@ def test_an_app_with_data_is_led_by_its_last_leader_alone(home: House) -> None:
             assert ("n2", "the app's data is on n1") in [(each.node, each.reason) for each in shown.candidates]
             await stand(one, diary=bound)
             await eventually(lambda: leader(two, "diary") == "n1", "its last leader has it again")
+
+    asyncio.run(main())
+
+
+def test_before_it_is_said_how_a_node_stands_to_an_app_it_leads_it_not(home: House) -> None:
+    """It may have data, which nobody but the app's own module knows of."""
+
+    async def main() -> None:
+        async with home.two() as (one, two):
+            await one.lead()
+            term = await one.lead("app:diary")
+            await eventually(lambda: leader(two, "diary") == "n1", "it is led")
+            await one.ask(Withdraw(resource="app:diary", token=term.token), "apps")
+            await eventually(lambda: not leader(two, "diary"), "nobody leads it")
+            with pytest.raises(Busy, match="not said yet"):
+                await two.ask(Campaign(resource="app:diary"), "apps")
+            assert leader(two, "diary") == ""
 
     asyncio.run(main())
 

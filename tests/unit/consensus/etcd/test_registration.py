@@ -10,8 +10,9 @@ import pytest
 from piccolod.errors import NoLeader, NotFound, NotLeader
 from piccolod.leadership import leash_table
 from piccolod.leadership.keys import SessionRecord
+from piccolod.leadership.placement import Standing
 from piccolod.protocol.cluster import KnownMember, RemoveMember
-from piccolod.protocol.consensus import Campaign, Closing, GetHistory, GetLeadership, Withdraw
+from piccolod.protocol.consensus import Campaign, Closing, GetHistory, GetLeadership, Stand, Withdraw
 from services.consensus import members_file, seed, wire
 from services.consensus.etcd.transaction import Delete, Put, Transaction
 from tests.unit.consensus.etcd.conftest import eventually, opened
@@ -155,6 +156,7 @@ def test_the_apps_of_a_node_that_was_taken_out_begin_anew_once_its_session_has_e
             async with opened(home.etcd) as client:
                 await client.transact(Transaction((), (Delete(f"{home.prefix}node/n2"),)), 5)
             await eventually(lambda: "n2" not in one.leaser.driver.facts.nodes, "it is heard of")
+            await one.ask(Stand(apps={"blog": Standing()}), "apps")
             with pytest.raises(NotLeader, match="n2 leads app:blog"):
                 await one.ask(Campaign(resource="app:blog"), "apps")
             await one.lead()
