@@ -47,10 +47,14 @@ class Sightings:
             await self._driver.until(self._has_news, LOOK_S)
 
     def _has_news(self) -> bool:
-        return bool(seen_now(self._driver.state, self._driver.facts) - self._seen_ms.keys())
+        return self._can_look() and bool(seen_now(self._driver.state, self._driver.facts) - self._seen_ms.keys())
+
+    def _can_look(self) -> bool:
+        """News that could not be taken up would be news for ever, and nothing else would get its turn."""
+        return not self._driver.state.restored and bool(self._driver.state.settled)
 
     async def look(self) -> None:
-        if self._driver.state.restored or not self._driver.state.settled:
+        if not self._can_look():
             return
         now_ms = clock.wall_ms()
         self._seen_ms.update(dict.fromkeys(seen_now(self._driver.state, self._driver.facts), now_ms))

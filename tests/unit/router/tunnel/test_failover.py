@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from services.router.route import Listener, Mode, Protocol
+from services.router.tunnel.way import LONGEST_PAUSE_S
 
 from ..harness import backend, echo, listening, on_loop, until
 from .harness import APP, cluster, served_within
@@ -278,7 +279,7 @@ async def test_one_client_at_a_time_tries_a_leader_that_refuses(tmp_path: Path) 
         n1.follows(n2)
         clients = [await n1.connect() for _ in range(40)]
         await until(lambda: len(n1.port.held) == 40, "all wait")
-        await until(lambda: n1.port.way is not None and n1.port.way.pause_s == 0.5, "it was tried again and again")
+        await until(lambda: n1.port.way is not None and n1.port.way.pause_s == LONGEST_PAUSE_S, "it was tried again and again")
         assert n1.port.way is not None
         assert len(n1.port.way.queue) + len(n1.port.way.asking) == 40
         assert n1.lines <= 20
