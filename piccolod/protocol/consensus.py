@@ -29,8 +29,9 @@ class Campaign(Request[Term], frozen=True, kw_only=True):
     """Lead `resource`. Idempotent: the holder gets its term again. Busy while it is closing; NotLeader: another has it.
 
     In a cluster also NoLeader (nobody has it, and this node neither for now) and StoreUnavailable; asking each second is what
-    keeps this node a candidate. `cluster`: of `kernel`, where its store commits, empty on its own disk alone; Conflict unless
-    this node is in that very cluster, for who started before that changed must not write any more.
+    keeps this node a candidate for `kernel`. Of an app it only waits: `Stand` makes a candidate, and before that it is Busy.
+    `cluster`: of `kernel`, where its store commits, empty on its own disk alone; Conflict unless this node is in that very
+    cluster, for who started before that changed must not write any more.
     """
 
     command: ClassVar[str] = "consensus.campaign"

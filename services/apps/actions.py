@@ -42,6 +42,7 @@ class Actions:
         self.stored = stored
         self.attached: dict[str, str] | None = None  # volume -> path; None: not known
         self.removed = False
+        self.purged = False
 
     @property
     def _desired(self) -> Desired:
@@ -251,9 +252,11 @@ class Actions:
         return self._node.guarded(self._app)
 
     async def _remove(self) -> None:
-        """With its network, which is nobody else's: the next container begins with nothing of what was broken off."""
+        """With its network and its files, which are nobody else's: the next container begins with nothing of what was broken
+        off, and a node that it has left keeps none of its secrets."""
         await self._node.podman.remove(container_name(self._app))
         await self._remove_network()
+        await asyncio.to_thread(self._node.files.remove, self._app)
 
     async def _remove_network(self) -> None:
         """podman takes away what it knows of it, leases of addresses too, but never the interface."""
@@ -296,6 +299,7 @@ class Actions:
         versions = (self._desired.current, self._desired.previous)
         names = {name for each in versions if each is not None for name in each.manifest.storage.persistent}
         await self._node.module.call(Purge(app=self._app, volumes=tuple(sorted(names))), timeout_s=_VOLUME_S)
+        self.purged = True
 
     async def _forget(self) -> None:
         await self._remove_network()

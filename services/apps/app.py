@@ -13,9 +13,7 @@ import msgspec
 from piccolod import clock
 from piccolod.errors import Busy, Conflict, Locked, NoLeader, NotLeader, PiccoloError, TermOver, Unavailable
 from piccolod.leadership.placement import Standing
-from piccolod.leadership.resources import resource_for_app
 from piccolod.protocol.events import AppStateChanged
-from piccolod.protocol.router import Endpoint, RegisterAppRoute, RouteListener
 from services.apps import observe
 from services.apps.actions import Actions
 from services.apps.backoff import HEALTHY_S, Failures
@@ -32,6 +30,7 @@ from services.apps.prober import Prober
 from services.apps.routes import ANSWER_S
 from services.apps.situation import Container, Do, Plan, Route, Situation, State
 from services.apps.standby import standing
+from services.apps.wanted_route import route_of
 
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.25
@@ -396,46 +395,9 @@ class App:
 
     async def _route(self, made: Plan, seen: Situation) -> None:
         """Before the steps: nobody may be sent to what is about to stop."""
-        desired = self.stored.desired
-        version = self._version_of(seen)
-        term, container = seen.term, seen.container
-        leader = seen.leader if made.route is Route.TUNNEL else None
-        led = version.manifest.is_led
-        listeners = tuple(
-            RouteListener(
-                name=item.name,
-                public_port=desired.ports[item.name],
-                flow=item.flow,
-                protocol=item.protocol,
-                client_ip=item.client_ip,
-                hold_s=item.hold_s,
-            )
-            for item in version.manifest.listeners
-            if item.name in desired.ports
-        )
-        address = container.address if container is not None and made.route is Route.LOCAL else ""
-        endpoints = tuple(
-            Endpoint(listener=item.name, address=address, port=item.guest_port)
-            for item in version.manifest.listeners
-            if address
-        )
-        request = RegisterAppRoute(
-            app=desired.name,
-            mode=made.route,
-            epoch=self._route_epoch(seen, led),
-            resource=resource_for_app(desired.name) if led and leader is None else "",
-            token=term.token if led and term is not None else 0,
-            leader_addr=leader.peer if leader is not None else self._node.module.config.node.address,
-            leader=leader.node if leader is not None else "",
-            listeners=listeners,
-            endpoints=endpoints,
-        )
+        own = self._node.module.config.node.address
+        request = route_of(self.stored.desired, self._version_of(seen), made, seen, own=own, last_epoch=self.shown.epoch)
         await self._node.routes.set(request, ANSWER_S if made.steps else _ROUTED_S)
-
-    def _route_epoch(self, seen: Situation, led: bool) -> int:
-        if led and seen.term is not None:
-            return seen.term.epoch
-        return max(self.shown.epoch, seen.leader.epoch if seen.leader is not None else 0)
 
 
 def _run(container: Container) -> str:

@@ -149,7 +149,7 @@ class Commands:
             raw = await self._node.podman.logs(container_name(request.name), tail=tail, since=since)
         except NotFound:
             if (leader := self._node.leaders.get(request.name)) is not None:
-                hint = LeaderHint(leader.node, leader.peer.rpartition(":")[0], leader.url, leader.epoch)
+                hint = LeaderHint(leader.node, leader.address, leader.url, leader.epoch)
                 raise NotLeader(f"{request.name} runs on {leader.node}", hint="its log is there", leader=hint) from None
             return LogLines(lines=(), cursor=request.cursor)
         return logs.page(raw, tail=request.tail, since_ms=request.since_ms, cursor=request.cursor)

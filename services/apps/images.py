@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from piccolod import clock, podman_conf
-from piccolod.errors import Invalid, NotFound, PiccoloError
+from piccolod.errors import Failed, Invalid, NotFound, PiccoloError
 from services.apps.desired import Version
 from services.apps.discreet import discreet
 from services.apps.manifest import Manifest, Pull
@@ -91,10 +91,9 @@ class Images:
         return done is not None and done.done() and not done.cancelled() and done.exception() is None
 
     async def _fetch(self, manifest: Manifest) -> str:
-        try:
-            return await self._got(manifest)
-        finally:
-            await self._sync()
+        got = await self._got(manifest)
+        await self._sync()
+        return got
 
     async def _got(self, manifest: Manifest) -> str:
         if manifest.build is None:
@@ -140,17 +139,22 @@ class Images:
     async def add(self, kind: str, file: Path, name: str) -> list[str]:
         """Ids of what came in. `kind` is load, import or build. Raises Invalid for a file that is not what it should be."""
         try:
-            return await self._add(kind, file, name)
+            added = await self._add(kind, file, name)
         except PodmanError as error:
             if _NO_ROOM in error.detail.lower():
                 raise
             raise Invalid(f"podman cannot {kind} this file: {error.detail}") from error
-        finally:
-            await self._sync()
+        await self._sync()
+        return added
 
     async def _sync(self) -> None:
-        """podman syncs no layer: without this a loss of power leaves an image that is listed and has no files."""
-        await asyncio.to_thread(_sync, self._store)
+        """podman syncs no layer: without this a loss of power leaves an image that is listed and has no files.
+
+        Raises Failed.
+        """
+        done = await asyncio.to_thread(subprocess.run, ["sync", "-f", str(self._store)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Failed(f"the disk does not take the image: {done.stderr.strip()}", hint="see the disk")
 
     async def _add(self, kind: str, file: Path, name: str) -> list[str]:
         if kind == "build":
@@ -192,8 +196,3 @@ def _why_not(version: Version, done: asyncio.Task[str]) -> str:
     if version.image_id and with_prefix(done.result()) != with_prefix(version.image_id):
         return "its name means another image here than where it runs; `piccoloctl images load` brings that one"
     return ""
-
-
-def _sync(folder: Path) -> None:
-    """The file system that a folder is on."""
-    subprocess.run(["/bin/sync", "-f", folder], check=False)

@@ -79,7 +79,7 @@ class Node:
     def hear(self, app: str, event: LeadershipRoleChanged) -> None:
         """Who leads an app now."""
         if event.node and event.node != self.name:
-            self.leaders[app] = Leader(event.node, event.peer, event.epoch, event.url)
+            self.leaders[app] = Leader(event.node, event.peer, event.epoch, event.address, event.url)
         else:
             self.leaders.pop(app, None)
 

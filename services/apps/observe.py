@@ -71,6 +71,7 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
         clustered=node.clustered,
         leader=node.leaders.get(desired.name),
         heirs=node.could_another(desired.name),
+        purged=actions.purged,
         writes=node.writes,
     )
 

@@ -28,7 +28,7 @@ async def seen(node: Node) -> set[str]:
     return found
 
 
-async def end(node: Node, app: str) -> None:
+async def end(node: Node, app: str, *, uninstalled: bool = False) -> None:
     """Stops, proves, gives back. Raises PiccoloError when something resists; it is tried again at the next look."""
     term = node.term(app)
     if term is not None and not term.closing:
@@ -50,4 +50,7 @@ async def end(node: Node, app: str) -> None:
     await node.routes.forget(app, 1.0)
     if term is not None:
         await node.module.call(Withdraw(resource=resource_for_app(app), token=term.token))
-    node.module.log.warning("ended an app that the control store does not know", app=app)
+    if uninstalled:
+        node.module.log.info("ended an app that was uninstalled", app=app)
+    else:
+        node.module.log.warning("ended an app that the control store does not know", app=app)

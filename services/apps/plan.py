@@ -64,7 +64,7 @@ def _down(desired: Desired, now: Situation) -> Plan:
         steps.append(Do.REMOVE)
     if now.attached:
         steps.append(Do.DETACH)
-    if desired.removing and desired.purge and not now.locked and now.leader is None:
+    if desired.removing and desired.purge and not (now.purged or now.locked) and now.leader is None:
         steps.append(Do.PURGE)  # within the term: once that is over, the app is forgotten elsewhere
     if now.term is not None:
         steps.append(Do.WITHDRAW)

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
-import structlog
 
 from piccolod.errors import Invalid, NotSupported, PiccoloError
 from piccolod.kernel import ROUTERS
@@ -25,9 +24,10 @@ Call = Callable[[Request[RouteStates], str], Awaitable[RouteStates]]
 class Routes:
     """What each worker should know, and a task for each that sees to it."""
 
-    def __init__(self, call: Call, changed: Callable[[str], None] = lambda _: None) -> None:
-        """`changed(app)` is called when a port of it becomes usable or useless."""
-        self._workers = {name: _Worker(name, call, changed) for name in ROUTERS}
+    def __init__(self, call: Call, refused: Callable[[str, str, str], None], changed: Callable[[str], None]) -> None:
+        """`refused(app, worker, why)` tells of a route that no worker will ever take; `changed(app)` is called when a port of
+        it becomes usable or useless."""
+        self._workers = {name: _Worker(name, call, refused, changed) for name in ROUTERS}
 
     def tasks(self) -> dict[str, Any]:
         return {f"routes-{name}": worker.run() for name, worker in self._workers.items()}
@@ -67,9 +67,9 @@ class Routes:
 
 
 class _Worker:
-    def __init__(self, name: str, call: Call, changed: Callable[[str], None]) -> None:
-        self._name, self._call, self._changed = name, call, changed
-        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    def __init__(self, name: str, call: Call, refused: Callable[[str, str, str], None], changed: Callable[[str], None]) -> None:
+        self._name, self._call, self._refused, self._changed = name, call, refused, changed
+        self._said: dict[str, Request[RouteStates]] = {}  # what was told as refused
         self._wanted: dict[str, Request[RouteStates]] = {}
         self._known: dict[str, asyncio.Event] = {}
         self._wake = asyncio.Event()
@@ -115,8 +115,9 @@ class _Worker:
                 # Where no term guards the route, its epoch only has to be high enough to be heard.
                 states = await self._call(msgspec.structs.replace(request, epoch=behind), self._name)
         except (Invalid, NotSupported) as error:  # however often it is asked
-            said = "; ".join(each.message for each in error.errors) or error.detail
-            self._log.error("the router refused a route", app=app, worker=self._name, reason=said)
+            if self._said.get(app) != request:
+                self._said[app] = request
+                self._refused(app, self._name, "; ".join(each.message for each in error.errors) or error.detail)
             return False
         except PiccoloError:
             return False

@@ -59,7 +59,7 @@ class Service:
             module=module,
             podman=podman,
             images=Images(podman, paths.podman_root, paths.run / "builds", contexts, self._wake_app),
-            routes=Routes(self._call_router, self._wake_app),
+            routes=Routes(self._call_router, self._route_refused, self._wake_app),
             documents=Documents(module),
             files=AppFiles(paths.app_files),
             pages=pages,
@@ -160,7 +160,7 @@ class Service:
         for found in (await self._module.call(GetLeadership())).leaderships:
             app = app_of(found.resource)
             if app is not None and found.node not in ("", self._node.name):
-                self._node.leaders.setdefault(app, Leader(found.node, "", found.epoch, found.url))
+                self._node.leaders.setdefault(app, Leader(found.node, "", found.epoch, found.address, found.url))
         self._heard = True
 
     def _absent(self, rev: int, known: set[str]) -> set[str]:
@@ -197,7 +197,7 @@ class Service:
             app.abandon()
             del self._apps[name]
         try:
-            await orphans.end(self._node, name)
+            await orphans.end(self._node, name, uninstalled=app is not None and app.stored.desired.removing)
         except PiccoloError as error:
             self._module.log.warning("cannot end an app that nobody knows", app=name, reason=named(error))
             self._refresh.set()
@@ -310,6 +310,9 @@ class Service:
 
     async def _call_router(self, request: Request[RouteStates], worker: str) -> RouteStates:
         return await self._module.call(request, timeout_s=ANSWER_S, target=worker)
+
+    def _route_refused(self, app: str, worker: str, why: str) -> None:
+        self._module.log.error("the router refused a route", app=app, worker=worker, reason=why)
 
     def _show_health(self) -> None:
         health = self._health()

@@ -90,11 +90,13 @@ class TermIs(msgspec.Struct, frozen=True):
 
 
 class Leader(msgspec.Struct, frozen=True):
-    """Another node that leads the app, as consensus announced it. `peer`: the `HOST:PORT` of its tunnel; `url`: its API."""
+    """Another node that leads the app, as consensus announced it. `peer`: the `HOST:PORT` of its tunnel, empty
+    while that is not known; `url`: its API."""
 
     node: str
     peer: str
     epoch: int
+    address: str = ""
     url: str = ""
 
 
@@ -121,6 +123,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     clustered: bool = False  # there are, or may be, other nodes
     leader: Leader | None = None  # always another node
     heirs: bool = False  # another node could lead it now
+    purged: bool = False  # its volumes here are deleted
     writes: bool = True  # this node may change documents: it leads the kernel
 
 

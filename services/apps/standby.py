@@ -26,8 +26,8 @@ def aside(desired: Desired, now: Situation) -> Plan:
         reason = f"{reason}; this node could not yet: {now.image.reason or 'it fetches the image'}"
         if now.image.status is ImageIs.ABSENT:
             steps.append(Do.FETCH)
-    named, trial = _named(desired, now)
-    if named is not None and not steps:
+    named, trial = (None, False) if steps else _named(desired, now)
+    if named is not None:
         steps.append(named)
     return Plan(state=state, reason=reason, route=_towards(desired, leader), steps=tuple(steps), trial=trial)
 

@@ -63,7 +63,7 @@ def _leader(node: Node, app: str) -> LeaderDocument | None:
     if (term := node.term(app)) is not None:
         return LeaderDocument(node=node.name, address=node.module.config.node.address, epoch=term.epoch)
     if (other := node.leaders.get(app)) is not None:
-        return LeaderDocument(node=other.node, address=other.peer.rpartition(":")[0], epoch=other.epoch)
+        return LeaderDocument(node=other.node, address=other.address, epoch=other.epoch)
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from piccolod import clock
 from piccolod.errors import LeaderHint, NoLeader, NotLeader, PiccoloError, StoreRestored, StoreUnavailable
 from piccolod.leadership.actions import RESTORED_HINT, Ended
+from piccolod.leadership.resources import app_of
 from piccolod.leadership.timing import POLL_S
 from services.consensus import standing
 from services.consensus.driver import Driver
@@ -66,7 +67,7 @@ class Refusals:
             return NoLeader(f"nobody leads {resource}, and this node has no session yet", hint="try again in a moment")
         if state.paused:
             return NoLeader(f"nobody leads {resource}, and the cluster is paused", hint="`piccoloctl cluster resume`")
-        return NoLeader(f"nobody leads {resource} now", hint="see `piccoloctl why kernel`")
+        return NoLeader(f"nobody leads {resource} now", hint=f"see `piccoloctl why {app_of(resource) or resource}`")
 
 
 def restored(driver: Driver) -> StoreRestored:

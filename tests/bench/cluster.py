@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ from typing import Any
 from tests.bed import faults, forming
 from tests.bed.cluster import Cluster
 from tests.bed.machine import API_PORT, Machine
-from tests.node import PICCOLOD, until
+from tests.bench.members import Members, in_order, kill_tree, say
+from tests.node import until
 
 _EVERY_S = 0.01
 _FEW = 5  # rounds of what varies little
@@ -89,41 +89,25 @@ def taken_over_s(program: Program, others: list[Machine], fault: Callable[[], ob
     return min(accepted) - began
 
 
-@dataclass(frozen=True)
-class Bench:
-    cluster: Cluster
-    program: Program
-    machines: list[Machine]  # the members
+class Bench(Members):
+    """`machines` are the members; one that is to join is not among them yet."""
+
+    def __init__(self, cluster: Cluster, program: Program, machines: list[Machine]) -> None:
+        super().__init__(cluster, machines)
+        self.program = program
 
     def calm(self) -> Machine:
         """The leader, once everybody is there, unlocked and at the same rev."""
         until(lambda: len(self._ends()) == 1, "the same rev and digest everywhere", 60, 0.1)
-        leading = forming.wait_leader(self.cluster, within_s=40)
-        until(lambda: self._all_alive(leading), "every member alive and a voter", 60, 0.2)
+        self.wait_alive()
         time.sleep(1.0)  # one round does not pay for the one before
         return forming.wait_leader(self.cluster)
-
-    def others(self, but: Machine) -> list[Machine]:
-        return [machine for machine in self.machines if machine is not but]
-
-    def back(self, machine: Machine) -> None:
-        """On, started, and unlocked, whatever of that it was not."""
-        if not machine.is_on:
-            machine.boot()
-        if machine.process is None:
-            machine.start(wait=False)
-        machine.wait_up(60)
-        forming.unlock(machine)
 
     def _ends(self) -> set[Any]:
         try:
             return {(each["rev"], each["digest"]) for each in (machine.get("/store/revision") for machine in self.machines)}
         except (OSError, AssertionError):
             return set()
-
-    def _all_alive(self, by: Machine) -> bool:
-        found = forming.members(by)
-        return len(found) == len(self.machines) and all(each["voter"] and each["state"] == "alive" for each in found.values())
 
 
 # --- another node takes over
@@ -139,30 +123,21 @@ def machine_lost(bench: Bench, rounds: int) -> dict[str, Any]:
         leading = bench.calm()
         hosts = forming.wait_etcd_leader(bench.cluster) is leading
         took[hosts].append(taken_over_s(bench.program, bench.others(leading), partial(faults.power_off, leading)))
-        _say(f"machine lost: {took[hosts][-1]:.2f} s{', with the leader of etcd' if hosts else ''}")
+        say(f"machine lost: {took[hosts][-1]:.2f} s{', with the leader of etcd' if hosts else ''}")
         bench.back(leading)
     both = took[True] + took[False]
     return {
         "p50_s": statistics.median(both), "worst_s": max(both), "rounds": rounds,
-        "with_etcd_leader_s": _sorted(took[True]), "without_s": _sorted(took[False]),
+        "with_etcd_leader_s": in_order(took[True]), "without_s": in_order(took[False]),
     }  # fmt: skip
 
 
 def tree_killed(bench: Bench) -> list[float]:
-    """SIGKILL of the supervisor, with which every module ends; then the hook, as the service manager runs it at once."""
-
-    def fault() -> None:
-        faults.kill(leading, "supervisor")
-        assert leading.process is not None
-        leading.process.wait(10)
-        leading.process = None
-        leading.spawn(str(PICCOLOD), "--config", str(leading.config_file), "--after-crash")
-
     took = []
     for _ in range(_FEW):
         leading = bench.calm()
-        took.append(taken_over_s(bench.program, bench.others(leading), fault))
-        _say(f"tree killed: {took[-1]:.2f} s")
+        took.append(taken_over_s(bench.program, bench.others(leading), partial(kill_tree, leading)))
+        say(f"tree killed: {took[-1]:.2f} s")
         bench.back(leading)
     return took
 
@@ -172,7 +147,7 @@ def clean_stop(bench: Bench) -> list[float]:
     for _ in range(_FEW):
         leading = bench.calm()
         took.append(taken_over_s(bench.program, bench.others(leading), leading.stop))
-        _say(f"clean stop: {took[-1]:.2f} s")
+        say(f"clean stop: {took[-1]:.2f} s")
         bench.back(leading)
     return took
 
@@ -232,7 +207,7 @@ def switchover(bench: Bench) -> dict[str, Any]:
         quiet.append(load.gap_s(began - _LOAD_S / 2 + 0.3, began))
         asked.append(ended - began)
         errors += load.errors
-        _say(f"switchover: gap {gaps[-1] * 1e3:.0f} ms, quiet {quiet[-1] * 1e3:.0f} ms, {len(load.errors)} errors")
+        say(f"switchover: gap {gaps[-1] * 1e3:.0f} ms, quiet {quiet[-1] * 1e3:.0f} ms, {len(load.errors)} errors")
     return {
         "gap_p50_ms": statistics.median(gaps) * 1e3, "gap_worst_ms": max(gaps) * 1e3, "quiet_gap_worst_ms": max(quiet) * 1e3,
         "request_p50_ms": statistics.median(asked) * 1e3, "errors": len(errors), "first_errors": errors[:3],
@@ -313,7 +288,7 @@ def lost_hint(bench: Bench) -> list[float]:
         took.append(time.monotonic() - began)
         until(lambda follower=follower, instance=instance: follower.is_replaced("broker", instance), "a new broker", 60)
         until(follower.all_ready, "every module ready", 40, 0.1)
-        _say(f"lost hint: {took[-1]:.2f} s")
+        say(f"lost hint: {took[-1]:.2f} s")
     return took
 
 
@@ -364,14 +339,6 @@ def _pss_mib(machine: Machine) -> float:
         except (OSError, StopIteration):
             continue  # it has ended
     return total / 1024
-
-
-def _sorted(seconds: list[float]) -> list[float]:
-    return sorted(round(each, 3) for each in seconds)
-
-
-def _say(what: str) -> None:
-    print(f"  {what}", file=sys.stderr, flush=True)
 
 
 def measure(rounds: int = 20) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,8 @@ from typing import Any
 from tests.bed import faults, forming
 from tests.bed.cluster import Cluster
 from tests.bed.machine import Machine
-from tests.node import PICCOLOD, until
+from tests.bench.members import Members, in_order, kill_tree, say
+from tests.node import until
 
 _EVERY_S = 0.01
 _FEW = 5
@@ -87,11 +87,7 @@ def outage_s(through: list[Machine], port: int, fault: Callable[[], object]) -> 
         return max(eye.served_at(began) for eye in seen) - began
 
 
-class Bench:
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self.machines = cluster.machines
-
+class Bench(Members):
     def install(self, name: str) -> int:
         leading = forming.wait_leader(self.cluster)
         app = leading.install(leading.demo_manifest(name), running=False)
@@ -105,33 +101,17 @@ class Bench:
                     return machine
         return None
 
-    def others(self, but: Machine) -> list[Machine]:
-        return [machine for machine in self.machines if machine is not but]
-
     def calm(self, name: str) -> Machine:
         """The app's node, once everybody is there and stands by."""
-        leading = forming.wait_leader(self.cluster, within_s=40)
-        until(lambda: self._all_alive(leading), "every member alive and a voter", 60, 0.2)
+        self.wait_alive()
         found: Machine = until(lambda: self.home(name), f"{name} is led", 40)
         until(lambda: self._could(found, name), f"every other node could lead {name}", 40, 0.2)
         time.sleep(1.0)
         return found
 
-    def back(self, machine: Machine) -> None:
-        if not machine.is_on:
-            machine.boot()
-        if machine.process is None:
-            machine.start(wait=False)
-        machine.wait_up(60)
-        forming.unlock(machine)
-
     def _could(self, by: Machine, name: str) -> bool:
         found = by.get(f"/leadership/app:{name}")["candidates"]
         return len(found) == len(self.machines) and all(each["eligible"] for each in found)
-
-    def _all_alive(self, by: Machine) -> bool:
-        found = forming.members(by)
-        return len(found) == len(self.machines) and all(each["voter"] and each["state"] == "alive" for each in found.values())
 
 
 def machine_lost(bench: Bench, name: str, port: int, rounds: int) -> dict[str, Any]:
@@ -140,30 +120,21 @@ def machine_lost(bench: Bench, name: str, port: int, rounds: int) -> dict[str, A
         home = bench.calm(name)
         hosts = forming.wait_etcd_leader(bench.cluster) is home
         took[hosts].append(outage_s(bench.others(home), port, partial(faults.power_off, home)))
-        _say(f"machine lost: {took[hosts][-1]:.2f} s{', with the leader of etcd' if hosts else ''}")
+        say(f"machine lost: {took[hosts][-1]:.2f} s{', with the leader of etcd' if hosts else ''}")
         bench.back(home)
     both = took[True] + took[False]
     return {
         "p50_s": statistics.median(both), "worst_s": max(both), "rounds": rounds,
-        "with_etcd_leader_s": _sorted(took[True]), "without_s": _sorted(took[False]),
+        "with_etcd_leader_s": in_order(took[True]), "without_s": in_order(took[False]),
     }  # fmt: skip
 
 
 def tree_killed(bench: Bench, name: str, port: int) -> list[float]:
-    """SIGKILL of the supervisor; then the hook, as the service manager runs it at once."""
-
-    def fault() -> None:
-        faults.kill(home, "supervisor")
-        assert home.process is not None
-        home.process.wait(10)
-        home.process = None
-        home.spawn(str(PICCOLOD), "--config", str(home.config_file), "--after-crash")
-
     took = []
     for _ in range(_FEW):
         home = bench.calm(name)
-        took.append(outage_s(bench.others(home), port, fault))
-        _say(f"tree killed: {took[-1]:.2f} s")
+        took.append(outage_s(bench.others(home), port, partial(kill_tree, home)))
+        say(f"tree killed: {took[-1]:.2f} s")
         bench.back(home)
     return took
 
@@ -179,7 +150,7 @@ def app_crash(bench: Bench, name: str, port: int) -> list[float]:
             began = time.monotonic()
             until(lambda eye=eye, began=began: eye.served_at(began), "served again", 40, 0.002)
             took.append(eye.served_at(began) - began)
-        _say(f"app crash: {took[-1]:.2f} s")
+        say(f"app crash: {took[-1]:.2f} s")
     return took
 
 
@@ -194,8 +165,8 @@ def planned(bench: Bench, name: str, port: int) -> dict[str, Any]:
             time.sleep(2.0)
         longest.append(max(eye.longest_s() for eye in seen))
         failed += sum(eye.failures() for eye in seen)
-        _say(f"planned move: longest {longest[-1]:.2f} s, {failed} failed so far")
-    return {"longest_s": _sorted(longest), "failed": failed}
+        say(f"planned move: longest {longest[-1]:.2f} s, {failed} failed so far")
+    return {"longest_s": in_order(longest), "failed": failed}
 
 
 def many_lost(bench: Bench) -> dict[str, Any]:
@@ -225,21 +196,13 @@ def many_lost(bench: Bench) -> dict[str, Any]:
     return {"seconds": seconds, "lost": len(of_lost), "before": counts, "after": after}
 
 
-def _sorted(seconds: list[float]) -> list[float]:
-    return sorted(round(each, 3) for each in seconds)
-
-
-def _say(what: str) -> None:
-    print(f"  {what}", file=sys.stderr, flush=True)
-
-
 def measure(rounds: int = 20, *, many: bool = True) -> dict[str, Any]:
     load = [os.getloadavg()[0]]
     with Cluster(3) as cluster:
         cluster.start()
         forming.form(cluster)
         cluster.load_demo_image()
-        bench = Bench(cluster)
+        bench = Bench(cluster, cluster.machines)
         port = bench.install("hello")
         results: dict[str, Any] = {
             "planned_move": planned(bench, "hello", port),

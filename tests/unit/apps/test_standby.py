@@ -116,6 +116,19 @@ def test_an_uninstalled_app_is_forgotten_last_and_by_the_leader_of_the_kernel_al
     assert plan(gone, among()).steps == (Do.PURGE, Do.FORGET)
 
 
+def test_volumes_are_deleted_once_and_the_rest_goes_on_without() -> None:
+    gone = change.uninstall(wanted(), True, "")
+    assert plan(gone, among(writes=False)).steps == (Do.PURGE,)
+    assert plan(gone, among(writes=False, purged=True)).steps == ()
+    assert plan(gone, among(purged=True)).steps == (Do.FORGET,)
+
+
+def test_the_image_of_what_runs_is_fetched_before_an_update_is_named() -> None:
+    trial = change.update(wanted(), "b:2", "", "")
+    made = plan(trial, among(leader=OTHER, image=Image(ImageIs.ABSENT), trial_image=Image(ImageIs.PRESENT, "sha256:2")))
+    assert (made.steps, made.trial) == ((Do.FETCH,), False)
+
+
 def test_how_an_update_went_is_said_where_it_cannot_be_written() -> None:
     trial = change.update(wanted(), "b:2", "sha256:2", "")
     runs = among(term=TERM, container=container(spec="new"), trial_image=Image(ImageIs.PRESENT, "sha256:2"), health=READY)

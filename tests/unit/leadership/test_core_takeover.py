@@ -32,6 +32,19 @@ def beside(*resources: str, acks: tuple[str, ...] = ("a", "b")) -> tuple[Bench, 
     return bench, other
 
 
+def test_many_are_campaigned_for_and_given_up_at_once_and_the_others_stay() -> None:
+    bench = Bench()
+    bench.start().settle()
+    bench.feed(events.Campaign("kernel"))
+    bench.feed(events.Campaigns({"app:a": 0.0, "app:b": 60.0, "app:c": 60.0}))
+    bench.settle()
+    assert bench.state.terms.keys() == {"kernel", "app:a"}, "each after its own delay"
+    bench.feed(events.Campaigns({"app:b": 0.0}, frozenset({"app:a", "app:c"})))
+    bench.settle()
+    assert bench.state.terms.keys() == {"kernel", "app:a", "app:b"}, "what is held goes on"
+    assert bench.state.wants.keys() == {"kernel", "app:b"}
+
+
 def test_a_silent_session_is_expired_after_w_since_its_last_change_was_seen_here() -> None:
     bench, _ = beside("kernel")
     bench.live(W - 0.01)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from services.router.route import ClientIp, Listener, Mode, Protocol, Route, Tar
 from services.router.table import RouteTable
 from services.router.tunnel.security import Peer, Security
 
-from ..harness import LIMITS, RESOURCE, Client, Leader, listening, until
+from ..harness import LIMITS, RESOURCE, Client, Leader, backend, echo, listening, until
 
 CLUSTER = "c0ffee00c0ffee00c0ffee00c0ffee00"
 APP = "notes"
@@ -165,6 +165,24 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     finally:
         for node in made.nodes:
             node.close()
+
+
+@contextlib.asynccontextmanager
+async def three(folder: Path) -> AsyncIterator[tuple[tuple[str, int], Node, Node, Node]]:
+    """Where a container echoes, and n1, whose clients are led to n2, which leads; n3 knows nothing yet."""
+    async with backend(echo) as at:
+        with cluster(folder) as made:
+            n1, n2, n3 = made.node("n1"), made.node("n2"), made.node("n3")
+            n2.leads(at)
+            n1.follows(n2)
+            yield at, n1, n2, n3
+
+
+@contextlib.asynccontextmanager
+async def two(folder: Path) -> AsyncIterator[tuple[Node, Node]]:
+    """n1, whose clients are led to n2, which leads a container that echoes."""
+    async with three(folder) as (_, n1, n2, _):
+        yield n1, n2
 
 
 async def served_within(client: Client, data: bytes, within_s: float) -> float:

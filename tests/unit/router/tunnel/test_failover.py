@@ -12,7 +12,7 @@ from services.router.route import Listener, Mode, Protocol
 from services.router.tunnel.way import LONGEST_PAUSE_S
 
 from ..harness import backend, echo, listening, on_loop, until
-from .harness import APP, cluster, served_within
+from .harness import APP, cluster, served_within, three
 
 
 @on_loop
@@ -156,40 +156,32 @@ async def test_a_gate_that_shuts_cuts_what_came_through_a_tunnel_and_refuses_wha
 
 @on_loop
 async def test_a_leader_that_dies_cuts_its_flows_and_a_new_epoch_cuts_those_that_hang(tmp_path: Path) -> None:
-    async with backend(echo) as at:
-        with cluster(tmp_path) as made:
-            n1, n2, n3 = made.node("n1"), made.node("n2"), made.node("n3")
-            n2.leads(at)
-            n1.follows(n2)
-            first = await n1.talking()
-            n2.relay.cut(n2.port)
-            assert await asyncio.wait_for(first.was_reset(), 2)
-            second = await n1.talking()
-            n3.leads(at, epoch=5)
-            n1.follows(n3, epoch=5)
-            assert await asyncio.wait_for(second.was_reset(), 2)
-            third = await n1.talking()
-            assert n3.port.total == 1
-            for client in (first, second, third):
-                await client.close()
+    async with three(tmp_path) as (at, n1, n2, n3):
+        first = await n1.talking()
+        n2.relay.cut(n2.port)
+        assert await asyncio.wait_for(first.was_reset(), 2)
+        second = await n1.talking()
+        n3.leads(at, epoch=5)
+        n1.follows(n3, epoch=5)
+        assert await asyncio.wait_for(second.was_reset(), 2)
+        third = await n1.talking()
+        assert n3.port.total == 1
+        for client in (first, second, third):
+            await client.close()
 
 
 @on_loop
 async def test_a_client_that_had_said_nothing_yet_is_served_by_the_next_leader(tmp_path: Path) -> None:
-    async with backend(echo) as at:
-        with cluster(tmp_path) as made:
-            n1, n2, n3 = made.node("n1"), made.node("n2"), made.node("n3")
-            n2.leads(at)
-            n1.follows(n2)
-            client = await n1.connect()
-            await until(lambda: n2.port.clients, "its container is connected")
-            n3.leads(at, epoch=5)
-            n1.follows(n3, epoch=5)
-            assert await served_within(client, b"hello", 2) < 2
-            assert n3.port.total == 1
-            await until(lambda: not n2.port.clients, "the old leader has let it go")
-            await client.close()
-            await n1.idle()
+    async with three(tmp_path) as (at, n1, n2, n3):
+        client = await n1.connect()
+        await until(lambda: n2.port.clients, "its container is connected")
+        n3.leads(at, epoch=5)
+        n1.follows(n3, epoch=5)
+        assert await served_within(client, b"hello", 2) < 2
+        assert n3.port.total == 1
+        await until(lambda: not n2.port.clients, "the old leader has let it go")
+        await client.close()
+        await n1.idle()
 
 
 @on_loop
@@ -291,19 +283,15 @@ async def test_one_client_at_a_time_tries_a_leader_that_refuses(tmp_path: Path) 
 
 @on_loop
 async def test_a_move_that_drains_lets_flows_end_and_holds_new_ones(tmp_path: Path) -> None:
-    async with backend(echo) as at:
-        with cluster(tmp_path) as made:
-            n1, n2, n3 = made.node("n1"), made.node("n2"), made.node("n3")
-            n2.leads(at)
-            n1.follows(n2)
-            flows = await n1.talking()
-            n1.holds()
-            assert n1.port.mode is Mode.HOLD
-            waits = await n1.connect()
-            assert await served_within(flows, b"still here", 2) < 2
-            n3.leads(at, epoch=5)
-            n1.follows(n3, epoch=5)
-            assert await served_within(waits, b"hello", 2) < 2
-            assert await asyncio.wait_for(flows.was_reset(), 2)
-            await flows.close()
-            await waits.close()
+    async with three(tmp_path) as (at, n1, _, n3):
+        flows = await n1.talking()
+        n1.holds()
+        assert n1.port.mode is Mode.HOLD
+        waits = await n1.connect()
+        assert await served_within(flows, b"still here", 2) < 2
+        n3.leads(at, epoch=5)
+        n1.follows(n3, epoch=5)
+        assert await served_within(waits, b"hello", 2) < 2
+        assert await asyncio.wait_for(flows.was_reset(), 2)
+        await flows.close()
+        await waits.close()

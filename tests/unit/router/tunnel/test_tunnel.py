@@ -14,7 +14,7 @@ import pytest
 from services.router.route import ClientIp, Protocol
 
 from ..harness import RESET, backend, echo, flood, http_ok, on_loop, until
-from .harness import Cluster, Node, cluster
+from .harness import Cluster, Node, cluster, two
 
 
 def pair(made: Cluster, at: tuple[str, int] | None, **limits: object) -> tuple[Node, Node]:
@@ -27,15 +27,13 @@ def pair(made: Cluster, at: tuple[str, int] | None, **limits: object) -> tuple[N
 
 @on_loop
 async def test_a_client_of_any_node_is_served_by_the_leader(tmp_path: Path) -> None:
-    async with backend(echo) as at:
-        with cluster(tmp_path) as made:
-            n1, n2 = pair(made, at)
-            assert await n1.asked(b"hello") == b"hello"
-            await n1.idle()
-            await n2.idle()
-            assert (n1.port.total, n1.port.moved()) == (1, (5, 5))
-            assert (n2.port.total, n2.port.moved()) == (1, (5, 5))
-            assert n2.refused == []
+    async with two(tmp_path) as (n1, n2):
+        assert await n1.asked(b"hello") == b"hello"
+        await n1.idle()
+        await n2.idle()
+        assert (n1.port.total, n1.port.moved()) == (1, (5, 5))
+        assert (n2.port.total, n2.port.moved()) == (1, (5, 5))
+        assert n2.refused == []
 
 
 @on_loop
@@ -93,24 +91,22 @@ async def test_a_container_that_ends_its_side_still_hears_the_client(tmp_path: P
 @on_loop
 async def test_ten_megabytes_each_way_arrive_as_they_were(tmp_path: Path) -> None:
     data = random.Random(7).randbytes(10 * 2**20)
-    async with backend(echo) as at:
-        with cluster(tmp_path) as made:
-            n1, n2 = pair(made, at)
-            client = await n1.connect()
+    async with two(tmp_path) as (n1, n2):
+        client = await n1.connect()
 
-            async def send() -> None:
-                for start in range(0, len(data), 70_000):
-                    client.writer.write(data[start : start + 70_000])
-                    await client.writer.drain()
-                client.writer.write_eof()
+        async def send() -> None:
+            for start in range(0, len(data), 70_000):
+                client.writer.write(data[start : start + 70_000])
+                await client.writer.drain()
+            client.writer.write_eof()
 
-            sending = asyncio.create_task(send())
-            back = await client.rest()
-            await sending
-            assert hashlib.sha256(back).digest() == hashlib.sha256(data).digest()
-            await client.close()
-            await n1.idle()
-            await n2.idle()
+        sending = asyncio.create_task(send())
+        back = await client.rest()
+        await sending
+        assert hashlib.sha256(back).digest() == hashlib.sha256(data).digest()
+        await client.close()
+        await n1.idle()
+        await n2.idle()
 
 
 @on_loop
@@ -247,44 +243,38 @@ async def test_an_app_that_does_not_accept_is_told_to_the_client_as_at_home(tmp_
 
 @on_loop
 async def test_a_hundred_clients_at_once_are_all_served(tmp_path: Path) -> None:
-    async with backend(echo) as at:
-        with cluster(tmp_path) as made:
-            n1, n2 = pair(made, at)
-            answers = await asyncio.gather(*(n1.asked(b"client %d" % index) for index in range(100)))
-            assert answers == [b"client %d" % index for index in range(100)]
-            await n1.idle()
-            await n2.idle()
-            assert n2.port.total == 100
+    async with two(tmp_path) as (n1, n2):
+        answers = await asyncio.gather(*(n1.asked(b"client %d" % index) for index in range(100)))
+        assert answers == [b"client %d" % index for index in range(100)]
+        await n1.idle()
+        await n2.idle()
+        assert n2.port.total == 100
 
 
 @on_loop
 async def test_some_connections_wait_ready_and_one_that_died_costs_nobody_anything(tmp_path: Path) -> None:
-    async with backend(echo) as at:
-        with cluster(tmp_path) as made:
-            n1, n2 = pair(made, at)
-            await until(lambda: n1.lines == len(n2.relay._silent) == 4, "four are ready before anybody came")
-            arrived = n2.relay.peer_port.total
-            n2.relay.dismiss_guests()
-            n2.relay._bury()
-            assert await n1.asked(b"hello") == b"hello"
-            assert n2.relay.peer_port.total > arrived
-            assert n1.port.refused == 0
+    async with two(tmp_path) as (n1, n2):
+        await until(lambda: n1.lines == len(n2.relay._silent) == 4, "four are ready before anybody came")
+        arrived = n2.relay.peer_port.total
+        n2.relay.dismiss_guests()
+        n2.relay._bury()
+        assert await n1.asked(b"hello") == b"hello"
+        assert n2.relay.peer_port.total > arrived
+        assert n1.port.refused == 0
 
 
 @on_loop
 async def test_a_client_that_has_its_connection_does_not_wait_for_a_handshake_of_another(tmp_path: Path) -> None:
-    async with backend(echo) as at:
-        with cluster(tmp_path) as made:
-            n1, n2 = pair(made, at)
-            await until(lambda: n1.lines == len(n2.relay._silent) == 4, "four are ready")
-            (pool,) = n1.relay._pools.values()
-            line = pool.take()
-            assert line is not None
-            pool.need(n1.relay.now)
-            assert pool.lines == 3
-            pool.fill(n1.relay.now)
-            assert pool.lines == 4
-            pool.put_back(line, n1.relay.now)
+    async with two(tmp_path) as (n1, n2):
+        await until(lambda: n1.lines == len(n2.relay._silent) == 4, "four are ready")
+        (pool,) = n1.relay._pools.values()
+        line = pool.take()
+        assert line is not None
+        pool.need(n1.relay.now)
+        assert pool.lines == 3
+        pool.fill(n1.relay.now)
+        assert pool.lines == 4
+        pool.put_back(line, n1.relay.now)
 
 
 @on_loop
