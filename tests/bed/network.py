@@ -21,7 +21,9 @@ class Network:
         self.tag = tag
         self.bridge = f"pb{tag}"
         self._claim, self._subnet = _claim_subnet()
-        run("ip", "link", "add", self.bridge, "type", "bridge")
+        # A bridge without an address of its own takes one of a port's, and another one when that port goes (a machine lost
+        # power): members then send to nobody until their neighbour tables notice.
+        run("ip", "link", "add", self.bridge, "address", self._hardware(HOST), "type", "bridge")
         run("ip", "address", "add", f"{self.address(HOST)}/24", "dev", self.bridge)
         run("ip", "link", "set", self.bridge, "up")
 
@@ -48,8 +50,7 @@ class Network:
 
     def join(self, member: str) -> None:
         """A namespace for `member`, plugged in. Its hardware address is the same each time: no neighbour's table is stale."""
-        namespace, port = self.namespace(member), self.port(member)
-        hardware = f"02:77:00:00:{self._subnet:02x}:{self._number(member):02x}"
+        namespace, port, hardware = self.namespace(member), self.port(member), self._hardware(member)
         run("ip", "netns", "add", namespace)
         run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "address", hardware, "netns", namespace)
         run("ip", "link", "set", port, "master", self.bridge, "up")
@@ -83,6 +84,9 @@ class Network:
 
     def heal(self) -> None:
         run("nft", "delete", "table", "bridge", self.bridge, check=False)
+
+    def _hardware(self, member: str) -> str:
+        return f"02:77:00:00:{self._subnet:02x}:{self._number(member):02x}"
 
     def _number(self, member: str) -> int:
         return {HOST: _HOST_NUMBER, CLIENT: _CLIENT_NUMBER}.get(member) or int(member.removeprefix("n"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PARTS = ("kernel", "bus", "store", "relay", "tunnel", "app", "cluster")
+PARTS = ("kernel", "bus", "store", "relay", "tunnel", "app", "cluster", "failover")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,13 @@ FIGURES = (
     Figure("cluster", "a lost hint, found by the poll, worst", lambda r: max(r["lost_hint_s"], default=None), "s", "<= 1.2", _at_most(1.2)),
     Figure("cluster", "a node joins with 10,000 revs", lambda r: r["join"]["join_s"], "s", "<= 10", _at_most(10)),
     Figure("cluster", "memory of a member over a node alone, PSS", lambda r: r["join"]["pss_extra_mib"], "MiB", "<= 60", _at_most(60)),
+    Figure("failover", "app's machine lost to its first answer, p50", lambda r: r["machine_lost"]["p50_s"], "s", "<= 3.5", _at_most(3.5)),
+    Figure("failover", "the same, worst", lambda r: r["machine_lost"]["worst_s"], "s", "<= 5", _at_most(5)),
+    Figure("failover", "tree killed, machine alive, worst", lambda r: max(r["tree_killed_s"]), "s", "<= 1.5", _at_most(1.5)),
+    Figure("failover", "app crash to its first answer, worst", lambda r: max(r["app_crash_s"]), "s", "<= 0.5", _at_most(0.5)),
+    Figure("failover", "planned move, longest answer", lambda r: max(r["planned_move"]["longest_s"]), "s", "<= 1", _at_most(1)),
+    Figure("failover", "planned move, failed requests", lambda r: r["planned_move"]["failed"], "", "0", _at_most(0)),
+    Figure("failover", "50 apps on the lost machine, all served", lambda r: r["many_lost"]["seconds"], "s", "<= 13", _at_most(13)),
 )  # fmt: skip
 
 

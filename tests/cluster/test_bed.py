@@ -5,6 +5,7 @@ The machines are lone nodes, each its own leader: two of them that run one app a
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -125,6 +126,20 @@ def test_a_killed_and_a_frozen_module_are_replaced(three: Cluster) -> None:
         instance = three["n1"].instance("persistence")
         fault(three["n1"], "persistence")
         until(lambda instance=instance: three["n1"].is_replaced("persistence", instance), "persistence replaced")
+
+
+def test_the_host_keeps_its_hardware_address_when_machines_go_and_come(bare: Cluster) -> None:
+    def address() -> str:
+        shown = ["ip", "-j", "link", "show", bare.network.bridge]
+        return str(json.loads(subprocess.run(shown, capture_output=True, check=True).stdout)[0]["address"])
+
+    seen = set()
+    for machine in bare.machines:
+        seen.add(address())
+        faults.power_off(machine)
+        seen.add(address())
+        boot_bare(machine)
+    assert len(seen) == 1, seen
 
 
 def test_a_fault_hits_containers_and_programs_by_name(three: Cluster) -> None:
