@@ -169,7 +169,7 @@ def test_a_crash_of_the_process_costs_little_and_a_crash_loop_ends_in_failed_and
             assert "exited with code 3" in app.reason
             assert "no database" not in app.reason, "what an app prints may be secret"
             assert "piccoloctl logs sick" in app.reason
-            assert machine.routes["sick"].mode == "closed"
+            await world.eventually(lambda: machine.routes["sick"].mode == "closed", "the end of the hold")
 
     asyncio.run(story())
 
@@ -184,7 +184,7 @@ def test_stop_and_start_open_a_new_term_and_nothing_is_left_armed_in_between(mac
             reader = PageReader(machine.paths.page)
             assert resource_for_app("hello") not in (reader.read() or pytest.fail("no page")).terms
             assert leash_table.read(machine.paths.leash) == {}
-            assert machine.routes["hello"].mode == "closed"
+            await world.eventually(lambda: machine.routes["hello"].mode == "closed", "the end of the route")
             await world.change("hello", "start")
             app = await world.serving("hello")
             assert app.leader is not None
