@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from piccolod.leadership.page import CAPACITY
-from piccolod.leadership.placement import Standing, bound, delay_s, ranked
+from piccolod.leadership.placement import Standing, bound, delay_s, liking, ranked
 from piccolod.leadership.resources import RESOURCE_KERNEL, app_of, resource_for_app
 from piccolod.leadership.state import Leadership
 from piccolod.leadership.view import View
@@ -54,7 +54,8 @@ def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict
         for app, row in rows.items():
             if _bound_to(state, facts, standings, app) in ("", me):
                 begins_at = (first if not group.owner else home) if not group.lives else ""
-                unheard = begins_at not in ("", me) and app not in standings.get(begins_at, {app: None})
+                better = _better(facts, own[app], me, begins_at)
+                unheard = any(app not in standings.get(node, {app: None}) for node in better)
                 found[app] = delay_s(row, me, len(apps)) + unheard * UNHEARD_S
     return found
 
@@ -72,6 +73,12 @@ def home_of(state: Leadership, facts: Facts, standings: Standings, app: str) -> 
     """The one node that may lead the app, for its data is there; empty where any may."""
     owner = _group(state.view, facts, app).owner
     return owner if owner and bound(app, standings) else ""
+
+
+def _better(facts: Facts, own: Standing, me: str, begins_at: str) -> tuple[str, ...]:
+    """The nodes that come before this one if they can: their word is worth waiting for. `begins_at`: among equals."""
+    liked = tuple(node for node in own.prefer[: liking(own, me)] if not _is_witness(facts, node))
+    return (*liked, begins_at) if begins_at not in ("", me) and me not in own.prefer else liked
 
 
 def _bound_to(state: Leadership, facts: Facts, standings: Standings, app: str) -> str:
@@ -106,8 +113,7 @@ def able(state: Leadership, facts: Facts, own: Mapping[str, Standing], app: str)
 
 
 def _unfit(state: Leadership, facts: Facts, standings: Standings, app: str, node: str, home: str) -> str:
-    record = facts.nodes.get(node)
-    if record is not None and record.role != MEMBER:
+    if _is_witness(facts, node):
         return "a witness votes and runs no apps"
     if node not in state.view.sessions:
         return "it has no session: it is off, cut off, or just starting"
@@ -117,6 +123,11 @@ def _unfit(state: Leadership, facts: Facts, standings: Standings, app: str, node
     if not each.reason and home not in ("", node):
         return f"the app's data is on {home}"
     return each.reason
+
+
+def _is_witness(facts: Facts, node: str) -> bool:
+    record = facts.nodes.get(node)
+    return record is not None and record.role != MEMBER
 
 
 def _group(view: View, facts: Facts, app: str) -> Group:

@@ -173,6 +173,28 @@ def test_apps_of_a_lost_node_are_spread_over_the_others(bed: Cluster) -> None:
     assert max(after) - min(after) <= 1, "\n".join([f"{leading.name} {counts} {after}", *told])
 
 
+def test_an_app_goes_where_its_manifest_says(bed: Cluster) -> None:
+    leading = wait_leader(bed)
+    others = [machine for machine in bed.machines if machine is not leading]
+    best, next_best = others
+    cluster = f"cluster: {{prefer: [{best.name}, {next_best.name}]}}\n"
+    port = installed(bed, "picky", cluster)
+    assert home(bed, "picky") is best
+    faults.power_off(best)
+    until(lambda: home(bed, "picky") is next_best, "the next best leads it", 15)
+    faults.power_on(best, within_s=60)
+    unlock(best)
+    until(lambda: could_lead(best, leading, "picky"), f"{best.name} could lead it", 20)
+    leading = wait_leader(bed)
+    changed = leading.demo_manifest("picky", f"cluster: {{prefer: [{best.name}], never: [{next_best.name}]}}\n")
+    reply = leading.api("PUT", "/apps/picky", changed, kind="application/yaml")
+    assert reply.status in (200, 202), reply
+    until(lambda: home(bed, "picky") is best, "it leaves where it may never run", 20)
+    until(lambda: answers(next_best, port), "which leads to it", 20)
+    assert not runs(next_best, "picky")
+    assert f"never on {next_best.name}" in said(leading, "leaders", "show", "picky")
+
+
 def test_an_app_with_data_stays_with_it_and_says_so(bed: Cluster) -> None:
     port = installed(bed, "diary", VOLUME)
     lost = home(bed, "diary")
