@@ -10,6 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+import msgspec
+
 from piccolod.leadership.page import CAPACITY
 from piccolod.leadership.placement import Standing, bound, delay_s, liking, ranked
 from piccolod.leadership.resources import RESOURCE_KERNEL, app_of, resource_for_app
@@ -37,7 +39,7 @@ class Group(NamedTuple):
 def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict[str, float]:
     """For each app that this node may lead and does not, how long after its loss it claims it. Pure."""
     me = state.config.node
-    if len(state.terms) >= CAPACITY:
+    if len(state.terms) >= CAPACITY or me in facts.drained:
         return {}
     standings = standings_of(state, facts, own)
     groups: dict[Group, list[str]] = defaultdict(list)
@@ -66,7 +68,13 @@ def standings_of(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -
         name: candidate.apps for name, candidate in facts.candidates.items() if name in state.view.sessions
     }
     found[state.config.node] = own
+    for node in facts.drained.keys() & found.keys():
+        found[node] = {app: _drained(each) for app, each in found[node].items()}
     return found
+
+
+def _drained(each: Standing) -> Standing:
+    return each if each.reason else msgspec.structs.replace(each, reason=standing.DRAINED)
 
 
 def home_of(state: Leadership, facts: Facts, standings: Standings, app: str) -> str:
