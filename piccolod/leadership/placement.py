@@ -21,13 +21,14 @@ BATCH_S: Final = 0.04
 class Standing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a node stands to an app. `reason`: why it may not lead it; empty: it may.
 
-    `failures`: of the app there, lately.
+    `failures`: of the app there, lately. `prefer`: the nodes that its manifest names, the best one first.
     `at_home`: only who led it last may lead it again, for its data is there alone. `state`: what it does there, for people.
     `verdict`: `promote` or `give_up`, on the update that is the app's `generation`; only the kernel's leader can write it down.
     """
 
     reason: str = ""
     failures: int = 0
+    prefer: tuple[str, ...] = ()
     at_home: bool = False
     state: str = ""
     verdict: str = ""
@@ -52,12 +53,18 @@ def ranked(
     for app in sorted(apps):
         able = [(node, each[app]) for node, each in standings.items() if app in each and not each[app].reason]
         row = sorted(
-            (each.failures, node != home, loads.get(node, 0), node != first, _chance(app, node), node) for node, each in able
+            (each.failures, liking(each, node), node != home, loads.get(node, 0), node != first, _chance(app, node), node)
+            for node, each in able
         )
         found[app] = tuple(each[-1] for each in row)
         if row:
             loads[row[0][-1]] = loads.get(row[0][-1], 0) + 1
     return found
+
+
+def liking(standing: Standing, node: str) -> int:
+    """How many nodes the app's manifest likes better; those that it does not name are as good as each other."""
+    return standing.prefer.index(node) if node in standing.prefer else len(standing.prefer)
 
 
 def delay_s(row: Collection[str], node: str, together: int) -> float:

@@ -14,6 +14,21 @@ Role = Literal["member", "witness"]
 Profile = Literal["auto", "fast", "balanced", "patient"]
 
 
+class Staying(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node that is drained still leads. `reason`: why no other node could; empty: it is on its way."""
+
+    resource: str
+    reason: str
+
+
+class Draining(msgspec.Struct, frozen=True, kw_only=True):
+    """Since when a node is drained, and by whom. `left`: in the order in which it goes."""
+
+    author: str
+    since_ms: int
+    left: tuple[Staying, ...]
+
+
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """One node. `rpc` ADDRESS:PORT of its peer channel; `epoch` of the kernel, where it leads it; `rev` as it said last.
 
@@ -31,6 +46,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     rev: int
     deadline_s: float | None = None
+    drain: Draining | None = None
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):

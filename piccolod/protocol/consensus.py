@@ -174,6 +174,19 @@ class Pause(Request[Nothing], frozen=True, kw_only=True):
     author: str = ""
 
 
+class DrainNode(Request[Nothing], frozen=True, kw_only=True):
+    """While on, a node hands over what it leads and takes nothing over: before it is switched off. On any member.
+
+    NotFound: no such node. Conflict: this node is alone, that one is a witness, or nobody is there to take over. As `Pause`.
+    """
+
+    command: ClassVar[str] = "consensus.drain_node"
+    reply: ClassVar[type] = Nothing
+    node: str
+    on: bool
+    author: str = ""
+
+
 class Release(Request[Leadership], frozen=True, kw_only=True):
     """Gives leadership away. Conflict: no other node can take it."""
 

@@ -8,6 +8,7 @@ import msgspec
 
 from piccolod.protocol.apps import AppDocument
 from piccolod.protocol.base import Level
+from piccolod.protocol.cluster import Draining
 from piccolod.protocol.persistence import CryptoStatus
 from services.api.readiness import ComponentHealth
 
@@ -111,7 +112,7 @@ class NewToken(msgspec.Struct, frozen=True, kw_only=True):
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     """`lag`: revs behind the node that has most. `voter`: whether it has a vote in etcd.
 
-    `deadline_s`: seconds left to D_hard of its session; null: it never runs out.
+    `deadline_s`: seconds left to D_hard of its session; null: it never runs out. `drain`: null where it is not drained.
     """
 
     name: str
@@ -127,6 +128,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     rev: int
     lag: int
     deadline_s: float | None
+    drain: Draining | None = None
 
 
 class SecretView(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,8 +9,6 @@ from typing import Final
 
 LATER_KEYS: Final[dict[str, str]] = {
     "backup": "backups",
-    "cluster.prefer": "placement preferences",
-    "cluster.never": "placement preferences",
     "cluster.require": "placement requirements",
     "permissions.devices": "devices of the host",
     "permissions.filesystem": "permissions.filesystem; storage is declared in `storage`",

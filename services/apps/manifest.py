@@ -29,6 +29,9 @@ _LABEL_MUST: Final = "must be lowercase letters, digits and hyphens, begin with 
 
 AppName = Annotated[str, _text(_LABEL, _LABEL_MUST, "Names the app everywhere.")]
 PartName = Annotated[str, _text(_LABEL, _LABEL_MUST, "Names a part of the app.")]
+NodeName = Annotated[
+    str, _text(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?", "must be a node's name: lowercase letters, digits, hyphens, at most 50")
+]
 SecretName = Annotated[
     str, _text(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?", "must be lowercase letters, digits, `.`, `_` and `-`")
 ]
@@ -140,9 +143,11 @@ class Secret(_Part, frozen=True, kw_only=True):
 
 
 class Cluster(_Part, frozen=True, kw_only=True):
-    """Where the app runs, and what its followers do."""
+    """Where the app runs, and what its followers do. `prefer`: the best node first; all that are not named come after."""
 
     policy: Policy = Policy.FOLLOWER_PROXY
+    prefer: Annotated[tuple[NodeName, ...], Meta(max_length=16)] = ()
+    never: Annotated[tuple[NodeName, ...], Meta(max_length=16)] = ()
     failback: Literal["start_only"] = "start_only"
     on_store_loss: OnStoreLoss = OnStoreLoss.STOP
 

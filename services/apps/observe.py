@@ -72,6 +72,7 @@ async def look(node: Node, actions: Actions, memory: Look) -> Situation:
         leader=node.leaders.get(desired.name),
         heirs=node.could_another(desired.name),
         purged=actions.purged,
+        barred=f"its manifest says never on {node.name}" if node.name in desired.current.manifest.cluster.never else "",
         writes=node.writes,
     )
 

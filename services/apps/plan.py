@@ -34,14 +34,16 @@ def plan(desired: Desired, now: Situation) -> Plan:
         return _down(desired, now)
     if now.leader is not None and now.term is None and desired.current.manifest.is_led:
         return aside(desired, now)
+    if now.barred:
+        return _down(desired, now)
     if desired.candidate is not None:
         return _trial(desired, now)
     return _up(desired, desired.current, now, now.digest, now.image, trial=False)
 
 
 def _term_ends(desired: Desired, now: Situation) -> bool:
-    """A closing term cannot be used again, and an app that is no longer led needs none."""
-    return now.term is not None and (now.term.closing or not desired.current.manifest.is_led)
+    """A closing term cannot be used again, and an app that is no longer led, or no longer here, needs none."""
+    return now.term is not None and (now.term.closing or not desired.current.manifest.is_led or now.barred != "")
 
 
 # --- down
@@ -50,7 +52,9 @@ def _term_ends(desired: Desired, now: Situation) -> bool:
 def _down(desired: Desired, now: Situation) -> Plan:
     """Stop politely, prove it, then give back what was held: in this order, whatever of it is already done."""
     again = desired.wanted(now.boot_id)
-    route = Route.HOLD if again else Route.CLOSED
+    # Whom no other node can take the place of, and who is not to run here, leaves nothing to wait for.
+    route = Route.HOLD if again and not (now.barred and not desired.current.manifest.is_led) else Route.CLOSED
+    why = _why_down(desired, now, again)
     steps: list[Do] = []
     container = now.container
     alive = container is not None and container.status.has_processes
@@ -82,11 +86,13 @@ def _down(desired: Desired, now: Situation) -> Plan:
             steps=(*steps, Do.FORGET),
         )
     if steps:
-        return Plan(state=State.STOPPING, reason=_why_down(desired, again), route=route, steps=tuple(steps))
-    return Plan(state=State.STOPPED, reason=_why_down(desired, again), route=route)
+        return Plan(state=State.STOPPING, reason=why, route=route, steps=tuple(steps))
+    return Plan(state=State.PENDING if again else State.STOPPED, reason=why, route=route)
 
 
-def _why_down(desired: Desired, again: bool) -> str:
+def _why_down(desired: Desired, now: Situation, again: bool) -> str:
+    if again and now.barred:
+        return now.barred
     if again:
         return "its term ends before a new one begins"
     if desired.running and not desired.enabled:

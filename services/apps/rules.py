@@ -152,6 +152,15 @@ def _cluster(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "cluster.policy", "`always_on` runs on every node and so cannot have a persistent volume"
     if manifest.cluster.on_store_loss is OnStoreLoss.KEEP and manifest.is_stateful:
         yield "cluster.on_store_loss", "`keep` may run the app twice and so cannot have a persistent volume"
+    if policy is Policy.ALWAYS_ON and manifest.cluster.prefer:
+        yield "cluster.prefer", "`always_on` runs on every node; `never` takes some out"
+    for key in ("prefer", "never"):
+        names = getattr(manifest.cluster, key)
+        for index, name in enumerate(names):
+            if names.index(name) != index:
+                yield f"cluster.{key}[{index}]", f"{name!r} is there twice"
+            elif key == "never" and name in manifest.cluster.prefer:
+                yield f"cluster.{key}[{index}]", f"{name!r} is in `prefer` too"
 
 
 def _dependencies(manifest: Manifest, known: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:

@@ -124,6 +124,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     leader: Leader | None = None  # always another node
     heirs: bool = False  # another node could lead it now
     purged: bool = False  # its volumes here are deleted
+    barred: str = ""  # why the app may never run on this node
     writes: bool = True  # this node may change documents: it leads the kernel
 
 

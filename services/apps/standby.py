@@ -22,7 +22,7 @@ def aside(desired: Desired, now: Situation) -> Plan:
         steps.append(Do.DETACH)
     state = State.STOPPING if now.container is not None and now.container.status.has_processes else State.STANDBY
     reason = f"{leader.node} leads it"
-    if not now.locked and now.image.status is not ImageIs.PRESENT:
+    if not now.locked and not now.barred and now.image.status is not ImageIs.PRESENT:
         reason = f"{reason}; this node could not yet: {now.image.reason or 'it fetches the image'}"
         if now.image.status is ImageIs.ABSENT:
             steps.append(Do.FETCH)
@@ -62,6 +62,7 @@ def standing(desired: Desired, now: Situation, made: Plan, *, held: bool = False
     return Standing(
         reason="nothing starts there now: it is being locked, or stopped" if held else _unfit(desired, now),
         failures=now.failures.lately(now.now),
+        prefer=desired.current.manifest.cluster.prefer,
         at_home=desired.current.manifest.is_stateful,
         state=made.state,
         verdict=made.verdict or "",
@@ -71,6 +72,8 @@ def standing(desired: Desired, now: Situation, made: Plan, *, held: bool = False
 
 def _unfit(desired: Desired, now: Situation) -> str:
     """Why this node may not lead it, or may not for now."""
+    if now.barred:
+        return now.barred
     if now.locked:
         return "the node is locked"
     runs = now.container is not None and now.container.status is Status.RUNNING

@@ -17,6 +17,7 @@ CANDIDATE: Final = "cand/"
 LOG: Final = "ctl/log/"
 SNAPSHOT: Final = "ctl/snap"
 PAUSE: Final = "pause"
+DRAIN: Final = "drain/"
 UNLOCK: Final = "unlock/"
 
 MEMBER: Final = "member"
@@ -49,6 +50,13 @@ class SnapshotRecord(msgspec.Struct, frozen=True):
 
 class PauseRecord(msgspec.Struct, frozen=True):
     """`pause`: while it is there nothing moves between nodes."""
+
+    author: str
+    since_ms: int = 0
+
+
+class DrainRecord(msgspec.Struct, frozen=True):
+    """`drain/<node>`: while it is there the node leads nothing that another one can, and takes nothing over."""
 
     author: str
     since_ms: int = 0

@@ -32,9 +32,11 @@ from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Config, Life, Phase
 from piccolod.leadership.transactions import Compare, Outcome, Put
 from piccolod.module import Module
+from piccolod.protocol.cluster import Draining
 from piccolod.protocol.consensus import Candidate
 from piccolod.supervisor.rundir import last_tick
 from services.consensus import access, cluster_records, history, members_file, phases, placing, prover, standing
+from services.consensus.draining import Drainer
 from services.consensus.driver import Driver
 from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
@@ -79,6 +81,7 @@ class EtcdLeaser:
         self.registration: Final = Registration(self.driver, module, mode, self._store_lives)
         self._refusals = Refusals(self.driver, mode.node, self.place)
         self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals, lambda: self.registration.standings)
+        self._drainer = Drainer(self.driver, mode.node, self._moves, lambda: self.registration.standings, module.log)
         self._changed = changed
         self._shape: object = None
         self._head: object = None
@@ -101,6 +104,7 @@ class EtcdLeaser:
         first = events.Started(clock.boot_id(), shown, memory, running)
         self._running = module.spawn(self.driver.run(first), name="leadership")
         module.spawn(self.registration.run(), name="registration")
+        module.spawn(self._drainer.run(), name="drain")
         module.spawn(self._watch_for_successor(), name="successor")
         await self.driver.until(lambda: self.driver.state.boot_id, _CAMPAIGN_S)
 
@@ -277,6 +281,12 @@ class EtcdLeaser:
 
     async def pause(self, on: bool, author: str) -> None:
         await self._moves.pause(on, author)
+
+    async def drain(self, node: str, on: bool, author: str) -> None:
+        await self._drainer.order(node, on, author)
+
+    def drain_of(self, node: str) -> Draining | None:
+        return self._drainer.of(node)
 
     # --- writes of the kernel's leader
 

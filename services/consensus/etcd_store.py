@@ -22,6 +22,7 @@ from services.consensus.etcd.watch import Revision
 # Everything that is decided upon or shown; the sealed log and the history are not.
 _KINDS: Final = (
     keys.SESSION, keys.EPOCH, keys.LEAD, keys.ACK, keys.INTENT, cluster_records.NODE, cluster_records.CANDIDATE,
+    cluster_records.DRAIN,
 )  # fmt: skip
 _SINGLE: Final = (keys.GEN, keys.KERNEL_HEAD, cluster_records.PAUSE)
 _OF: Final = {Field.CREATE: Of.CREATED, Field.MOD: Of.MODIFIED, Field.VALUE: Of.VALUE}

@@ -9,15 +9,16 @@ from piccolod.leadership import keys
 from piccolod.leadership.records import ChangeRecord
 from piccolod.leadership.view import Change, Record
 from piccolod.protocol.cluster import KnownMember
-from services.consensus.cluster_records import CANDIDATE, LOG, NODE, PAUSE, CandidateRecord, HeadRecord
+from services.consensus.cluster_records import CANDIDATE, DRAIN, LOG, NODE, PAUSE, CandidateRecord, DrainRecord, HeadRecord
 from services.consensus.recent_entries import RecentEntries
 
-_KINDS = (NODE, CANDIDATE, keys.KERNEL_HEAD, PAUSE)
+_KINDS = (NODE, CANDIDATE, keys.KERNEL_HEAD, PAUSE, DRAIN)
 
 
 class Facts:
-    """`nodes` and `candidates` by node. `head` with its mod revision; None: the log is empty. `changes`: the last of each.
-    `entries`: of the log, as far as the watch brought them.
+    """`nodes`, `candidates` and `drained` by node. `head` with its mod revision; None: the log is empty.
+
+    `changes`: the last of each. `entries`: of the log, as far as the watch brought them.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class Facts:
         self.entries = RecentEntries()
         self.head: Record[HeadRecord] | None = None
         self.paused = False
+        self.drained: Mapping[str, DrainRecord] = {}
         self.changes: dict[str, ChangeRecord] = {}
         self.changed_count = 0
         self._records: dict[str, Record[Any]] = {}
@@ -64,6 +66,7 @@ class Facts:
         self.candidates = _named(records, CANDIDATE)
         self.head = records.get(keys.KERNEL_HEAD)
         self.paused = PAUSE in records
+        self.drained = _named(records, DRAIN)
 
 
 def _named(records: Mapping[str, Record[Any]], kind: str) -> dict[str, Any]:

@@ -76,6 +76,9 @@ class Leaser(Protocol):
     async def pause(self, on: bool, author: str) -> None:
         """While on, nothing moves between nodes. Raises Conflict where there are no others."""
 
+    async def drain(self, node: str, on: bool, author: str) -> None:
+        """While on, the node hands over what it leads, and takes nothing over. Raises Conflict where there are no others."""
+
     def trouble(self) -> str:
         """What keeps it from its work; empty when nothing does."""
 

@@ -10,8 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+import msgspec
+
 from piccolod.leadership.page import CAPACITY
-from piccolod.leadership.placement import Standing, bound, delay_s, ranked
+from piccolod.leadership.placement import Standing, bound, delay_s, liking, ranked
 from piccolod.leadership.resources import RESOURCE_KERNEL, app_of, resource_for_app
 from piccolod.leadership.state import Leadership
 from piccolod.leadership.view import View
@@ -37,7 +39,7 @@ class Group(NamedTuple):
 def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict[str, float]:
     """For each app that this node may lead and does not, how long after its loss it claims it. Pure."""
     me = state.config.node
-    if len(state.terms) >= CAPACITY:
+    if len(state.terms) >= CAPACITY or me in facts.drained:
         return {}
     standings = standings_of(state, facts, own)
     groups: dict[Group, list[str]] = defaultdict(list)
@@ -54,7 +56,8 @@ def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict
         for app, row in rows.items():
             if _bound_to(state, facts, standings, app) in ("", me):
                 begins_at = (first if not group.owner else home) if not group.lives else ""
-                unheard = begins_at not in ("", me) and app not in standings.get(begins_at, {app: None})
+                better = _better(facts, own[app], me, begins_at)
+                unheard = any(app not in standings.get(node, {app: None}) for node in better)
                 found[app] = delay_s(row, me, len(apps)) + unheard * UNHEARD_S
     return found
 
@@ -65,13 +68,25 @@ def standings_of(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -
         name: candidate.apps for name, candidate in facts.candidates.items() if name in state.view.sessions
     }
     found[state.config.node] = own
+    for node in facts.drained.keys() & found.keys():
+        found[node] = {app: _drained(each) for app, each in found[node].items()}
     return found
+
+
+def _drained(each: Standing) -> Standing:
+    return each if each.reason else msgspec.structs.replace(each, reason=standing.DRAINED)
 
 
 def home_of(state: Leadership, facts: Facts, standings: Standings, app: str) -> str:
     """The one node that may lead the app, for its data is there; empty where any may."""
     owner = _group(state.view, facts, app).owner
     return owner if owner and bound(app, standings) else ""
+
+
+def _better(facts: Facts, own: Standing, me: str, begins_at: str) -> tuple[str, ...]:
+    """The nodes that come before this one if they can: their word is worth waiting for. `begins_at`: among equals."""
+    liked = tuple(node for node in own.prefer[: liking(own, me)] if not _is_witness(facts, node))
+    return (*liked, begins_at) if begins_at not in ("", me) and me not in own.prefer else liked
 
 
 def _bound_to(state: Leadership, facts: Facts, standings: Standings, app: str) -> str:
@@ -106,8 +121,7 @@ def able(state: Leadership, facts: Facts, own: Mapping[str, Standing], app: str)
 
 
 def _unfit(state: Leadership, facts: Facts, standings: Standings, app: str, node: str, home: str) -> str:
-    record = facts.nodes.get(node)
-    if record is not None and record.role != MEMBER:
+    if _is_witness(facts, node):
         return "a witness votes and runs no apps"
     if node not in state.view.sessions:
         return "it has no session: it is off, cut off, or just starting"
@@ -117,6 +131,11 @@ def _unfit(state: Leadership, facts: Facts, standings: Standings, app: str, node
     if not each.reason and home not in ("", node):
         return f"the app's data is on {home}"
     return each.reason
+
+
+def _is_witness(facts: Facts, node: str) -> bool:
+    record = facts.nodes.get(node)
+    return record is not None and record.role != MEMBER
 
 
 def _group(view: View, facts: Facts, app: str) -> Group:

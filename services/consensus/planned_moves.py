@@ -92,18 +92,21 @@ class PlannedMoves:
 
     async def pause(self, on: bool, author: str) -> None:
         """By a record that every node watches. Any member may write it: who led may be gone, and stay so until it resumes."""
+        record = PauseRecord(author, clock.wall_ms())
+        await self.note(((Put(PAUSE, record),), ()) if on else ((), (PAUSE,)))
+        await self._driver.until(lambda: self._driver.state.paused is on, _SEEN_S)
+
+    async def note(self, change: tuple[tuple[Put, ...], tuple[str, ...]]) -> None:
+        """Puts and deletes records that any member in session may write."""
         state = self._driver.state
         if state.session is None or not self._refusals.fresh():
             raise self._refusals.no_leader(RESOURCE_KERNEL)
-        record = PauseRecord(author, clock.wall_ms())
-        puts, deletes = ((Put(PAUSE, record),), ()) if on else ((), (PAUSE,))
         guard = (transactions.same_session(self._node, state.session.sid), transactions.same_gen(state.session.gen))
-        done = await self._driver.put(Transaction(Kind.RECORD, guard, puts, deletes))
+        done = await self._driver.put(Transaction(Kind.RECORD, guard, *change))
         if done.outcome is Outcome.REFUSED:
             raise NoLeader("this node has lost its session meanwhile", hint="try again in a moment")
         if done.error is not None:
             raise done.error
-        await self._driver.until(lambda: self._driver.state.paused is on, _SEEN_S)
 
     def check_stays(self, resource: str) -> None:
         if resource in self._moves:

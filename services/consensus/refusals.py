@@ -67,6 +67,10 @@ class Refusals:
             return NoLeader(f"nobody leads {resource}, and this node has no session yet", hint="try again in a moment")
         if state.paused:
             return NoLeader(f"nobody leads {resource}, and the cluster is paused", hint="`piccoloctl cluster resume`")
+        if self._node in self._driver.facts.drained:
+            return NoLeader(
+                f"nobody leads {resource}, and this node is drained", hint=f"`piccoloctl nodes undrain {self._node}`"
+            )
         return NoLeader(f"nobody leads {resource} now", hint=f"see `piccoloctl why {app_of(resource) or resource}`")
 
 

@@ -33,6 +33,7 @@ _STORE_GONE_S: Final = 3.0
 _LOOK_S: Final = 0.5
 _PUT_S: Final = 1.0  # no more often than this
 _ABLE: Final = CandidateRecord(True, "")
+_DRAINED: Final = CandidateRecord(False, standing.DRAINED)
 _UNASKED: Final = CandidateRecord(False, "it does not ask to lead: it is locked, or its store is not ready")
 
 
@@ -56,7 +57,7 @@ class Registration:
         self._nodes: Mapping[str, KnownMember] = {}
         self._noted: Mapping[str, KnownMember] = {}  # those that the disk has
         self._unnoted = ""  # why it has not
-        self._paused = False
+        self._paused = self._drained = False
         self._put_at = float("-inf")
         self._task: asyncio.Task[Any] | None = None
 
@@ -64,7 +65,7 @@ class Registration:
         """Lead the resource whenever nobody does, for as long as this is asked again. Apps stand instead."""
         known = self._wishes.get(resource)
         self._wishes[resource] = (reason, clock.now() + _WISH_S)
-        if known is None or known[0] is not reason:
+        if (known is None or known[0] is not reason) and not self._drained:
             self._driver.feed(events.Campaign(resource, reason))
 
     def forget(self, resource: str) -> None:
@@ -82,7 +83,7 @@ class Registration:
     def look(self) -> None:
         """Tells the core when to claim each app, where that is another time than it was told."""
         state, facts = self._driver.state, self._driver.facts
-        shape = (state.view.shape, facts.candidates, facts.nodes, state.terms, self.standings)
+        shape = (state.view.shape, facts.candidates, facts.nodes, facts.drained, state.terms, self.standings)
         if shape == self._looked or not state.viewed:
             return
         self._looked = shape
@@ -121,7 +122,8 @@ class Registration:
 
     def _has_news(self) -> object:
         facts = self._driver.facts
-        return self._is_due() or (facts.nodes and facts.nodes != self._nodes) or facts.paused != self._paused
+        changed = facts.paused != self._paused or self._is_drained() != self._drained
+        return self._is_due() or (facts.nodes and facts.nodes != self._nodes) or changed
 
     def end(self) -> None:
         if self._task is not None:
@@ -158,8 +160,12 @@ class Registration:
             self._driver.feed(events.Release(RESOURCE_KERNEL, state.terms[RESOURCE_KERNEL].token, Reason.UNHEALTHY))
 
     def _learn(self) -> None:
-        """The members, for those who may take over; the pause."""
+        """The members, for those who may take over; the pause; whether this node takes anything over."""
         facts = self._driver.facts
+        if self._is_drained() != self._drained:
+            self._drained = self._is_drained()
+            for resource, (reason, _) in self._wishes.items():
+                self._driver.feed(events.Withdraw(resource) if self._drained else events.Campaign(resource, reason))
         if facts.paused != self._paused:
             self._paused = facts.paused
             self._driver.feed(events.Pause(self._paused))
@@ -211,6 +217,9 @@ class Registration:
             return False
         return self._driver.facts.candidates.get(state.config.node) != self._candidate()
 
+    def _is_drained(self) -> bool:
+        return self._driver.state.config.node in self._driver.facts.drained
+
     def _candidate(self) -> CandidateRecord:
-        able = _ABLE if RESOURCE_KERNEL in self._wishes else _UNASKED
+        able = _DRAINED if self._drained else _ABLE if RESOURCE_KERNEL in self._wishes else _UNASKED
         return msgspec.structs.replace(able, apps=dict(self.standings))

@@ -31,6 +31,7 @@ from piccolod.protocol.consensus import (
     Change,
     Changes,
     Closing,
+    DrainNode,
     GetHistory,
     GetLeadership,
     GetStandings,
@@ -108,6 +109,7 @@ class Service:
         module.serve(Switchover, self._switchover)
         module.serve(Release, self._release)
         module.serve(Pause, self._pause)
+        module.serve(DrainNode, self._drain)
         module.on(ControlStoreCommit, self._on_commit)
         self._announce()
         if mode is not None:
@@ -323,6 +325,11 @@ class Service:
     async def _pause(self, request: Pause, caller: Caller) -> Nothing:
         await self._leaser.pause(request.on, request.author)
         self._module.log.info("paused moves" if request.on else "resumed moves", author=request.author)
+        return Nothing()
+
+    async def _drain(self, request: DrainNode, caller: Caller) -> Nothing:
+        await self._leaser.drain(request.node, request.on, request.author)
+        self._module.log.info("drains" if request.on else "ends a drain", node=request.node, author=request.author)
         return Nothing()
 
     def _shown(self, resource: str) -> Leadership:

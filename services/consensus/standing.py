@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from piccolod import clock
 from piccolod.leadership.keys import EpochRecord
@@ -15,6 +16,8 @@ from piccolod.leadership.view import Record
 from piccolod.protocol.consensus import Candidate
 from services.consensus.cluster_records import MEMBER
 from services.consensus.facts import Facts
+
+DRAINED: Final = "it is drained"
 
 
 def records(state: Leadership, changes: Mapping[str, ChangeRecord]) -> dict[str, TermRecord]:
@@ -96,6 +99,8 @@ def unfit(state: Leadership, facts: Facts, node: str) -> str:
         return ""
     if owner and not view.may_take_from(owner, node):
         return "the leader has not acknowledged it yet"
+    if node in facts.drained:
+        return DRAINED
     candidate = facts.candidates.get(node)
     if candidate is None:
         return "it has not campaigned yet"

@@ -83,6 +83,9 @@ class StaticLeaser:
     async def pause(self, on: bool, author: str) -> None:
         raise Conflict(f"{self._node} is a node alone: nothing moves anyway")
 
+    async def drain(self, node: str, on: bool, author: str) -> None:
+        raise Conflict(f"{self._node} is a node alone: there is nobody to hand over to")
+
     def trouble(self) -> str:
         return ""
 

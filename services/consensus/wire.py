@@ -16,7 +16,7 @@ from piccolod.leadership.records import ChangeRecord
 from piccolod.protocol.cluster import KnownMember
 from piccolod.protocol.log import SealedEntry
 from services.consensus import cluster_records as cluster
-from services.consensus.cluster_records import CandidateRecord, HeadRecord, PauseRecord, SnapshotRecord
+from services.consensus.cluster_records import CandidateRecord, DrainRecord, HeadRecord, PauseRecord, SnapshotRecord
 
 _TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     keys.SESSION: SessionRecord,
@@ -30,6 +30,7 @@ _TYPES: Final[dict[str, type[msgspec.Struct]]] = {
     cluster.NODE: KnownMember,
     cluster.CANDIDATE: CandidateRecord,
     cluster.PAUSE: PauseRecord,
+    cluster.DRAIN: DrainRecord,
     cluster.SNAPSHOT: SnapshotRecord,
 }
 _encoder: Final = msgspec.msgpack.Encoder()

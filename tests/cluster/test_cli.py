@@ -32,6 +32,7 @@ CODES = {
     "cluster init": {8}, "cluster join": {8}, "cluster leave": {1}, "cluster pause": {1}, "cluster resume": {1},
     "cluster recover": {1},
     "cluster tokens create": {1}, "cluster tokens revoke": {3}, "nodes remove": {1},
+    "nodes drain": {1}, "nodes undrain": {1},
 }  # fmt: skip
 
 

@@ -37,6 +37,8 @@ def whole_again(bed: Cluster) -> Iterator[None]:
             faults.power_on(machine, within_s=60)
             unlock(machine)
     leading = wait_leader(bed)
+    for machine in bed.machines:
+        said(leading, "nodes", "undrain", machine.name)
     for app in leading.get("/apps"):
         said(leading, "apps", "uninstall", app["name"], "-y", "--purge")
     until(lambda: not any(machine.podman("ps", "--quiet").strip() for machine in bed.machines), "nothing of them is left", 30)
@@ -173,6 +175,28 @@ def test_apps_of_a_lost_node_are_spread_over_the_others(bed: Cluster) -> None:
     assert max(after) - min(after) <= 1, "\n".join([f"{leading.name} {counts} {after}", *told])
 
 
+def test_an_app_goes_where_its_manifest_says(bed: Cluster) -> None:
+    leading = wait_leader(bed)
+    others = [machine for machine in bed.machines if machine is not leading]
+    best, next_best = others
+    cluster = f"cluster: {{prefer: [{best.name}, {next_best.name}]}}\n"
+    port = installed(bed, "picky", cluster)
+    assert home(bed, "picky") is best
+    faults.power_off(best)
+    until(lambda: home(bed, "picky") is next_best, "the next best leads it", 15)
+    faults.power_on(best, within_s=60)
+    unlock(best)
+    until(lambda: could_lead(best, leading, "picky"), f"{best.name} could lead it", 20)
+    leading = wait_leader(bed)
+    changed = leading.demo_manifest("picky", f"cluster: {{prefer: [{best.name}], never: [{next_best.name}]}}\n")
+    reply = leading.api("PUT", "/apps/picky", changed, kind="application/yaml")
+    assert reply.status in (200, 202), reply
+    until(lambda: home(bed, "picky") is best, "it leaves where it may never run", 20)
+    until(lambda: answers(next_best, port), "which leads to it", 20)
+    assert not runs(next_best, "picky")
+    assert f"never on {next_best.name}" in said(leading, "leaders", "show", "picky")
+
+
 def test_an_app_with_data_stays_with_it_and_says_so(bed: Cluster) -> None:
     port = installed(bed, "diary", VOLUME)
     lost = home(bed, "diary")
@@ -190,6 +214,36 @@ def test_an_app_with_data_stays_with_it_and_says_so(bed: Cluster) -> None:
     unlock(lost)
     until(lambda: answers(other, port), "it serves again", 30)
     assert home(bed, "diary") is lost
+
+
+def test_a_drained_node_gives_away_what_others_can_lead_and_is_off_without_anybody_noticing(bed: Cluster) -> None:
+    leading = wait_leader(bed)
+    ports = {name: installed(bed, name, f"cluster: {{prefer: [{leading.name}]}}\n") for name in ("one", "two")}
+    assert home(bed, "one") is home(bed, "two") is leading
+    installed(bed, "diary", f"cluster: {{prefer: [{leading.name}]}}\n{VOLUME}")
+    assert home(bed, "diary") is leading
+    by, other = (machine for machine in bed.machines if machine is not leading)
+    for name in ports:
+        until(lambda name=name: could_lead(by, leading, name), f"{by.name} could lead {name}", 20)  # type: ignore[misc]
+    refused = by.ctl("nodes", "drain", leading.name, timeout_s=120)
+    assert refused.returncode == 1, refused
+    assert "app:diary stays" in refused.stderr and f"data is on {leading.name}" in refused.stderr
+    said(wait_leader(bed), "apps", "uninstall", "diary", "-y", "--purge")
+    drained = by.ctl("nodes", "drain", leading.name, timeout_s=120)
+    assert drained.returncode == 0 and "can be switched off" in drained.stderr, drained
+    assert leading not in (home(bed, "one"), home(bed, "two"), wait_leader(bed))
+    with Poller(ports["one"], host=by.address) as client:
+        until(lambda: len(client.answers) > 20, "the client is served")
+        faults.power_off(leading)
+        seen = len(client.answers)
+        until(lambda: len(client.answers) > seen + 100, "the client goes on")
+    assert client.failures() == []
+    faults.power_on(leading, within_s=60)
+    unlock(leading)
+    assert f"{leading.name} is drained" in said(other, "cluster", "list", "-o", "wide")
+    assert not could_lead(leading, by, "one")
+    said(leading, "nodes", "undrain", leading.name)
+    until(lambda: could_lead(leading, by, "one"), "it may take over again", 20)
 
 
 def test_a_client_sees_one_pause_and_no_refusal_from_the_nodes_that_live(bed: Cluster, hello: int) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from piccolod import clock
 from piccolod.cli.client import path_of
 from piccolod.cli.complete import node_names
 from piccolod.cli.options import Group
+from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.sheet import sheet
-from piccolod.cli.table import Column, table
+from piccolod.cli.table import Column, printable, table
+from piccolod.errors import DeadlineExceeded, StoreUnavailable, Unavailable
+
+if TYPE_CHECKING:
+    from piccolod.cli.client import Client
 
 nodes = Group("nodes", help="The nodes of the cluster.")
 
 # etcd refuses a change of its members within 5 s of the last one, and the API waits for that.
 _REMOVE_S: Final = 60.0
+_DRAIN_S: Final = 600.0
+_LOOK_S: Final = 0.2
 
 _name = click.argument("name", metavar="NODE", shell_complete=node_names)
 
@@ -26,9 +35,17 @@ def _deadline(item: dict[str, Any]) -> str:
     return "never" if left is None else f"{float(left):.1f} s"
 
 
+def _state(item: dict[str, Any]) -> str:
+    """`drained` once nothing is on its way any more."""
+    drain = item.get("drain")
+    if drain is None or item.get("state") != "alive":
+        return str(item.get("state"))
+    return "draining" if any(not each["reason"] for each in drain["left"]) else "drained"
+
+
 COLUMNS: Final = (
     Column("NODE", lambda item: item.get("name") or item.get("node")),
-    Column("STATE", lambda item: item.get("state"), state=True),
+    Column("STATE", lambda item: _state(item), state=True),
     Column("ROLE", lambda item: item.get("role")),
     Column("KERNEL", lambda item: "leader" if item.get("leads_kernel") else "follower"),
     Column("VOTE", lambda item: bool(item.get("voter"))),
@@ -62,6 +79,69 @@ def show(session: Session, name: str) -> int:
         return Printed(found, lambda document, _wide, width: sheet(document, width), lambda document: [str(document["name"])])
 
     return session.show(look)
+
+
+@nodes.command(waits=True)
+@_name
+@click.pass_obj
+def drain(session: Session, name: str) -> int:
+    """Hand over what a node leads, and let it take nothing over: before it is switched off. Holds over reboots."""
+    session.client().send("POST", path_of("nodes", name, "drain"))
+    if not session.wait:
+        session.say(f"{name} hands over: `piccoloctl nodes show {name}` tells how far it is")
+        return 0
+    left = _until_handed_over(session, name)
+    for each in left:
+        session.say(f"{printable(each['resource'])} stays: {printable(each['reason'])}")
+    if left:
+        session.say(f"error: {name} still leads {len(left)}, which end with it")
+        return 1
+    session.say(f"{name} leads nothing and can be switched off; `piccoloctl nodes undrain {name}` lets it take over again")
+    return 0
+
+
+def _until_handed_over(session: Session, name: str) -> list[dict[str, Any]]:
+    """What stays, once nothing is on its way any more."""
+    client, end_at = session.client(), clock.now() + (session.timeout_s or _DRAIN_S)
+    before: int | None = None
+    while True:
+        drain = _look(client, name)
+        left = [] if drain is None else list(drain["left"])
+        moving = [each for each in left if not each["reason"]]
+        if drain is not None and not moving:
+            return left
+        if moving and len(moving) != before:
+            session.say(f"{name}: {len(moving)} to go, next {printable(moving[0]['resource'])}")
+            before = len(moving)
+        if clock.now() > end_at:
+            raise DeadlineExceeded(
+                f"{name} still hands over {len(moving)} after {session.timeout_s or _DRAIN_S:g} s",
+                hint=f"it goes on without us: `piccoloctl nodes show {name}`; wait longer with --timeout",
+            )
+        time.sleep(_LOOK_S)
+
+
+def _look(client: Client, name: str) -> dict[str, Any] | None:
+    """None while it is not known: the API may be restarting, and etcd elect."""
+    try:
+        found: dict[str, Any] | None = client.get(path_of("nodes", name)).get("drain")
+    except Unavailable:
+        return None
+    except Refusal as refusal:
+        if isinstance(refusal.error, Unavailable | StoreUnavailable):
+            return None
+        raise
+    return found
+
+
+@nodes.command()
+@_name
+@click.pass_obj
+def undrain(session: Session, name: str) -> int:
+    """Let a node take over again. What it gave away does not come back by itself."""
+    session.client().send("POST", path_of("nodes", name, "undrain"))
+    session.say(f"{name} takes over again")
+    return 0
 
 
 @nodes.command()

@@ -38,7 +38,7 @@ from piccolod.protocol.cluster import (
     Profile,
     RemoveMember,
 )
-from piccolod.protocol.consensus import Pause
+from piccolod.protocol.consensus import DrainNode, Pause
 from piccolod.protocol.joining import (
     TOKEN_MOST_S,
     TOKEN_S,
@@ -262,6 +262,23 @@ async def node(request: Req, node: FromPath[str]) -> NodeView:
     raise NotFound(f"there is no node {node[:80]!r}", hint="`piccoloctl nodes list` shows all")
 
 
+@endpoint("POST", f"{BASE}/nodes/{{node:str}}/drain", scope=Scope.ADMIN, fails=(*_PAUSE, *UNKNOWN), status=204, tag="nodes")
+async def drain(request: Req, node: FromPath[str]) -> Response[None]:
+    """Hands over what a node leads, one after the other, and lets it take nothing over: before it is switched off.
+
+    `drain` of the node says how far that is. It holds over reboots of the node.
+    """
+    await core_of(request).order(DrainNode(node=node, on=True, author=actor_of(request).name))
+    return Response(None, status_code=204)
+
+
+@endpoint("POST", f"{BASE}/nodes/{{node:str}}/undrain", scope=Scope.ADMIN, fails=(*_PAUSE, *UNKNOWN), status=204, tag="nodes")
+async def undrain(request: Req, node: FromPath[str]) -> Response[None]:
+    """Ends a drain. Nothing goes back by itself."""
+    await core_of(request).order(DrainNode(node=node, on=False, author=actor_of(request).name))
+    return Response(None, status_code=204)
+
+
 @endpoint(
     "POST", f"{BASE}/nodes/{{node:str}}/remove", scope=Scope.ADMIN, fails=(*COMMIT, *UNKNOWN), status=204, tag="nodes"
 )  # fmt: skip
@@ -308,4 +325,7 @@ def _view(member: Member, head: int) -> NodeView:
     )  # fmt: skip
 
 
-ROUTES = (show, init, join, leave, recover, pause, resume, list_tokens, create_token, revoke_token, nodes, node, remove)
+ROUTES = (
+    show, init, join, leave, recover, pause, resume, list_tokens, create_token, revoke_token, nodes, node, drain, undrain,
+    remove,
+)  # fmt: skip

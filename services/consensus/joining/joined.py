@@ -86,12 +86,17 @@ class Joined:
         told = list(found.warnings)
         if self._leaser.driver.facts.paused:
             told.append("the cluster is paused, nothing moves between nodes: `piccoloctl cluster resume` ends that")
+        for node in sorted(self._leaser.driver.facts.drained):
+            told.append(f"{node} is drained, it takes nothing over: `piccoloctl nodes undrain {node}` ends that")
         out = self._leaser.registration.is_out() or self._mode.node not in {each.node for each in found.members}
         if out:
             told.append(f"{self._mode.node} was taken out of the cluster: `piccoloctl cluster leave` makes it a node alone")
         state, now = self._leaser.driver.state, clock.now()
         members = tuple(
-            msgspec.structs.replace(each, deadline_s=standing.deadline_s(state, each.node, now)) for each in found.members
+            msgspec.structs.replace(
+                each, deadline_s=standing.deadline_s(state, each.node, now), drain=self._leaser.drain_of(each.node)
+            )
+            for each in found.members
         )
         return msgspec.structs.replace(found, members=members, warnings=tuple(told), out=out)
 

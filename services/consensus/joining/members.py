@@ -211,7 +211,8 @@ class Membership:
                 await etcd_status.move_leader(self._client, urlsplit(peer.client_urls[0]).netloc, own.id)
 
     async def _forget(self, node: str) -> None:
-        gone = (Delete(self._node_key(node)), Delete(f"{self._prefix}{cluster_records.CANDIDATE}{node}"))
+        kinds = (cluster_records.NODE, cluster_records.CANDIDATE, cluster_records.DRAIN)
+        gone = tuple(Delete(f"{self._prefix}{kind}{node}") for kind in kinds)
         await self._client.transact(Transaction((), gone), _RPC_S)
 
     # --- looked after
@@ -240,9 +241,6 @@ class Membership:
         found, _ = await self._client.list(prefix, _RPC_S)
         named = {each.key.removeprefix(prefix): wire.decode(kind + each.key.removeprefix(prefix), each.value) for each in found}
         return {name: value for name, value in named.items() if value is not None}
-
-    def _node_key(self, node: str) -> str:
-        return self._prefix + cluster_records.NODE + node
 
 
 def due(peers: Sequence[Peer]) -> Peer | None:

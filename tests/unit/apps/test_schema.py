@@ -65,7 +65,7 @@ def test_every_field_is_in_the_schema_and_nothing_else_is_allowed() -> None:
 def test_what_comes_later_may_only_be_empty() -> None:
     document = schema()
     assert document["properties"]["backup"]["maxProperties"] == 0
-    assert "not supported yet" in document["$defs"]["Cluster"]["properties"]["prefer"]["description"]
+    assert "not supported yet" in document["$defs"]["Cluster"]["properties"]["require"]["description"]
 
 
 def test_every_reference_leads_somewhere() -> None:

@@ -116,6 +116,37 @@ def test_an_uninstalled_app_is_forgotten_last_and_by_the_leader_of_the_kernel_al
     assert plan(gone, among()).steps == (Do.PURGE, Do.FORGET)
 
 
+BARRED = "its manifest says never on n1"
+
+
+def test_where_it_may_never_run_it_ends_and_is_given_to_others() -> None:
+    runs = among(term=TERM, container=container(), guarded=True, attached=frozenset({"d"}), health=READY, barred=BARRED)
+    made = plan(wanted(), runs)
+    assert made.steps == (Do.CLOSING, Do.STOP, Do.DISARM, Do.DETACH, Do.WITHDRAW)
+    assert (made.state, made.reason, made.route) == (State.STOPPING, BARRED, Route.HOLD)
+    assert plan(wanted(), among(barred=BARRED)) == Plan(state=State.PENDING, reason=BARRED, route=Route.HOLD)
+    assert plan(wanted(), among(barred=BARRED, leader=OTHER, image=Image(ImageIs.ABSENT))) == Plan(
+        state=State.STANDBY, reason="n2 leads it", route=Route.TUNNEL
+    ), "it needs no image"
+    said = standing(wanted(), among(barred=BARRED), plan(wanted(), among(barred=BARRED)))
+    assert said is not None and said.reason == BARRED
+
+
+def test_what_runs_everywhere_is_closed_where_it_may_never_run() -> None:
+    everywhere = wanted("cluster: {policy: always_on, never: [n1]}\n")
+    made = plan(
+        everywhere, among(container=msgspec.structs.replace(container(token=0), armed=False), health=READY, barred=BARRED)
+    )
+    assert (made.steps, made.route, made.reason) == ((Do.STOP, Do.DISARM), Route.CLOSED, BARRED)
+    assert plan(everywhere, among(barred=BARRED)) == Plan(state=State.PENDING, reason=BARRED, route=Route.CLOSED)
+
+
+def test_what_a_manifest_prefers_is_said_with_how_a_node_stands_to_it() -> None:
+    liked = wanted("cluster: {prefer: [n3, n2]}\n")
+    said = standing(liked, among(), plan(liked, among()))
+    assert said is not None and said.prefer == ("n3", "n2")
+
+
 def test_volumes_are_deleted_once_and_the_rest_goes_on_without() -> None:
     gone = change.uninstall(wanted(), True, "")
     assert plan(gone, among(writes=False)).steps == (Do.PURGE,)

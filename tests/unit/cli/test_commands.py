@@ -284,6 +284,51 @@ def test_votes_are_shown_where_the_nodes_have_them(ctl: Ctl, double: ApiDouble) 
     assert "timing fast, etcd kept by its owner" in ctl("cluster", "list", "-o", "wide").out
 
 
+def drained(*left: dict[str, str]) -> dict[str, Any]:
+    return {"name": "n1", "state": "alive", "drain": {"author": "admin", "since_ms": 1, "left": list(left)}}
+
+
+KERNEL_LEAVES = {"resource": "kernel", "reason": ""}
+BLOG_STAYS = {"resource": "app:blog", "reason": "n2: the app's data is on n1"}
+
+
+def test_a_drain_waits_until_nothing_is_on_its_way(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/nodes/n1/drain", Reply(204))
+    restarting = Reply(503, {"code": "unavailable", "detail": "starting"})
+    double.on("GET", "/nodes/n1", {**drained(), "drain": None}, drained(KERNEL_LEAVES), restarting, drained())
+    done = ctl("nodes", "drain", "n1")
+    assert done.code == 0
+    assert "1 to go, next kernel" in done.err and "can be switched off" in done.err
+
+
+def test_a_drain_says_what_stays_and_fails(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/nodes/n1/drain", Reply(204))
+    double.on("GET", "/nodes/n1", drained(BLOG_STAYS, KERNEL_LEAVES), drained(BLOG_STAYS))
+    done = ctl("nodes", "drain", "n1")
+    assert done.code == 1
+    assert "app:blog stays: n2: the app's data is on n1" in done.err and "can be switched off" not in done.err
+
+
+def test_a_drain_that_takes_too_long_goes_on_without_us(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/nodes/n1/drain", Reply(204))
+    double.on("GET", "/nodes/n1", drained(KERNEL_LEAVES))
+    done = ctl("nodes", "drain", "n1", "--timeout", "0.5")
+    assert done.code == 7 and "goes on without us" in done.err
+
+
+def test_a_drained_node_is_shown_as_such(ctl: Ctl, double: ApiDouble) -> None:
+    silent = {**drained(), "name": "n4", "state": "silent"}
+    nodes = [
+        drained(KERNEL_LEAVES),
+        {**drained(BLOG_STAYS), "name": "n2"},
+        {"name": "n3", "state": "alive", "drain": None},
+        silent,
+    ]
+    double.on("GET", "/nodes", nodes)
+    states = [line.split()[1] for line in ctl("nodes", "list").out.splitlines()[1:]]
+    assert states == ["draining", "drained", "alive", "silent"]
+
+
 def test_why_tells_of_each_node_of_a_cluster_whether_it_could_lead(ctl: Ctl, double: ApiDouble) -> None:
     candidates = [
         {"node": "n1", "eligible": True, "reason": "leads it"},

@@ -73,6 +73,8 @@ ASKING: dict[str, tuple[list[str], str]] = {
     "cluster tokens revoke": (["1", "-y"], ""),
     "nodes list": ([], ""),
     "nodes show": (["n1"], ""),
+    "nodes drain": (["n1", "--no-wait"], ""),
+    "nodes undrain": (["n1"], ""),
     "nodes remove": (["n1", "-y"], ""),
     "images prune": (["--unused"], ""),
     "volumes list": ([], ""),

@@ -9,6 +9,7 @@ from typing import Any
 
 from piccolod.leadership.placement import Standing
 from services.consensus.cluster_records import CandidateRecord
+from services.consensus.draining import Drainer
 from services.consensus.registration import Registration
 from services.consensus.sightings import Sightings
 
@@ -20,7 +21,7 @@ class Driver:
         view = SimpleNamespace(sessions={"n1": None, "n2": None}, shape=1)
         self.state = SimpleNamespace(config=SimpleNamespace(node="n1"), view=view, restored=False, session=None, lease_id=0,
                                      **state)  # fmt: skip
-        self.facts = SimpleNamespace(candidates={"n2": CandidateRecord(True, "")}, nodes={}, paused=False)
+        self.facts = SimpleNamespace(candidates={"n2": CandidateRecord(True, "")}, nodes={}, paused=False, drained={})
 
     async def until(self, condition: Any, within_s: float | None = None) -> bool:
         if condition():
@@ -51,6 +52,7 @@ def test_what_a_node_says_of_itself_is_no_news_while_it_has_no_session_or_lease(
     registration = Registration.__new__(Registration)
     registration._driver = Driver(settled=True)  # type: ignore[assignment]
     registration._put_at, registration._nodes, registration._paused = float("-inf"), {}, False
+    registration._drained = False
     registration._wishes, registration.standings = {}, {"blog": Standing()}
     assert not registration._has_news()
     registration._driver.state.session, registration._driver.state.lease_id = SimpleNamespace(sid=1), 7  # type: ignore[misc]
@@ -60,7 +62,17 @@ def test_what_a_node_says_of_itself_is_no_news_while_it_has_no_session_or_lease(
 def test_that_no_node_is_listed_any_more_is_no_news_that_could_be_taken_up() -> None:
     registration = Registration.__new__(Registration)
     registration._driver = Driver(settled=True)  # type: ignore[assignment]
-    registration._put_at, registration._paused = float("-inf"), False
+    registration._put_at, registration._paused, registration._drained = float("-inf"), False, False
     registration._wishes, registration.standings = {}, {}
     registration._nodes = {"n1": None}  # type: ignore[dict-item]
     assert not registration._has_news()
+
+
+def test_a_drained_node_that_keeps_what_it_leads() -> None:
+    async def main() -> None:
+        driver = Driver(terms={"app:blog": None})
+        driver.facts.drained = {"n1": None}
+        driver.state.view.epochs = {}
+        await lets_others_run(Drainer(driver, "n1", None, dict, None).run())  # type: ignore[arg-type]
+
+    asyncio.run(main())

@@ -11,7 +11,7 @@ from piccolod.leadership.records import ChangeRecord
 from piccolod.leadership.roles import Reason
 from piccolod.protocol.cluster import KnownMember
 from services.consensus import cluster_records, wire
-from services.consensus.cluster_records import CandidateRecord, HeadRecord, PauseRecord, SnapshotRecord
+from services.consensus.cluster_records import CandidateRecord, DrainRecord, HeadRecord, PauseRecord, SnapshotRecord
 
 VALUES = {
     keys.SESSION + "n1": SessionRecord(2**62, "boot", 3, 3.0, 7),
@@ -30,6 +30,7 @@ VALUES = {
     cluster_records.CANDIDATE + "n1": CandidateRecord(False, "locked"),
     cluster_records.SNAPSHOT: SnapshotRecord(9, 3, 1000),
     cluster_records.PAUSE: PauseRecord("admin", 5),
+    cluster_records.DRAIN + "n1": DrainRecord("admin", 5),
 }
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piccolod.leadership.placement import BATCH_S, NEXT_S, Standing, bound, delay_s, ranked
+from piccolod.leadership.placement import BATCH_S, NEXT_S, Standing, bound, delay_s, liking, ranked
 
 ABLE = Standing()
 
@@ -40,6 +40,18 @@ def test_failures_count_before_home_before_load_before_the_first_choice() -> Non
     }  # fmt: skip
     load = {"n3": 9, "n4": 2, "n5": 1, "n6": 1}
     assert ranked(["blog"], standings, load, home="n3", first="n6") == {"blog": ("n3", "n6", "n5", "n4", "n1")}
+
+
+def test_what_the_manifest_prefers_counts_before_home_and_load_but_after_failures() -> None:
+    liked = Standing(prefer=("n4", "n3"))
+    failed = Standing(prefer=("n4", "n3"), failures=1)
+    standings = {"n1": {"blog": liked}, "n2": {"blog": liked}, "n3": {"blog": liked}, "n4": {"blog": failed}}
+    assert ranked(["blog"], standings, {"n3": 9}, home="n2") == {"blog": ("n3", "n2", "n1", "n4")}
+
+
+def test_nodes_that_a_manifest_does_not_name_are_as_good_as_each_other() -> None:
+    assert [liking(Standing(prefer=("n4", "n3")), node) for node in ("n4", "n3", "n2", "n1")] == [0, 1, 2, 2]
+    assert liking(ABLE, "n1") == 0
 
 
 @given(

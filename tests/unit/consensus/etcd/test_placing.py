@@ -7,9 +7,11 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from piccolod import clock
 from piccolod.errors import Busy, NotLeader
 from piccolod.leadership.placement import Standing
 from piccolod.protocol.consensus import Campaign, GetLeadership, GetStandings, GetWhy, Stand, Withdraw
+from services.consensus.placing import UNHEARD_S
 from tests.unit.consensus.etcd.conftest import eventually
 from tests.unit.consensus.etcd.member import SPAN_S, House, Live, living
 
@@ -93,6 +95,32 @@ def test_what_was_just_installed_begins_beside_the_kernel(home: House) -> None:
             await stand(two, blog=ABLE)
             await eventually(lambda: leader(one, "blog"), "it is led")
             assert leader(one, "blog") == "n2"
+
+    asyncio.run(main())
+
+
+def test_an_app_begins_where_its_manifest_prefers_it_whoever_speaks_first(home: House) -> None:
+    async def main() -> None:
+        async with home.two() as (one, two):
+            await one.lead()
+            liked = Standing(prefer=("n2",))
+            await stand(one, blog=liked)
+            await heard(two, "n1", "blog")
+            await stand(two, blog=liked)
+            await eventually(lambda: leader(one, "blog") != "", "it is led")
+            assert leader(one, "blog") == "n2"
+
+    asyncio.run(main())
+
+
+def test_an_app_does_not_wait_for_a_preferred_node_that_is_not_there(home: House) -> None:
+    async def main() -> None:
+        async with home.two() as (one, _):
+            await one.lead()
+            await stand(one, blog=Standing(prefer=("n9", "n1")))
+            began = clock.now()
+            await eventually(lambda: leader(one, "blog") == "n1", "it is led")
+            assert clock.now() - began < UNHEARD_S
 
     asyncio.run(main())
 
