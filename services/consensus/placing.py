@@ -57,7 +57,7 @@ def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict
             if _bound_to(state, facts, standings, app) in ("", me):
                 begins_at = (first if not group.owner else home) if not group.lives else ""
                 better = _better(facts, own[app], me, begins_at)
-                unheard = any(app not in standings.get(node, {app: None}) for node in better)
+                unheard = any(node in state.view.sessions and app not in standings.get(node, {}) for node in better)
                 found[app] = delay_s(row, me, len(apps)) + unheard * UNHEARD_S
     return found
 

@@ -220,15 +220,15 @@ def test_a_drained_node_gives_away_what_others_can_lead_and_is_off_without_anybo
     leading = wait_leader(bed)
     ports = {name: installed(bed, name, f"cluster: {{prefer: [{leading.name}]}}\n") for name in ("one", "two")}
     assert home(bed, "one") is home(bed, "two") is leading
-    installed(bed, "diary", f"cluster: {{prefer: [{leading.name}]}}\n{VOLUME}")
-    assert home(bed, "diary") is leading
+    installed(bed, "ledger", VOLUME)
+    assert home(bed, "ledger") is leading
     by, other = (machine for machine in bed.machines if machine is not leading)
     for name in ports:
         until(lambda name=name: could_lead(by, leading, name), f"{by.name} could lead {name}", 20)  # type: ignore[misc]
     refused = by.ctl("nodes", "drain", leading.name, timeout_s=120)
     assert refused.returncode == 1, refused
-    assert "app:diary stays" in refused.stderr and f"data is on {leading.name}" in refused.stderr
-    said(wait_leader(bed), "apps", "uninstall", "diary", "-y", "--purge")
+    assert "app:ledger stays" in refused.stderr and f"data is on {leading.name}" in refused.stderr
+    said(wait_leader(bed), "apps", "uninstall", "ledger", "-y", "--purge")
     drained = by.ctl("nodes", "drain", leading.name, timeout_s=120)
     assert drained.returncode == 0 and "can be switched off" in drained.stderr, drained
     assert leading not in (home(bed, "one"), home(bed, "two"), wait_leader(bed))
