@@ -20,7 +20,7 @@ from services.apps.desired import Desired, Version
 from services.apps.health import Phase
 from services.apps.podman_status import Status
 from services.apps.situation import Container, Do, Image, ImageIs, Plan, Route, Situation, State
-from services.apps.standby import aside, replace
+from services.apps.standby import aside, named, replace
 
 # What is lost for a moment while podman works on it comes back within this; clients are held meanwhile.
 SEVERED_S: Final = 1.0
@@ -35,7 +35,7 @@ def plan(desired: Desired, now: Situation) -> Plan:
     if now.leader is not None and now.term is None and desired.current.manifest.is_led:
         return aside(desired, now)
     if now.barred:
-        return _down(desired, now)
+        return _barred(desired, now)
     if desired.candidate is not None:
         return _trial(desired, now)
     return _up(desired, desired.current, now, now.digest, now.image, trial=False)
@@ -49,11 +49,18 @@ def _term_ends(desired: Desired, now: Situation) -> bool:
 # --- down
 
 
+def _barred(desired: Desired, now: Situation) -> Plan:
+    """It ends here. Others may be waiting for the leader of the kernel, which this node may be, to name its image."""
+    made = _down(desired, now)
+    step, trial = (None, False) if made.steps else named(desired, now)
+    return msgspec.structs.replace(made, steps=(*made.steps, *((step,) if step is not None else ())), trial=trial)
+
+
 def _down(desired: Desired, now: Situation) -> Plan:
     """Stop politely, prove it, then give back what was held: in this order, whatever of it is already done."""
     again = desired.wanted(now.boot_id)
-    # Whom no other node can take the place of, and who is not to run here, leaves nothing to wait for.
-    route = Route.HOLD if again and not (now.barred and not desired.current.manifest.is_led) else Route.CLOSED
+    # What may never run here, and has nowhere else to run, leaves nothing to wait for.
+    route = Route.HOLD if again and (now.clustered or not now.barred) else Route.CLOSED
     why = _why_down(desired, now, again)
     steps: list[Do] = []
     container = now.container

@@ -153,7 +153,9 @@ def _cluster(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest.cluster.on_store_loss is OnStoreLoss.KEEP and manifest.is_stateful:
         yield "cluster.on_store_loss", "`keep` may run the app twice and so cannot have a persistent volume"
     if policy is Policy.ALWAYS_ON and manifest.cluster.prefer:
-        yield "cluster.prefer", "`always_on` runs on every node; `never` takes some out"
+        yield "cluster.prefer", "`always_on` runs on every node"
+    if policy is Policy.ALWAYS_ON and manifest.cluster.never:
+        yield "cluster.never", not_supported("`always_on` on some nodes alone")
     for key in ("prefer", "never"):
         names = getattr(manifest.cluster, key)
         for index, name in enumerate(names):

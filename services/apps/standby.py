@@ -26,13 +26,13 @@ def aside(desired: Desired, now: Situation) -> Plan:
         reason = f"{reason}; this node could not yet: {now.image.reason or 'it fetches the image'}"
         if now.image.status is ImageIs.ABSENT:
             steps.append(Do.FETCH)
-    named, trial = (None, False) if steps else _named(desired, now)
-    if named is not None:
-        steps.append(named)
+    step, trial = (None, False) if steps else named(desired, now)
+    if step is not None:
+        steps.append(step)
     return Plan(state=state, reason=reason, route=_towards(desired, leader), steps=tuple(steps), trial=trial)
 
 
-def _named(desired: Desired, now: Situation) -> tuple[Do | None, bool]:
+def named(desired: Desired, now: Situation) -> tuple[Do | None, bool]:
     """What the kernel's leader does so that the app's leader learns which image is meant, and whether of the candidate."""
     trial = desired.candidate is not None
     version, image = (desired.candidate, now.trial_image) if trial else (desired.current, now.image)

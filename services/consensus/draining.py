@@ -6,7 +6,7 @@ The record in etcd is the wish, and the node's own loop follows it, however ofte
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from piccolod import clock
 from piccolod.errors import Conflict, NotFound, PiccoloError
@@ -21,31 +21,45 @@ from services.consensus.cluster_records import DRAIN, MEMBER, DrainRecord
 from services.consensus.driver import Driver
 from services.consensus.facts import Facts
 from services.consensus.planned_moves import PlannedMoves
+from services.consensus.refusals import Refusals
 
 _LOOK_S: Final = 1.0
 _SEEN_S: Final = 1.0
-# A move that was begun and failed has stopped its app for a while: it is not tried again at once.
+# A move that was begun and failed has stopped its app for a while: it is not tried again at once, and each time later.
 _AGAIN_S: Final = 60.0
+_AGAIN_MOST_S: Final = 3600.0
 
 Own = Mapping[str, Standing]
 
 
+class Failed(NamedTuple):
+    """A move that was not done, and when it is tried again."""
+
+    wait_s: float
+    again_at: float
+
+
 class Drainer:
-    def __init__(self, driver: Driver, node: str, moves: PlannedMoves, own: Callable[[], Own], log: Any) -> None:
+    def __init__(
+        self, driver: Driver, node: str, moves: PlannedMoves, refusals: Refusals, own: Callable[[], Own], log: Any
+    ) -> None:
         """`own`: how this node stands to each app."""
         self._driver = driver
         self._node = node
         self._moves = moves
+        self._refusals = refusals
         self._own = own
         self._log = log
-        self._again_at: dict[str, float] = {}
+        self._failed: dict[str, Failed] = {}
 
     async def order(self, node: str, on: bool, author: str) -> None:
         """Any member may say it of any. The same again changes nothing."""
         facts = self._driver.facts
-        if node not in facts.nodes:
+        if not facts.known:
+            raise self._refusals.no_leader(RESOURCE_KERNEL)
+        if node not in facts.nodes and (on or node not in facts.drained):
             raise NotFound(f"there is no node {node[:80]!r}", hint="`piccoloctl nodes list` shows all")
-        if facts.nodes[node].role != MEMBER:
+        if on and facts.nodes[node].role != MEMBER:
             raise Conflict(f"{node} is a witness: it leads nothing", hint="it can be switched off as it is")
         if (node in facts.drained) is on:
             return
@@ -70,11 +84,11 @@ class Drainer:
         while True:
             await driver.until(self._has_work)
             for each in left(driver.state, driver.facts, self._own(), self._node):
-                if not each.reason and self._again_at.get(each.resource, 0.0) <= clock.now() and self._has_work():
+                failed = self._failed.get(each.resource)
+                if not each.reason and (failed is None or failed.again_at <= clock.now()) and self._has_work():
                     await self._move(each.resource)
-            if not await driver.until(lambda: not self._is_drained(), _LOOK_S):
-                continue
-            self._again_at = {}
+            if await driver.until(lambda: not self._is_drained(), _LOOK_S):
+                self._failed = {}
 
     def _is_drained(self) -> bool:
         return self._node in self._driver.facts.drained
@@ -86,9 +100,12 @@ class Drainer:
         try:
             await self._moves.hand_over(resource, "", Reason.DRAIN)
         except PiccoloError as error:
-            self._again_at[resource] = clock.now() + _AGAIN_S
-            self._log.warning("could not drain", resource=resource, reason=error.detail, again_in_s=_AGAIN_S)
+            before = self._failed.get(resource)
+            wait_s = _AGAIN_S if before is None else min(2 * before.wait_s, _AGAIN_MOST_S)
+            self._failed[resource] = Failed(wait_s, clock.now() + wait_s)
+            self._log.warning("could not drain", resource=resource, reason=error.detail, again_in_s=wait_s)
         else:
+            self._failed.pop(resource, None)
             self._log.info("drained", resource=resource)
 
 
@@ -100,6 +117,8 @@ def left(state: Leadership, facts: Facts, own: Own, node: str) -> tuple[Staying,
 
 
 def _stuck(state: Leadership, facts: Facts, own: Own, resource: str, node: str) -> str:
+    if facts.paused:
+        return "the cluster is paused: nothing moves"
     app = app_of(resource)
     found = standing.candidates(state, facts) if app is None else placing.candidates(state, facts, own, app)
     others = [each for each in found if each.node != node]

@@ -81,7 +81,9 @@ class EtcdLeaser:
         self.registration: Final = Registration(self.driver, module, mode, self._store_lives)
         self._refusals = Refusals(self.driver, mode.node, self.place)
         self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals, lambda: self.registration.standings)
-        self._drainer = Drainer(self.driver, mode.node, self._moves, lambda: self.registration.standings, module.log)
+        self._drainer = Drainer(
+            self.driver, mode.node, self._moves, self._refusals, lambda: self.registration.standings, module.log
+        )
         self._changed = changed
         self._shape: object = None
         self._head: object = None

@@ -55,9 +55,8 @@ def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict
         rows = ranked(apps, able, load, home=home, first="" if group.owner else first)
         for app, row in rows.items():
             if _bound_to(state, facts, standings, app) in ("", me):
-                begins_at = (first if not group.owner else home) if not group.lives else ""
-                better = _better(facts, own[app], me, begins_at)
-                unheard = any(node in state.view.sessions and app not in standings.get(node, {}) for node in better)
+                waited_for = _waited_for(facts, group, own[app], me, first)
+                unheard = any(node in state.view.sessions and app not in standings.get(node, {}) for node in waited_for)
                 found[app] = delay_s(row, me, len(apps)) + unheard * UNHEARD_S
     return found
 
@@ -83,10 +82,14 @@ def home_of(state: Leadership, facts: Facts, standings: Standings, app: str) -> 
     return owner if owner and bound(app, standings) else ""
 
 
-def _better(facts: Facts, own: Standing, me: str, begins_at: str) -> tuple[str, ...]:
-    """The nodes that come before this one if they can: their word is worth waiting for. `begins_at`: among equals."""
-    liked = tuple(node for node in own.prefer[: liking(own, me)] if not _is_witness(facts, node))
-    return (*liked, begins_at) if begins_at not in ("", me) and me not in own.prefer else liked
+def _waited_for(facts: Facts, group: Group, own: Standing, me: str, first: str) -> tuple[str, ...]:
+    """Whose word comes before a claim: of what was given up who had it; of what begins those whom its manifest likes better,
+    and `first` where it does not name this node. After a loss nobody's."""
+    if group.owner:
+        return () if group.lives else (group.owner,)
+    better = own.prefer[: liking(own, me)]
+    liked = tuple(node for node in better if node not in facts.drained and not _is_witness(facts, node))
+    return liked if me in own.prefer else (*liked, first)
 
 
 def _bound_to(state: Leadership, facts: Facts, standings: Standings, app: str) -> str:

@@ -168,6 +168,7 @@ GOLDEN = [
     (SMALL + "cluster: {prefer: [n1], never: [n2, n1]}\n", "cluster.never[1]", 4, 37, "in `prefer` too"),
     (SMALL + "cluster: {policy: always_on, prefer: [n1]}\n", "cluster.prefer", 4, 38, "runs on every node"),
     (SMALL + "cluster: {prefer: n1}\n", "cluster.prefer", 4, 19, "must be a list"),
+    (SMALL + "cluster: {policy: always_on, never: [n1]}\n", "cluster.never", 4, 37, "not supported yet"),
     (SMALL + "cluster: {require: {disk: ssd}}\n", "cluster.require", 4, 11, "not supported yet"),
     (SMALL + "cluster: {failback: auto}\n", "cluster.failback", 4, 21, "must be `start_only`"),
     (SMALL + "backup: {pre: [x]}\n", "backup", 4, 1, "not supported yet: backups"),

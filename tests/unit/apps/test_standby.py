@@ -132,13 +132,17 @@ def test_where_it_may_never_run_it_ends_and_is_given_to_others() -> None:
     assert said is not None and said.reason == BARRED
 
 
-def test_what_runs_everywhere_is_closed_where_it_may_never_run() -> None:
-    everywhere = wanted("cluster: {policy: always_on, never: [n1]}\n")
-    made = plan(
-        everywhere, among(container=msgspec.structs.replace(container(token=0), armed=False), health=READY, barred=BARRED)
-    )
-    assert (made.steps, made.route, made.reason) == ((Do.STOP, Do.DISARM), Route.CLOSED, BARRED)
-    assert plan(everywhere, among(barred=BARRED)) == Plan(state=State.PENDING, reason=BARRED, route=Route.CLOSED)
+def test_a_node_alone_that_may_never_run_it_lets_nobody_wait() -> None:
+    assert plan(wanted(), at(barred=BARRED)) == Plan(state=State.PENDING, reason=BARRED, route=Route.CLOSED)
+
+
+def test_the_leader_of_the_kernel_names_the_image_of_what_it_may_never_run() -> None:
+    unnamed = change.install(wanted().current.manifest, "", {"web": 35000}, "boot", "")
+    assert plan(unnamed, among(barred=BARRED, image=Image(ImageIs.ABSENT))).steps == (Do.FETCH,)
+    assert plan(unnamed, among(barred=BARRED)).steps == (Do.PIN,)
+    assert plan(unnamed, among(barred=BARRED, writes=False)).steps == ()
+    first = plan(unnamed, among(barred=BARRED, term=TERM, container=container(), health=READY))
+    assert first.steps[-1] is Do.WITHDRAW, "what runs ends before"
 
 
 def test_what_a_manifest_prefers_is_said_with_how_a_node_stands_to_it() -> None:

@@ -73,6 +73,6 @@ def test_a_drained_node_that_keeps_what_it_leads() -> None:
         driver = Driver(terms={"app:blog": None})
         driver.facts.drained = {"n1": None}
         driver.state.view.epochs = {}
-        await lets_others_run(Drainer(driver, "n1", None, dict, None).run())  # type: ignore[arg-type]
+        await lets_others_run(Drainer(driver, "n1", None, None, dict, None).run())  # type: ignore[arg-type]
 
     asyncio.run(main())
