@@ -1,4 +1,4 @@
-"""Waiting for an app to become what was asked for, telling each change of its state on the way."""
+"""Waiting for what was asked for, an app above all, telling each change of its state on the way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from piccolod.cli.app_view import unbound
 from piccolod.cli.client import Client, path_of
 from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import Session
-from piccolod.errors import DeadlineExceeded, NotFound, Unavailable
+from piccolod.errors import DeadlineExceeded, NotFound, PiccoloError, Unavailable
 
 _LOOK_S: Final = 0.1
 # A reconciler looks again within milliseconds after a commit. What it showed before may still be shown at the first
@@ -92,16 +92,20 @@ def is_up(app: dict[str, Any]) -> bool:
 
 
 def _look(client: Client, name: str) -> dict[str, Any] | None:
-    """None while the API is being restarted: the answer comes with the next look."""
+    return answer(client, path_of("apps", name))
+
+
+def answer(client: Client, path: str, *passing: type[PiccoloError]) -> dict[str, Any] | None:
+    """None while the API is being restarted, or says one of `passing`: the answer comes with the next look."""
     try:
-        app: dict[str, Any] = client.get(path_of("apps", name))
+        found: dict[str, Any] = client.get(path)
     except Unavailable:
         return None
     except Refusal as refusal:
-        if isinstance(refusal.error, Unavailable):
+        if isinstance(refusal.error, (Unavailable, *passing)):
             return None
         raise
-    return app
+    return found
 
 
 def _settled(app: dict[str, Any], progress: Progress) -> bool:

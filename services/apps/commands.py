@@ -352,6 +352,7 @@ class Commands:
             consent=consent,
             host=self._node.host,
             strict=self._node.module.config.apps.strict,
+            nodes=frozenset({self._node.name, *self._node.told}),
         )
         if len(text.text) <= _SHORT_BYTES:
             return validate(text.text, text.format, around)

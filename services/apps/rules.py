@@ -30,12 +30,16 @@ _MIN_VOLUME_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a manifest is checked against. `depends_on` of each app that is known; `consent`: the admin agrees to privileges."""
+    """What a manifest is checked against. `depends_on` of each app that is known; `consent`: the admin agrees to privileges.
+
+    `nodes` that are alive; empty: it is not looked whether those that are named are.
+    """
 
     depends_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     consent: bool = False
     host: Host = field(default_factory=Host)
     strict: bool = True
+    nodes: frozenset[str] = frozenset()
 
 
 def check(manifest: Manifest, reading: Reading, around: Surroundings) -> list[str]:
@@ -233,6 +237,10 @@ def _warnings(manifest: Manifest, around: Surroundings) -> Iterator[str]:
             yield f"secrets[{index}]: every process of the app sees an environment variable; a `file` can be kept from some"
     if manifest.cluster.on_store_loss is OnStoreLoss.KEEP:
         yield "cluster.on_store_loss: `keep` waives the promise that at most one node runs the app"
+    for key in ("prefer", "never") if around.nodes else ():
+        for index, name in enumerate(getattr(manifest.cluster, key)):
+            if name not in around.nodes:
+                yield f"cluster.{key}[{index}]: no node is called `{name}`, or it is off now"
     if manifest.permissions.network.local_network is Access.DENY:
         yield "permissions.network.local_network: `deny` does not keep the app from this host's own addresses yet"
     if not around.strict:

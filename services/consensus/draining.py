@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from piccolod import clock
-from piccolod.errors import Conflict, NotFound, PiccoloError
+from piccolod.errors import Busy, Conflict, NotFound, NotLeader, PiccoloError
 from piccolod.leadership.placement import Standing
 from piccolod.leadership.resources import RESOURCE_KERNEL, app_of
 from piccolod.leadership.roles import Reason
 from piccolod.leadership.state import Leadership
-from piccolod.leadership.transactions import Put
+from piccolod.leadership.transactions import Compare, Field, Put
 from piccolod.protocol.cluster import Draining, Staying
 from services.consensus import placing, standing
-from services.consensus.cluster_records import DRAIN, MEMBER, DrainRecord
+from services.consensus.cluster_records import DRAIN, NODE, DrainRecord
 from services.consensus.driver import Driver
 from services.consensus.facts import Facts
 from services.consensus.planned_moves import PlannedMoves
@@ -35,6 +35,7 @@ Own = Mapping[str, Standing]
 class Failed(NamedTuple):
     """A move that was not done, and when it is tried again."""
 
+    why: str
     wait_s: float
     again_at: float
 
@@ -59,15 +60,22 @@ class Drainer:
             raise self._refusals.no_leader(RESOURCE_KERNEL)
         if node not in facts.nodes and (on or node not in facts.drained):
             raise NotFound(f"there is no node {node[:80]!r}", hint="`piccoloctl nodes list` shows all")
-        if on and facts.nodes[node].role != MEMBER:
+        if facts.is_witness(node):
             raise Conflict(f"{node} is a witness: it leads nothing", hint="it can be switched off as it is")
         if (node in facts.drained) is on:
             return
-        if on and not _others(self._driver.state, facts, node):
+        others = _others(self._driver.state, facts, node)
+        if on and not others:
             hint = "`piccoloctl nodes list` shows who is alive, `piccoloctl nodes undrain` ends a drain"
             raise Conflict(f"no other node is alive to take over what {node} leads", hint=hint)
-        record = DrainRecord(author, clock.wall_ms())
-        await self._moves.note(((Put(DRAIN + node, record),), ()) if on else ((), (DRAIN + node,)))
+        if on:
+            # Nobody takes the node out meanwhile, and of two drains at once one is told of the other.
+            listed = Compare(NODE + node, Field.VALUE, None, equal=False)
+            undrained = (Compare(DRAIN + other, Field.VALUE, None) for other in others)
+            record = DrainRecord(author, clock.wall_ms())
+            await self._moves.note((Put(DRAIN + node, record),), compares=(listed, *undrained))
+        else:
+            await self._moves.note(deletes=(DRAIN + node,))
         await self._driver.until(lambda: (node in self._driver.facts.drained) is on, _SEEN_S)
 
     def of(self, node: str) -> Draining | None:
@@ -76,7 +84,17 @@ class Drainer:
         record = facts.drained.get(node)
         if record is None:
             return None
-        return Draining(author=record.author, since_ms=record.since_ms, left=left(state, facts, self._own(), node))
+        stays = left(state, facts, self._own(), node)
+        if node == self._node:
+            stays = tuple(self._with_failure(each) for each in stays)
+        return Draining(author=record.author, since_ms=record.since_ms, left=stays)
+
+    def _with_failure(self, each: Staying) -> Staying:
+        failed = self._failed.get(each.resource)
+        if failed is None or each.reason:
+            return each
+        again_s = max(0.0, failed.again_at - clock.now())
+        return Staying(resource=each.resource, reason=f"{failed.why}; it is tried again in {again_s:.0f} s")
 
     async def run(self) -> None:
         """For as long as the process lives."""
@@ -99,10 +117,12 @@ class Drainer:
     async def _move(self, resource: str) -> None:
         try:
             await self._moves.hand_over(resource, "", Reason.DRAIN)
+        except (Busy, NotLeader) as error:  # it is moving already
+            self._log.debug("could not drain yet", resource=resource, reason=error.detail)
         except PiccoloError as error:
             before = self._failed.get(resource)
             wait_s = _AGAIN_S if before is None else min(2 * before.wait_s, _AGAIN_MOST_S)
-            self._failed[resource] = Failed(wait_s, clock.now() + wait_s)
+            self._failed[resource] = Failed(error.detail, wait_s, clock.now() + wait_s)
             self._log.warning("could not drain", resource=resource, reason=error.detail, again_in_s=wait_s)
         else:
             self._failed.pop(resource, None)
@@ -128,5 +148,6 @@ def _stuck(state: Leadership, facts: Facts, own: Own, resource: str, node: str) 
 
 
 def _others(state: Leadership, facts: Facts, node: str) -> list[str]:
-    members = (name for name, record in facts.nodes.items() if record.role == MEMBER and name != node)
-    return [name for name in members if name in state.view.sessions and name not in facts.drained]
+    """Those that are alive and could take over."""
+    names = (name for name in facts.nodes if name != node and not facts.is_witness(name))
+    return [name for name in names if name in state.view.sessions and name not in facts.drained]

@@ -226,7 +226,9 @@ class EtcdLeaser:
             self.registration.stand(apps)
 
     def standings(self) -> Mapping[str, Mapping[str, Standing]]:
-        return placing.standings_of(self.driver.state, self.driver.facts, self.registration.standings)
+        """Who is drained could lead nothing."""
+        facts = self.driver.facts
+        return placing.without_drained(facts, placing.standings_of(self.driver.state, facts, self.registration.standings))
 
     async def campaign(self, resource: str, reason: Reason) -> TermRecord:
         """Of `kernel` it is a standing wish, for as long as it is asked again; an app stands, and this waits for its end."""
@@ -238,8 +240,7 @@ class EtcdLeaser:
         term = state.terms.get(resource)
         if term is not None and term.phase is not Phase.OPEN:
             raise Busy(f"epoch {term.epoch} of {resource} is being closed", hint="it can be led again once that is done")
-        own = self.driver.facts.nodes.get(self._node)
-        if own is not None and own.role != cluster_records.MEMBER:
+        if self.driver.facts.is_witness(self._node):
             raise NotLeader("a witness votes and leads nothing", leader=self.hint(resource))
         if term is None and len(state.terms) >= CAPACITY:
             raise TooMany(f"this node leads {CAPACITY} resources already", hint="uninstall or stop an app")

@@ -9,7 +9,17 @@ from piccolod.leadership import keys
 from piccolod.leadership.records import ChangeRecord
 from piccolod.leadership.view import Change, Record
 from piccolod.protocol.cluster import KnownMember
-from services.consensus.cluster_records import CANDIDATE, DRAIN, LOG, NODE, PAUSE, CandidateRecord, DrainRecord, HeadRecord
+from services.consensus.cluster_records import (
+    CANDIDATE,
+    DRAIN,
+    LOG,
+    MEMBER,
+    NODE,
+    PAUSE,
+    CandidateRecord,
+    DrainRecord,
+    HeadRecord,
+)
 from services.consensus.recent_entries import RecentEntries
 
 _KINDS = (NODE, CANDIDATE, keys.KERNEL_HEAD, PAUSE, DRAIN)
@@ -59,6 +69,11 @@ class Facts:
         if last is None or (last.epoch, not last.to_node) <= (change.epoch, not change.to_node):
             self.changes[change.resource] = change
             self.changed_count += 1
+
+    def is_witness(self, node: str) -> bool:
+        """It votes in etcd and leads nothing."""
+        record = self.nodes.get(node)
+        return record is not None and record.role != MEMBER
 
     def _take(self, records: dict[str, Record[Any]]) -> None:
         self._records = records

@@ -19,7 +19,6 @@ from piccolod.leadership.state import Leadership
 from piccolod.leadership.view import View
 from piccolod.protocol.consensus import Candidate
 from services.consensus import standing
-from services.consensus.cluster_records import MEMBER
 from services.consensus.facts import Facts
 
 # What was never led begins beside the kernel, where it was just installed, and what was stopped and is started where it was:
@@ -50,7 +49,8 @@ def delays(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -> dict
     load = loads(state.view)
     first = standing.holder(state, RESOURCE_KERNEL)
     for group, apps in groups.items():
-        able = {node: each for node, each in standings.items() if not (group.lives and node == group.owner)}
+        others = standings.keys() - facts.drained.keys() - ({group.owner} if group.lives else set())
+        able = {node: standings[node] for node in others}
         home = "" if group.lives else group.owner
         rows = ranked(apps, able, load, home=home, first="" if group.owner else first)
         for app, row in rows.items():
@@ -67,13 +67,19 @@ def standings_of(state: Leadership, facts: Facts, own: Mapping[str, Standing]) -
         name: candidate.apps for name, candidate in facts.candidates.items() if name in state.view.sessions
     }
     found[state.config.node] = own
-    for node in facts.drained.keys() & found.keys():
-        found[node] = {app: _drained(each) for app, each in found[node].items()}
     return found
 
 
-def _drained(each: Standing) -> Standing:
-    return each if each.reason else msgspec.structs.replace(each, reason=standing.DRAINED)
+def without_drained(facts: Facts, standings: Standings) -> Standings:
+    """The same, of whom a drained node is none that could lead."""
+
+    def said(each: Standing) -> Standing:
+        return each if each.reason else msgspec.structs.replace(each, reason=standing.DRAINED)
+
+    return {
+        node: {app: said(each) for app, each in apps.items()} if node in facts.drained else apps
+        for node, apps in standings.items()
+    }
 
 
 def home_of(state: Leadership, facts: Facts, standings: Standings, app: str) -> str:
@@ -88,7 +94,7 @@ def _waited_for(facts: Facts, group: Group, own: Standing, me: str, first: str) 
     if group.owner:
         return () if group.lives else (group.owner,)
     better = own.prefer[: liking(own, me)]
-    liked = tuple(node for node in better if node not in facts.drained and not _is_witness(facts, node))
+    liked = tuple(node for node in better if node not in facts.drained and not facts.is_witness(node))
     return liked if me in own.prefer else (*liked, first)
 
 
@@ -124,7 +130,7 @@ def able(state: Leadership, facts: Facts, own: Mapping[str, Standing], app: str)
 
 
 def _unfit(state: Leadership, facts: Facts, standings: Standings, app: str, node: str, home: str) -> str:
-    if _is_witness(facts, node):
+    if facts.is_witness(node):
         return "a witness votes and runs no apps"
     if node not in state.view.sessions:
         return "it has no session: it is off, cut off, or just starting"
@@ -133,12 +139,7 @@ def _unfit(state: Leadership, facts: Facts, standings: Standings, app: str, node
         return "it does not ask to lead it: the app is stopped, or the node has just started"
     if not each.reason and home not in ("", node):
         return f"the app's data is on {home}"
-    return each.reason
-
-
-def _is_witness(facts: Facts, node: str) -> bool:
-    record = facts.nodes.get(node)
-    return record is not None and record.role != MEMBER
+    return each.reason or (standing.DRAINED if node in facts.drained else "")
 
 
 def _group(view: View, facts: Facts, app: str) -> Group:

@@ -12,7 +12,7 @@ from piccolod.leadership import events, transactions
 from piccolod.leadership.placement import Standing
 from piccolod.leadership.resources import RESOURCE_KERNEL, app_of
 from piccolod.leadership.roles import Reason
-from piccolod.leadership.transactions import Kind, Outcome, Put, Transaction
+from piccolod.leadership.transactions import Compare, Kind, Outcome, Put, Transaction
 from services.consensus import placing, standing
 from services.consensus.cluster_records import PAUSE, PauseRecord
 from services.consensus.driver import Driver
@@ -93,16 +93,21 @@ class PlannedMoves:
     async def pause(self, on: bool, author: str) -> None:
         """By a record that every node watches. Any member may write it: who led may be gone, and stay so until it resumes."""
         record = PauseRecord(author, clock.wall_ms())
-        await self.note(((Put(PAUSE, record),), ()) if on else ((), (PAUSE,)))
+        if on:
+            await self.note((Put(PAUSE, record),))
+        else:
+            await self.note(deletes=(PAUSE,))
         await self._driver.until(lambda: self._driver.state.paused is on, _SEEN_S)
 
-    async def note(self, change: tuple[tuple[Put, ...], tuple[str, ...]]) -> None:
-        """Puts and deletes records that any member in session may write."""
+    async def note(self, puts: tuple[Put, ...] = (), deletes: tuple[str, ...] = (), compares: tuple[Compare, ...] = ()) -> None:
+        """Puts and deletes records that any member in session may write. Conflict where one of `compares` fails."""
         state = self._driver.state
         if state.session is None or not self._refusals.fresh():
             raise self._refusals.no_leader(RESOURCE_KERNEL)
         guard = (transactions.same_session(self._node, state.session.sid), transactions.same_gen(state.session.gen))
-        done = await self._driver.put(Transaction(Kind.RECORD, guard, *change))
+        done = await self._driver.put(Transaction(Kind.RECORD, (*guard, *compares), puts, deletes))
+        if done.outcome is Outcome.REFUSED and compares:
+            raise Conflict("other nodes, or this one's session, changed meanwhile", hint="look again, and try again")
         if done.outcome is Outcome.REFUSED:
             raise NoLeader("this node has lost its session meanwhile", hint="try again in a moment")
         if done.error is not None:

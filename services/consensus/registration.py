@@ -57,7 +57,8 @@ class Registration:
         self._nodes: Mapping[str, KnownMember] = {}
         self._noted: Mapping[str, KnownMember] = {}  # those that the disk has
         self._unnoted = ""  # why it has not
-        self._paused = self._drained = False
+        self._paused = False
+        self._drained = True  # as the core was told, which hears of no wish before it is known
         self._put_at = float("-inf")
         self._task: asyncio.Task[Any] | None = None
 
@@ -109,6 +110,7 @@ class Registration:
         """For as long as the process lives."""
         self._task = asyncio.current_task()
         await self._driver.until(lambda: self._driver.state.viewed)
+        self._learn()
         for change in await history.last(self._driver.store):
             self._driver.facts.changed(change)
         while True:
@@ -218,7 +220,8 @@ class Registration:
         return self._driver.facts.candidates.get(state.config.node) != self._candidate()
 
     def _is_drained(self) -> bool:
-        return self._driver.state.config.node in self._driver.facts.drained
+        facts = self._driver.facts
+        return not facts.known or self._driver.state.config.node in facts.drained
 
     def _candidate(self) -> CandidateRecord:
         able = _DRAINED if self._drained else _ABLE if RESOURCE_KERNEL in self._wishes else _UNASKED

@@ -14,7 +14,6 @@ from piccolod.leadership.state import Leadership, Phase, Term
 from piccolod.leadership.timing import wait_s
 from piccolod.leadership.view import Record
 from piccolod.protocol.consensus import Candidate
-from services.consensus.cluster_records import MEMBER
 from services.consensus.facts import Facts
 
 DRAINED: Final = "it is drained"
@@ -88,8 +87,7 @@ def best_candidate(state: Leadership, facts: Facts) -> str:
 def unfit(state: Leadership, facts: Facts, node: str) -> str:
     """Why the node could not take the kernel over now; empty if it could."""
     view = state.view
-    record = facts.nodes.get(node)
-    if record is not None and record.role != MEMBER:
+    if facts.is_witness(node):
         return "a witness votes and leads nothing"
     session = view.sessions.get(node)
     if session is None:

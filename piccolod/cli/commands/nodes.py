@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
@@ -11,14 +11,11 @@ from piccolod import clock
 from piccolod.cli.client import path_of
 from piccolod.cli.complete import node_names
 from piccolod.cli.options import Group
-from piccolod.cli.refusal import Refusal
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.sheet import sheet
 from piccolod.cli.table import Column, printable, table
-from piccolod.errors import DeadlineExceeded, StoreUnavailable, Unavailable
-
-if TYPE_CHECKING:
-    from piccolod.cli.client import Client
+from piccolod.cli.wait import answer
+from piccolod.errors import Conflict, DeadlineExceeded, StoreUnavailable
 
 nodes = Group("nodes", help="The nodes of the cluster.")
 
@@ -45,7 +42,7 @@ def _state(item: dict[str, Any]) -> str:
 
 COLUMNS: Final = (
     Column("NODE", lambda item: item.get("name") or item.get("node")),
-    Column("STATE", lambda item: _state(item), state=True),
+    Column("STATE", _state, state=True),
     Column("ROLE", lambda item: item.get("role")),
     Column("KERNEL", lambda item: "leader" if item.get("leads_kernel") else "follower"),
     Column("VOTE", lambda item: bool(item.get("voter"))),
@@ -103,35 +100,28 @@ def drain(session: Session, name: str) -> int:
 def _until_handed_over(session: Session, name: str) -> list[dict[str, Any]]:
     """What stays, once nothing is on its way any more."""
     client, end_at = session.client(), clock.now() + (session.timeout_s or _DRAIN_S)
-    before: int | None = None
+    moving: list[dict[str, Any]] = []
+    began = False
     while True:
-        drain = _look(client, name)
-        left = [] if drain is None else list(drain["left"])
-        moving = [each for each in left if not each["reason"]]
-        if drain is not None and not moving:
-            return left
-        if moving and len(moving) != before:
-            session.say(f"{name}: {len(moving)} to go, next {printable(moving[0]['resource'])}")
-            before = len(moving)
+        found = answer(client, path_of("nodes", name), StoreUnavailable) or {}
+        if (drain := found.get("drain")) is not None:
+            began, before = True, len(moving)
+            moving = [each for each in drain["left"] if not each["reason"]]
+            if not moving:
+                return list(drain["left"])
+            if len(moving) != before:
+                session.say(f"{name}: {len(moving)} to go, next {printable(moving[0]['resource'])}")
+        elif found and began:
+            raise Conflict(
+                f"the drain of {name} was ended before it was through",
+                hint=f"`piccoloctl leaders list` shows what {name} leads",
+            )
         if clock.now() > end_at:
             raise DeadlineExceeded(
                 f"{name} still hands over {len(moving)} after {session.timeout_s or _DRAIN_S:g} s",
                 hint=f"it goes on without us: `piccoloctl nodes show {name}`; wait longer with --timeout",
             )
         time.sleep(_LOOK_S)
-
-
-def _look(client: Client, name: str) -> dict[str, Any] | None:
-    """None while it is not known: the API may be restarting, and etcd elect."""
-    try:
-        found: dict[str, Any] | None = client.get(path_of("nodes", name)).get("drain")
-    except Unavailable:
-        return None
-    except Refusal as refusal:
-        if isinstance(refusal.error, Unavailable | StoreUnavailable):
-            return None
-        raise
-    return found
 
 
 @nodes.command()

@@ -218,6 +218,13 @@ GOLDEN = [
 ]  # fmt: skip
 
 
+def test_a_node_that_is_named_and_not_there_is_a_warning() -> None:
+    text = SMALL + "cluster: {prefer: [n1, n9], never: [n2, n8]}\n"
+    found = validate(text, around=Surroundings(nodes=frozenset({"n1", "n2"}))).warnings
+    assert [each.partition(":")[0] for each in found] == ["cluster.prefer[1]", "cluster.never[1]"]
+    assert validate(text).warnings == (), "where it is not known who is there"
+
+
 @pytest.mark.parametrize(
     ("text", "path", "line", "column", "message"), GOLDEN, ids=[f"{i}-{g[4][:30]}" for i, g in enumerate(GOLDEN)]
 )

@@ -316,6 +316,13 @@ def test_a_drain_that_takes_too_long_goes_on_without_us(ctl: Ctl, double: ApiDou
     assert done.code == 7 and "goes on without us" in done.err
 
 
+def test_a_drain_that_somebody_ends_is_not_waited_for(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/nodes/n1/drain", Reply(204))
+    double.on("GET", "/nodes/n1", drained(KERNEL_LEAVES), {**drained(), "drain": None})
+    done = ctl("nodes", "drain", "n1")
+    assert done.code == 1 and "was ended before it was through" in done.err
+
+
 def test_a_drained_node_is_shown_as_such(ctl: Ctl, double: ApiDouble) -> None:
     silent = {**drained(), "name": "n4", "state": "silent"}
     nodes = [

@@ -21,7 +21,9 @@ class Driver:
         view = SimpleNamespace(sessions={"n1": None, "n2": None}, shape=1)
         self.state = SimpleNamespace(config=SimpleNamespace(node="n1"), view=view, restored=False, session=None, lease_id=0,
                                      **state)  # fmt: skip
-        self.facts = SimpleNamespace(candidates={"n2": CandidateRecord(True, "")}, nodes={}, paused=False, drained={})
+        self.facts = SimpleNamespace(
+            candidates={"n2": CandidateRecord(True, "")}, nodes={}, paused=False, drained={}, known=True
+        )
 
     async def until(self, condition: Any, within_s: float | None = None) -> bool:
         if condition():

@@ -321,6 +321,15 @@ async def living(node: Node) -> AsyncIterator[Live]:
             module.end()
 
 
+@asynccontextmanager
+async def leading(node: Node, heir: Live) -> AsyncIterator[Live]:
+    """As `living`; it leads the kernel, and knows that `heir` could."""
+    async with living(node) as live:
+        await live.lead()
+        await heir.stands_by(live)
+        yield live
+
+
 async def _tick(live: Live, run_dir: RunDir) -> None:
     while True:
         if live.ticking:

@@ -9,9 +9,20 @@ import pytest
 from piccolod.errors import Conflict, NoLeader, NotFound
 from piccolod.leadership.placement import Standing
 from piccolod.protocol.cluster import Draining, Staying
-from piccolod.protocol.consensus import Campaign, DrainNode, GetHistory, GetLeadership, GetStandings, Release, Stand
+from piccolod.protocol.consensus import (
+    Campaign,
+    Closing,
+    DrainNode,
+    GetHistory,
+    GetLeadership,
+    GetStandings,
+    Release,
+    Stand,
+    Withdraw,
+)
+from piccolod.protocol.log import Drained
 from tests.unit.consensus.etcd.conftest import eventually
-from tests.unit.consensus.etcd.member import SPAN_S, House, Live, living
+from tests.unit.consensus.etcd.member import SPAN_S, House, Live, leading, living
 
 
 async def drain(by: Live, node: str, *, on: bool = True) -> None:
@@ -44,9 +55,7 @@ def test_a_drained_node_takes_nothing_over_until_that_is_ended(home: House) -> N
     async def main() -> None:
         first, second = await home.begin(2)
         async with living(second) as two:
-            async with living(first) as one:
-                await one.lead()
-                await two.stands_by(one)
+            async with leading(first, two) as one:
                 await drain(one, "n2")
                 await eventually(lambda: left(two, "n2") is not None, "it has heard of it")
                 with pytest.raises(Conflict, match="no other node"):
@@ -68,18 +77,71 @@ def test_a_drained_node_takes_nothing_over_until_that_is_ended(home: House) -> N
     asyncio.run(main())
 
 
-def test_a_drain_holds_over_the_death_of_consensus(home: House) -> None:
+def test_a_drain_that_is_ordered_while_consensus_is_dead_is_done_by_its_next_life(home: House) -> None:
     async def main() -> None:
         first, second = await home.begin(2)
         async with living(second) as two:
+            async with leading(first, two):
+                pass
+            await drain(two, "n1")
+            assert first.token(), "its term is on the page still"
             async with living(first) as one:
-                await one.lead()
-                await two.stands_by(one)
-                await one.ask(Stand(apps={}), "apps")
-                await drain(two, "n1")
-            async with living(first) as one:  # its terms are those of the page
                 await eventually(two.node.token, "the other one leads", SPAN_S + 5)
-                await eventually(lambda: left(one, "n1") == (), "the next life knows of it")
+                assert left(one, "n1") == ()
+                (change, *_) = (await two.ask(GetHistory(resource="kernel"), "api")).changes
+                assert change.reason == "drain"
+
+    asyncio.run(main())
+
+
+def test_a_drained_node_whose_consensus_begins_anew_takes_nothing_that_is_free(home: House) -> None:
+    async def main() -> None:
+        first, second = await home.begin(2)
+        async with living(second) as two:
+            async with leading(first, two) as one:
+                await drain(one, "n2")
+                await eventually(lambda: left(two, "n2") is not None, "it has heard of it")
+                token = one.node.token()
+                await one.ask(Closing(resource="kernel", token=token))
+                await one.ask(Withdraw(resource="kernel", token=token, reason="released"))
+        async with living(second) as two:
+            with pytest.raises(AssertionError):
+                await two.lead(within_s=3.0)
+            changes = (await two.ask(GetHistory(resource="kernel"), "api")).changes
+            assert {change.to_node for change in changes} == {"n1", ""}
+
+    asyncio.run(main())
+
+
+def test_of_two_drains_at_once_one_is_told_of_the_other(home: House) -> None:
+    async def main() -> None:
+        async with home.two() as (one, two):
+            for live in (one, two):
+                await eventually(lambda live=live: len(live.leaser.driver.state.view.sessions) == 2, "both are seen")  # type: ignore[misc]
+            done = await asyncio.gather(drain(one, "n2"), drain(two, "n1"), return_exceptions=True)
+            assert sorted(type(each).__name__ for each in done) == ["Conflict", "NoneType"]
+            await eventually(lambda: bool(one.leaser.driver.facts.drained), "it is seen")
+            assert len(one.leaser.driver.facts.drained) == 1
+
+    asyncio.run(main())
+
+
+def test_a_move_of_a_drain_that_failed_says_why_where_it_was_tried(home: House) -> None:
+    async def main() -> None:
+        async with home.two() as (one, two):
+            await one.lead()
+            await two.stands_by(one)
+
+            async def never() -> Drained:
+                await asyncio.sleep(60)
+                raise AssertionError
+
+            one.module.drain = never
+            await drain(two, "n1")
+            await eventually(lambda: any(each.reason for each in left(one, "n1") or ()), "it has failed", 8)
+            (stays,) = left(one, "n1") or ()
+            assert stays.resource == "kernel" and "stays here" in stays.reason and "tried again in" in stays.reason
+            assert one.node.token(), "and it leads on"
 
     asyncio.run(main())
 

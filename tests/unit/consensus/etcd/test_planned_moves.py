@@ -11,7 +11,7 @@ from piccolod.errors import Busy, Conflict, Exists, NotFound
 from piccolod.protocol.consensus import Campaign, Closing, GetHistory, GetLeadership, Pause, Release, Switchover, Withdraw
 from piccolod.protocol.log import Drained
 from tests.unit.consensus.etcd.conftest import eventually
-from tests.unit.consensus.etcd.member import SPAN_S, House, living
+from tests.unit.consensus.etcd.member import SPAN_S, House, leading, living
 
 
 def test_a_switchover_hands_the_kernel_over_after_the_drain(home: House) -> None:
@@ -132,9 +132,7 @@ def test_while_the_cluster_is_paused_nothing_moves_and_any_member_resumes_it(hom
     async def main() -> None:
         first, second = await home.begin(2)
         async with living(second) as two:
-            async with living(first) as one:
-                await one.lead()
-                await two.stands_by(one)
+            async with leading(first, two) as one:
                 await two.ask(Pause(on=True, author="admin"), "api")
                 await eventually(lambda: one.leaser.driver.state.paused, "the leader has heard of it")
                 with pytest.raises(Conflict, match="paused"):
@@ -152,9 +150,7 @@ def test_a_node_that_stops_gives_the_kernel_away_once_its_persistence_has_ended(
     async def main() -> None:
         first, second = await home.begin(2)
         async with living(second) as two:
-            async with living(first) as one:
-                await one.lead()
-                await two.stands_by(one)
+            async with leading(first, two) as one:
                 one.module.stop_all = True
                 asyncio.get_running_loop().call_later(0.1, one.module.peers.__dict__.update, {"instance": lambda _name: ""})
                 stopped_at = clock.now()
