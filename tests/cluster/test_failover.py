@@ -13,7 +13,7 @@ from tests.bed.cluster import Cluster
 from tests.bed.forming import asked, said, unlock, wait_leader
 from tests.bed.machine import Machine
 from tests.bed.oracle import Oracle
-from tests.node import until
+from tests.node import Failed, until
 from tests.poller import Poller
 
 pytestmark = pytest.mark.timeout(300)
@@ -55,7 +55,7 @@ def installed(bed: Cluster, name: str, extra: str = "", *, serves: bool = True) 
     port = leading.install(leading.demo_manifest(name, extra), running=False)["listeners"][0]["public_port"]
     until(lambda: home(bed, name), f"{name} is led", 20)
     for machine in bed.machines if serves else ():
-        until(lambda machine=machine: answers(machine, port), f"{machine.name} answers for {name}", 20)  # type: ignore[misc]
+        led_there(machine, name, port, f"{machine.name} answers for {name}")
     return int(port)
 
 
@@ -73,6 +73,19 @@ def answers(machine: Machine, port: int) -> bool:
     with suppress(OSError, http.client.HTTPException):
         return machine.fetch(port).status == 200
     return False
+
+
+def led_there(machine: Machine, name: str, port: int, what: str, within_s: float = 20) -> None:
+    """A client of this machine is served. Raises Failed with what the machine knows of the app."""
+    try:
+        until(lambda: answers(machine, port), what, within_s)
+    except Failed as failed:
+        asked_for = (
+            ("apps", "show", name), ("routes", "list", "-o", "wide"), ("leaders", "show", name), ("health",), ("nodes", "list"),
+            ("modules", "logs", "apps"), ("modules", "logs", "router.0"), ("modules", "logs", "consensus"),
+        )  # fmt: skip
+        told = (f"$ {' '.join(each)}\n{machine.ctl(*each).stdout[-3000:]}" for each in asked_for)
+        raise Failed("\n".join([str(failed), *told])) from failed
 
 
 def runs(machine: Machine, name: str) -> bool:
@@ -98,7 +111,7 @@ def test_an_app_serves_from_another_node_when_the_machine_of_its_leader_is_lost(
     epoch = lost.get("/leadership/app:hello")["epoch"]
     faults.power_off(lost)
     for machine in others:
-        until(lambda machine=machine: answers(machine, hello), f"{machine.name} answers again", 15)  # type: ignore[misc]
+        led_there(machine, "hello", hello, f"{machine.name} answers again", 15)
     heir = home(bed, "hello")
     assert heir in others
     shown = heir.get("/leadership/app:hello")
@@ -106,7 +119,7 @@ def test_an_app_serves_from_another_node_when_the_machine_of_its_leader_is_lost(
     assert [runs(machine, "hello") for machine in others] == [machine is heir for machine in others]
     faults.power_on(lost, within_s=60)
     unlock(lost)
-    until(lambda: answers(lost, hello), "who is back leads to it", 20)
+    led_there(lost, "hello", hello, "who is back leads to it")
     until(lambda: lost.app("hello")["nodes"][lost.name]["state"] == "standby", "and stands by", 20)
     assert not runs(lost, "hello")
     assert home(bed, "hello") is heir, "it does not go back by itself"
@@ -123,7 +136,7 @@ def test_an_app_is_moved_as_planned_by_any_node(bed: Cluster, hello: int) -> Non
     shown = to.get("/leadership/app:hello")
     assert (shown["epoch"], shown["reason"]) == (epoch + 1, "switchover")
     for machine in bed.machines:
-        until(lambda machine=machine: answers(machine, hello), f"{machine.name} answers", 20)  # type: ignore[misc]
+        led_there(machine, "hello", hello, f"{machine.name} answers")
     assert [runs(machine, "hello") for machine in bed.machines] == [machine is to for machine in bed.machines]
 
 
@@ -169,9 +182,9 @@ def test_apps_of_a_lost_node_are_spread_over_the_others(bed: Cluster) -> None:
     others = [machine for machine in bed.machines if machine is not lost]
     for name in names:
         for machine in others:
-            until(lambda name=name, machine=machine: answers(machine, ports[name]), f"{machine.name} answers for {name}", 20)  # type: ignore[misc]
+            led_there(machine, name, ports[name], f"{machine.name} answers for {name}")
     after = [sum(home(bed, name) is machine for name in names) for machine in others]
-    told = [machine.ctl("leaders", "show", names[0]).stdout + machine.ctl("why", names[0]).stdout for machine in others]
+    told = [str(change) for change in others[0].get("/leadership/history?limit=12")]
     assert max(after) - min(after) <= 1, "\n".join([f"{leading.name} {counts} {after}", *told])
 
 
@@ -192,7 +205,7 @@ def test_an_app_goes_where_its_manifest_says(bed: Cluster) -> None:
     reply = leading.api("PUT", "/apps/picky", changed, kind="application/yaml")
     assert reply.status in (200, 202), reply
     until(lambda: home(bed, "picky") is best, "it leaves where it may never run", 20)
-    until(lambda: answers(next_best, port), "which leads to it", 20)
+    led_there(next_best, "picky", port, "which leads to it")
     assert not runs(next_best, "picky")
     assert f"never on {next_best.name}" in said(leading, "leaders", "show", "picky")
 
@@ -212,7 +225,7 @@ def test_an_app_with_data_stays_with_it_and_says_so(bed: Cluster) -> None:
     assert not runs(other, "diary")
     faults.power_on(lost, within_s=60)
     unlock(lost)
-    until(lambda: answers(other, port), "it serves again", 30)
+    led_there(other, "diary", port, "it serves again", 30)
     assert home(bed, "diary") is lost
 
 
