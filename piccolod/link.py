@@ -14,6 +14,7 @@ Not the bus: a dead broker must not look like nine hung modules. Both ends use t
       LOCK       {id}                             drop every deposit, restart the modules that hold keys (not the sender)
       VERIFIED   {rev, collections, leader}       persistence: the local store is verified up to rev
       APPLIED    {rev}                            this module acts on rev
+      BUSY       {on}                             a restart that only a rev asks for is put off: it would cut work
       RIGHTS     {missing}                        before START: what this host did not let it give up
     supervisor -> module
       ENTRY      {target, path, rights}           to a process that is no module yet (supervisor/entry.py)

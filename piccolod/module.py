@@ -17,7 +17,8 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 import zmq
@@ -47,6 +48,7 @@ configuration.from_mapping({})  # builds its tables before the zygote forks, onc
 _ORPHANED: Final = 70  # the exit code, as the supervisor's ledger shows it
 _SUPERVISOR_WAIT_S: Final = 10.0
 _TELL_AGAIN_S: Final = 0.02
+_STATES: Final = ("STATUS", "BUSY")  # what is told anew makes what was told before void
 
 
 class Service(Protocol):
@@ -76,7 +78,8 @@ class Module:
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._next_id = 0
         self._closed = False
-        self._untold: Message | None = None
+        self._untold: dict[str, Message] = {}  # states by type: the supervisor did not take their last
+        self._busy_with = 0
         self._applied_rev = 0  # 0: whatever there was when it started
         self._on_reload: Callable[[int], Awaitable[None]] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
@@ -173,6 +176,22 @@ class Module:
         self._applied_rev = rev
         self._tell({"t": "APPLIED", "rev": rev})
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Around work that somebody waits for and that cannot be begun again: no rev restarts the module meanwhile.
+
+        Whoever asks for a restart by name gets it all the same, and so does a roll-out that has waited for long.
+        """
+        self._busy_with += 1
+        if self._busy_with == 1:
+            self._tell({"t": "BUSY", "on": True})
+        try:
+            yield
+        finally:
+            self._busy_with -= 1
+            if self._busy_with == 0:
+                self._tell({"t": "BUSY", "on": False})
+
     def on_reload(self, callback: Callable[[int], Awaitable[None]]) -> None:
         """`await callback(rev)` on RELOAD; APPLIED is reported when it returns."""
         self._on_reload = callback
@@ -201,8 +220,8 @@ class Module:
         while True:
             lag_ms = max(0.0, (clock.now() - due_at) * 1000)
             self._pulse.beat(clock.now(), lag_ms)
-            if self._untold is not None:
-                self._tell(self._untold)
+            for message in tuple(self._untold.values()):
+                self._tell(message)
             due_at = clock.now() + every_s
             await asyncio.sleep(every_s)
 
@@ -214,8 +233,10 @@ class Module:
             sent = self._link.send(message, fds)
         except LinkClosed:
             os._exit(_ORPHANED)
-        if message["t"] == "STATUS":
-            self._untold = None if sent else message
+        if message["t"] in _STATES:
+            self._untold.pop(message["t"], None)
+            if not sent:
+                self._untold[message["t"]] = message
         elif not sent:
             self._loop.call_later(_TELL_AGAIN_S, self._tell, message, fds)
 

@@ -34,6 +34,7 @@ class Pace:
     reload_s: float = 5.0
     tries: int = 3
     try_s: float = 15.0  # a restarted module that is not ready by then has failed its try
+    longest_busy_s: float = 600.0  # a restart is put off while the module is busy, and no longer than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +106,25 @@ def applied(state: Rollout, module: str, rev: int) -> Rollout:
     return _ended(_with(state, module, replace(follower, applied=rev)), module)
 
 
-def step(state: Rollout, alive: Iterable[str], now: float, pace: Pace) -> tuple[Rollout, list[Action]]:
-    """What to do now. `alive`: the modules that are ready. One module at a time; the first that fails ends the roll-out."""
+def step(
+    state: Rollout, alive: Iterable[str], busy: Iterable[str], now: float, pace: Pace
+) -> tuple[Rollout, list[Action]]:  # fmt: skip
+    """What to do now. `alive`: the modules that are ready; `busy`: whose restart would cut work that somebody waits for.
+
+    One module at a time; the first that fails ends the roll-out.
+    """
     if state.attempt is not None:
         return _judge(state, state.attempt, now, pace)
     if not _quiet(state, now, pace) or any(follower.stale for follower in state.followers.values()):
         return state, []
     living = set(alive)
+    spared = set(busy) if now - state.pending_since < pace.longest_busy_s else set()
     for name, follower in state.followers.items():
         if _behind(follower) and name in living:
             if follower.reloads and follower.tries == 0:
                 return _try(state, name, follower, Verb.RELOAD, now, pace)
+            if name in spared:
+                continue
             if now - follower.restarted_at >= pace.between_restarts_s:
                 return _try(state, name, follower, Verb.RESTART, now, pace)
             return state, []

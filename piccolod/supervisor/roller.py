@@ -19,13 +19,18 @@ class Roller:
         pace: Pace,
         *,
         alive: Callable[[], Iterable[str]],
+        busy: Callable[[], Iterable[str]],
         act: Callable[[Action], None],
         stale: Callable[[str, int], None],
     ) -> None:
-        """`alive` names the modules that are ready; `stale(module, rev)` tells of one that could not be brought there."""
+        """`alive` names the modules that are ready, `busy` those with work that a restart would cut.
+
+        `stale(module, rev)` tells of one that could not be brought there.
+        """
         self._loop = loop
         self._pace = pace
         self._alive = alive
+        self._busy = busy
         self._act = act
         self._stale = stale
         self._state = revision.begin(table)
@@ -45,10 +50,14 @@ class Roller:
         self._state = revision.applied(self._state, module, rev)
         self._step()
 
+    def look(self) -> None:
+        """Somebody is busy no more."""
+        self._step()
+
     def _step(self) -> None:
         now = clock.now()
         before = revision.stale(self._state)
-        self._state, actions = revision.step(self._state, self._alive(), now, self._pace)
+        self._state, actions = revision.step(self._state, self._alive(), self._busy(), now, self._pace)
         for action in actions:
             self._act(action)
         for name, rev in revision.stale(self._state).items():

@@ -36,6 +36,9 @@ class Roster:
     def ready(self) -> set[str]:
         return {name for name, row in self.rows.items() if row.ready}
 
+    def busy(self) -> set[str]:
+        return {name for name, row in self.rows.items() if row.busy}
+
     def all_ready(self, names: Collection[str]) -> bool:
         """Whether those of `names` that are in the table are ready."""
         return all(row.ready for name, row in self.rows.items() if name in names)

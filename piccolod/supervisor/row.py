@@ -47,6 +47,7 @@ class Row:
     level: str = "OK"  # its own judgement, by STATUS
     words: str = ""
     applied_rev: int = 0
+    busy: bool = False  # by BUSY
     warnings: tuple[str, ...] = ()
 
     @classmethod

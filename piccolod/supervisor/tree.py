@@ -74,6 +74,7 @@ class Tree:
             self._table,
             pace or Pace(),
             alive=self.roster.ready,
+            busy=self.roster.busy,
             act=self._bring_up,
             stale=self._stale,
         )
@@ -139,7 +140,7 @@ class Tree:
             parts.say("error", "no process can be made", module=spec.name, reason=str(error), again_in_s=_AGAIN_S)
             row.retry = parts.loop.after(_AGAIN_S, lambda: self._spawn(row))
             return
-        row.life, row.applied_rev, row.warnings, row.level, row.words = life, 0, (), "OK", ""
+        row.life, row.applied_rev, row.warnings, row.level, row.words, row.busy = life, 0, (), "OK", "", False
         rights = Rights(
             user=spec.user,
             capabilities=spec.capabilities,
@@ -343,6 +344,10 @@ class Tree:
         elif kind == "APPLIED":
             row.applied_rev = max(row.applied_rev, whole(message.get("rev")))
             self._roller.applied(row.spec.name, row.applied_rev)
+        elif kind == "BUSY":
+            row.busy = message.get("on") is True
+            if not row.busy:
+                self._roller.look()
         elif kind == "RIGHTS":
             self._lacks(row, message.get("missing"))
 

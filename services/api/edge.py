@@ -64,11 +64,11 @@ class Edge:
             if _head_bytes(scope) > HEAD_BYTES:  # h11 bounds only a head that comes in parts
                 await _refuse(call, answer, problem.HeadTooLarge(problem.HEAD_TOO_LARGE))
                 return
-            relay = self._core.relay
-            if relay is None or call.via is not None or scope["method"] in _SAFE:  # type: ignore[typeddict-item]
+            if scope["method"] in _SAFE:  # type: ignore[typeddict-item]
                 await self._app(scope, receive, answer)
             else:
-                await relay.run(self._app, scope, call, receive, answer)
+                with self._core.module.busy():
+                    await self._change(scope, call, receive, answer)
         except Exception:
             self._core.log.error(
                 "failed a request by a bug", request_id=call.request_id, path=scope["path"], traceback=traceback.format_exc()
@@ -81,6 +81,13 @@ class Edge:
         finally:
             if not status:
                 self._audit(scope, call, _CUT)
+
+    async def _change(self, scope: Scope, call: Call, receive: Receive, answer: Send) -> None:
+        relay = self._core.relay
+        if relay is None or call.via is not None:
+            await self._app(scope, receive, answer)
+        else:
+            await relay.run(self._app, scope, call, receive, answer)
 
     def _call(self, scope: Any) -> Call:
         via: Via | None = scope["state"].get("via")

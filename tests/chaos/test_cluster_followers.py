@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import random
+import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -74,6 +76,27 @@ def test_a_module_that_cannot_reload_is_restarted_on_followers_for_what_it_reads
     assert trial.storm.told["ConnectionRefusedError"] == refused, "its socket stays open"
     trial.settled()
     assert (trial.term(), leading.instance("api")) == (term, stays)
+
+
+def test_no_rev_restarts_an_api_that_is_in_the_midst_of_a_change(trial: Trial, chance: random.Random) -> None:
+    """Everybody writes settings all the time, and the body of one more comes slowly."""
+    leading, follower = trial.leader(), chance.choice(trial.followers())
+    body = json.dumps({"title": "slow"}).encode()
+    head = f"PUT /api/v1/settings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30.0)
+        client.connect(str(follower.run / "api.sock"))
+        client.sendall(head.encode())
+        time.sleep(2.5)  # a restart that was begun before is over, or has cut this one
+        before = until(lambda: (row := follower.modules()["api"])["state"] == "ready" and row, "the api serves", 20)
+        wrote = int(write(leading, "what it reads").headers["piccolo-rev"])
+        time.sleep(7.0)
+        shown = follower.modules()["api"]
+        assert (shown["instance"], shown["applied_rev"] < wrote) == (before["instance"], True)
+        client.sendall(body)
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+    until(lambda: follower.modules()["api"]["applied_rev"] >= wrote, "it was put off, not forgotten", 20)
+    trial.settled()
 
 
 def test_a_leader_that_is_locked_hands_the_kernel_to_an_unlocked_node_and_follows(trial: Trial, chance: random.Random) -> None:

@@ -159,6 +159,7 @@ class FakeModule:
         self.healths: list[tuple[str, str]] = []
         self.sockets: list[socket.socket] = []
         self.refuse_listen: PiccoloError | None = None
+        self.busy_with = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def on(self, kind: type, callback: Callable[[Any], None], key: str | None = None) -> None:
@@ -174,6 +175,12 @@ class FakeModule:
 
     def health(self, level: Any, reason: str = "", role: str = "") -> None:
         self.healths.append((level.value, reason))
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        self.busy_with += 1
+        yield
+        self.busy_with -= 1
 
     def spawn(self, work: Any, *, name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -22,6 +22,7 @@ from piccolod.protocol.apps import (
     Quiesce,
     Quiesced,
     Resume,
+    ShowApp,
     UninstallApp,
     UpdateApp,
 )
@@ -61,6 +62,21 @@ def test_each_verb_is_its_action(node: Node) -> None:
     assert changes == [(verb, False) for verb in ("start", "stop", "restart", "enable", "disable")] + [("revert", True)]
     assert [each.image for each in node.modules.asked(UpdateApp)] == ["x:2", ""]
     assert node.modules.asked(UninstallApp)[0].purge
+
+
+def test_while_a_change_is_under_way_no_rev_restarts_the_module(node: Node) -> None:
+    seen: list[int] = []
+
+    def told(_: object) -> None:
+        seen.append(node.module.busy_with)
+        raise NotFound("no such app")
+
+    node.modules.replies |= {ChangeApp: told, ShowApp: told}
+    with node.unix() as client:
+        assert client.get("/apps/hello").status_code == 404
+        assert client.post("/apps/hello/stop").status_code == 404
+    assert seen == [0, 1]
+    assert node.module.busy_with == 0
 
 
 def test_a_retried_write_carries_its_key_apart_for_each_caller_and_path(node: Node) -> None:

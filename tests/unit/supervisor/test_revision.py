@@ -25,7 +25,7 @@ def told(state: Rollout, rev: int, now: float, collections: tuple[str, ...] = ("
 
 
 def run(
-    state: Rollout, start: float, end: float, alive: list[str] | None = None, live: bool = True
+    state: Rollout, start: float, end: float, alive: list[str] | None = None, live: bool = True, busy: tuple[str, ...] = ()
 ) -> tuple[Rollout, list[tuple[float, Action]]]:
     """Steps each 10 ms; whoever is restarted is ready 50 ms later, if `live`."""
     actions: list[tuple[float, Action]] = []
@@ -35,7 +35,7 @@ def run(
             if at <= now:
                 del back[name]
                 state = revision.ready(state, name, 0, False)
-        state, new = revision.step(state, alive if alive is not None else ALIVE, now, PACE)
+        state, new = revision.step(state, alive if alive is not None else ALIVE, busy, now, PACE)
         for action in new:
             actions.append((round(now - start, 2), action))
             if live and action.verb is Verb.RESTART:
@@ -77,7 +77,7 @@ def test_a_burst_of_revs_is_one_restart():
     actions = []
     for rev in range(1, 21):
         state = told(state, rev, now)
-        state, new = revision.step(state, ALIVE, now, PACE)
+        state, new = revision.step(state, ALIVE, (), now, PACE)
         actions += new
         now += 0.02
     _, more = run(state, now, now + 2)
@@ -89,7 +89,7 @@ def test_a_stream_of_revs_that_never_pauses_is_served_after_a_second():
     state, now, first = begun(), 100.0, None
     for rev in range(1, 200):
         state = told(state, rev, now)
-        state, new = revision.step(state, ALIVE, now, PACE)
+        state, new = revision.step(state, ALIVE, (), now, PACE)
         if new and first is None:
             first = now
         now += 0.05
@@ -163,3 +163,22 @@ def test_the_next_look_is_known_whenever_something_is_pending():
     at = revision.next_at(state, 100.0, PACE)
     assert at is not None and 100.25 <= at <= 100.3
     assert revision.next_at(begun(), 100.0, PACE) is None
+
+
+def test_a_module_that_is_busy_is_restarted_when_it_is_not_any_more_and_holds_nobody_else_up():
+    state, actions = run(told(begun(), 5, 100.0), 100.0, 120.0, busy=("high",))
+    assert [action for _, action in actions] == [Action(Verb.RESTART, "low", 5)]
+    _, actions = run(state, 120.0, 121.0)
+    assert [action for _, action in actions] == [Action(Verb.RESTART, "high", 5)]
+
+
+def test_a_module_that_is_busy_for_ever_is_restarted_in_the_end():
+    start = 100.0 + PACE.longest_busy_s
+    _, actions = run(told(begun(), 5, 100.0), start - 0.1, start + 0.1, busy=("high",))
+    assert Action(Verb.RESTART, "high", 5) in [action for at, action in actions if at >= 0.09]
+
+
+def test_a_module_that_is_busy_reloads():
+    state = revision.ready(begun(), "high", 0, True)
+    _, actions = run(told(state, 5, 100.0), 100.0, 101.0, busy=("high",))
+    assert actions[0][1] == Action(Verb.RELOAD, "high", 5)

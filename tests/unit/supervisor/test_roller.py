@@ -61,6 +61,20 @@ def test_a_module_that_reloads_is_not_restarted(node):
     assert node.pid("api") == pid
 
 
+def test_a_module_that_is_busy_is_restarted_once_its_work_is_done(node):
+    node.start()
+    pid = node.pid("api")
+    node.order("api", t="BUSY", on=True)
+    time.sleep(0.3)
+    verified(node, 5, leader=False)
+    time.sleep(1.0)
+    assert node.pid("api") == pid
+    node.order("api", t="BUSY", on=False)
+    node.wait_replaced("api", pid)
+    verified(node, 6, leader=False)
+    node.wait_replaced("api", node.pid("api"))
+
+
 def test_only_persistence_may_say_what_is_verified(node):
     node.start()
     pid = node.pid("api")

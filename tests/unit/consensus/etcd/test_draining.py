@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from piccolod.errors import Conflict, NoLeader, NotFound
+from piccolod.errors import Conflict, NoLeader, NotFound, NotLeader
 from piccolod.leadership.placement import Standing
 from piccolod.protocol.cluster import Draining, Staying
 from piccolod.protocol.consensus import (
@@ -138,9 +138,15 @@ def test_a_move_of_a_drain_that_failed_says_why_where_it_was_tried(home: House) 
 
             one.module.drain = never
             await drain(two, "n1")
-            await eventually(lambda: any(each.reason for each in left(one, "n1") or ()), "it has failed", 8)
-            (stays,) = left(one, "n1") or ()
-            assert stays.resource == "kernel" and "stays here" in stays.reason and "tried again in" in stays.reason
+
+            async def failed() -> Staying | None:
+                with pytest.raises(NotLeader):  # who asks no more for seconds does not stand by any more
+                    await two.ask(Campaign(resource="kernel"))
+                (stays,) = left(one, "n1") or (Staying(resource="", reason=""),)
+                return stays if "stays here" in stays.reason else None
+
+            stays = await eventually(failed, "it has failed", 15)
+            assert stays.resource == "kernel" and "tried again in" in stays.reason
             assert one.node.token(), "and it leads on"
 
     asyncio.run(main())
