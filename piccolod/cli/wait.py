@@ -87,21 +87,44 @@ def until_gone(session: Session, name: str) -> None:
         time.sleep(_LOOK_S)
 
 
+def until_reached(session: Session, name: str, moved: dict[str, Any]) -> float:
+    """Milliseconds in which nobody was served, once clients reach the app in the term that `moved` shows, or in a later one.
+
+    DeadlineExceeded before that.
+    """
+    client, end_at = session.client(), clock.now() + session.patience_s
+    progress = Progress(session, {"name": name})
+    while True:
+        history = (_answer(client, path_of("leadership", f"app:{name}", "why")) or {}).get("history") or ()
+        phases = history[0]["phases"] if history and int(history[0]["epoch"]) >= int(moved["epoch"]) else {}
+        if "routed" in phases:
+            return float(sum(phases.values()))
+        app = _look(client, name) or {"name": name}
+        progress.see(str(app.get("state")), str(app.get("reason") or ""))
+        if clock.now() + _LOOK_S > end_at:
+            raise _too_late(app, session.patience_s)
+        time.sleep(_LOOK_S)
+
+
 def is_up(app: dict[str, Any]) -> bool:
     return app.get("state") in _UP
 
 
 def _look(client: Client, name: str) -> dict[str, Any] | None:
     """None while the API is being restarted: the answer comes with the next look."""
+    return _answer(client, path_of("apps", name))
+
+
+def _answer(client: Client, path: str) -> dict[str, Any] | None:
     try:
-        app: dict[str, Any] = client.get(path_of("apps", name))
+        found: dict[str, Any] = client.get(path)
     except Unavailable:
         return None
     except Refusal as refusal:
         if isinstance(refusal.error, Unavailable):
             return None
         raise
-    return app
+    return found
 
 
 def _settled(app: dict[str, Any], progress: Progress) -> bool:

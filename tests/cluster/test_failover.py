@@ -129,7 +129,8 @@ def test_an_app_is_moved_as_planned_by_any_node(bed: Cluster, hello: int) -> Non
     to, by = (machine for machine in bed.machines if machine is not before)
     epoch = before.get("/leadership/app:hello")["epoch"]
     until(lambda: could_lead(to, before, "hello"), f"{to.name} could lead it", 20)
-    said(by, "leaders", "switchover", "hello", "--to", to.name)
+    moved = by.ctl("apps", "move", "hello", "--to", to.name, timeout_s=60)
+    assert moved.returncode == 0 and f"hello runs on {to.name}; its clients waited" in moved.stderr, moved
     assert home(bed, "hello") is to
     shown = to.get("/leadership/app:hello")
     assert (shown["epoch"], shown["reason"]) == (epoch + 1, "switchover")
