@@ -112,7 +112,7 @@ MODULES: Final[tuple[ModuleSpec, ...]] = (
         publishes=("AppStateChanged", "HealthChanged", "Audit"),
         may_call=(
             "consensus.campaign", "consensus.stand", "consensus.closing", "consensus.withdraw", "consensus.leadership",
-            "consensus.standings",
+            "consensus.standings", "consensus.tell_phases",
             "persistence.read", "persistence.list", "persistence.commit", "persistence.revision", "persistence.crypto_status",
             "router.*", "volumes.*",
         ),
@@ -162,6 +162,7 @@ RESERVED_COMMANDS: Final[dict[str, frozenset[str]]] = {
     "consensus.campaign": frozenset({"persistence", "apps"}),
     "consensus.closing": frozenset({"persistence", "apps"}),
     "consensus.stand": frozenset({"apps"}),
+    "consensus.tell_phases": frozenset({"apps"}),
     "consensus.withdraw": frozenset({"persistence", "apps"}),
     "persistence.drain": frozenset({"consensus"}),
     "persistence.export_log": frozenset({"consensus"}),

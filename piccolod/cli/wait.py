@@ -87,6 +87,25 @@ def until_gone(session: Session, name: str) -> None:
         time.sleep(_LOOK_S)
 
 
+def until_reached(session: Session, name: str, moved: dict[str, Any]) -> float:
+    """Milliseconds in which nobody was served, once clients reach the app in the term that `moved` shows, or in a later one.
+
+    DeadlineExceeded before that.
+    """
+    client, end_at = session.client(), clock.now() + session.patience_s
+    progress = Progress(session, {"name": name})
+    while True:
+        history = (answer(client, path_of("leadership", f"app:{name}", "why")) or {}).get("history") or ()
+        phases = history[0]["phases"] if history and int(history[0]["epoch"]) >= int(moved["epoch"]) else {}
+        if "routed" in phases:
+            return float(sum(phases.values()))
+        app = _look(client, name) or {"name": name}
+        progress.see(str(app.get("state")), str(app.get("reason") or ""))
+        if clock.now() + _LOOK_S > end_at:
+            raise _too_late(app, session.patience_s)
+        time.sleep(_LOOK_S)
+
+
 def is_up(app: dict[str, Any]) -> bool:
     return app.get("state") in _UP
 

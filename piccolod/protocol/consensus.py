@@ -53,6 +53,19 @@ class Stand(Request[Nothing], frozen=True, kw_only=True):
     apps: dict[str, Standing]
 
 
+class TellPhases(Request[Nothing], frozen=True, kw_only=True):
+    """When an app, in the term of this token, was attached, started, ready and routed, on this machine's CLOCK_BOOTTIME.
+
+    For the history alone. Of a term that is over, or on a node alone, it changes nothing.
+    """
+
+    command: ClassVar[str] = "consensus.tell_phases"
+    reply: ClassVar[type] = Nothing
+    resource: str
+    token: int
+    at: dict[str, float]
+
+
 class GetStandings(Request[Standings], frozen=True, kw_only=True):
     """How every node in session stands to each app: as of its last word, which is a second old or two."""
 

@@ -30,6 +30,7 @@ from services.apps.prober import Prober
 from services.apps.routes import ANSWER_S
 from services.apps.situation import Container, Do, Plan, Route, Situation, State
 from services.apps.standby import standing
+from services.apps.timeline import Timeline
 from services.apps.wanted_route import route_of
 
 _TIMER_S: Final = 10.0
@@ -75,6 +76,7 @@ class App:
         self._repeats = 0
         self._polls = 0  # looks in a row that found nothing to do
         self._last_steps: tuple[Do, ...] = ()
+        self._timeline = Timeline()
         self.shown = Shown()
         self.standing: Standing | None = None  # None: nobody is to lead it, or it was not looked at yet
         self.gone = asyncio.Event()  # it is uninstalled
@@ -179,6 +181,7 @@ class App:
         seen = await observe.look(self._node, self._actions, self._memory())
         seen = await self._account(seen)
         self._looked = True
+        self._timeline.of(seen.term.token if seen.term is not None else 0)
         if self.stored is not stored:
             return 0.0  # what was seen was compared with another document
         held = self.held
@@ -191,6 +194,7 @@ class App:
         if made.route is Route.LOCAL:
             await self._route(made, seen)  # who reads `running` can reach it
             self._show(made, seen)
+            self._tell_phases(seen)
         else:
             self._show(made, seen)
             await self._route(made, seen)
@@ -200,6 +204,7 @@ class App:
             if self.stored is not stored:
                 return 0.0  # it was planned for another document; each step can be the last (a death can come as well)
             await self._actions.run(step, made, seen)
+            self._timeline.did(step)
             if step is Do.START:
                 self._live = True
         self._troubles = self._failed_passes = 0
@@ -215,6 +220,12 @@ class App:
             self.at_rest.set()
         wait_s = _TIMER_S if not made.wake_at else max(0.02, min(_TIMER_S, made.wake_at - clock.now()))
         return max(min(wait_s, self._image_wait_s(made)), min(_POLL_S * 1.2**self._polls, _POLL_MOST_S))
+
+    def _tell_phases(self, seen: Situation) -> None:
+        at = self._timeline.served(seen.health.ready_at if seen.health is not None else 0.0)
+        if at is not None and seen.term is not None and self._node.clustered:
+            name = self.stored.desired.name
+            self._node.module.spawn(self._node.tell_phases(name, seen.term.token, at), name=f"phases {name}")
 
     def _stand(self, seen: Situation, made: Plan) -> None:
         held = self.held or self._node.ends

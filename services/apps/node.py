@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from piccolod import clock
+from piccolod.errors import PiccoloError
 from piccolod.leadership import leash_table
 from piccolod.leadership.gate import Gate
 from piccolod.leadership.leash_client import LeashClient
@@ -15,6 +16,7 @@ from piccolod.leadership.page import PageReader
 from piccolod.leadership.placement import Standing
 from piccolod.leadership.resources import RESOURCE_KERNEL, resource_for_app
 from piccolod.module import Module
+from piccolod.protocol.consensus import TellPhases
 from piccolod.protocol.events import LeadershipRoleChanged
 from services.apps import host as host_probe
 from services.apps import spec
@@ -90,6 +92,13 @@ class Node:
             return None
         term = page.terms.get(resource_for_app(app))
         return None if term is None else TermIs(term.token, term.epoch, term.closing)
+
+    async def tell_phases(self, app: str, token: int, at: Mapping[str, float]) -> None:
+        """For people, so best effort."""
+        try:
+            await self.module.call(TellPhases(resource=resource_for_app(app), token=token, at=dict(at)))
+        except PiccoloError as error:
+            self.module.log.debug("could not tell how long a start took", app=app, reason=error.detail)
 
     def bridge(self, app: str) -> str:
         """The name of the host's interface into the app's network."""

@@ -35,12 +35,13 @@ from piccolod.module import Module
 from piccolod.protocol.cluster import Draining
 from piccolod.protocol.consensus import Candidate
 from piccolod.supervisor.rundir import last_tick
-from services.consensus import access, cluster_records, history, members_file, phases, placing, prover, standing
+from services.consensus import access, cluster_records, history, members_file, placing, prover, standing
 from services.consensus.draining import Drainer
 from services.consensus.driver import Driver
 from services.consensus.etcd_store import Attempt, EtcdStore
 from services.consensus.leaser import Place
 from services.consensus.memory import MemoryFile
+from services.consensus.phases import Phases
 from services.consensus.planned_moves import PlannedMoves
 from services.consensus.refusals import NO_QUORUM, NO_QUORUM_HINT, Refusals, restored
 from services.consensus.registration import Registration
@@ -81,6 +82,7 @@ class EtcdLeaser:
         self.registration: Final = Registration(self.driver, module, mode, self._store_lives)
         self._refusals = Refusals(self.driver, mode.node, self.place)
         self._moves = PlannedMoves(self.driver, mode.node, self.place, self._refusals, lambda: self.registration.standings)
+        self._phases = Phases(self.driver, module.spawn, module.log)
         self._drainer = Drainer(
             self.driver, mode.node, self._moves, self._refusals, lambda: self.registration.standings, module.log
         )
@@ -274,6 +276,9 @@ class EtcdLeaser:
                 hint="it is closed here and goes on by itself",
             )
 
+    async def tell_phases(self, resource: str, token: int, at: Mapping[str, float]) -> None:
+        await self._phases.tell(resource, token, at)
+
     # --- planned moves
 
     async def switchover(self, resource: str, to: str) -> None:
@@ -346,13 +351,13 @@ class EtcdLeaser:
                 answer.set_result((action, attempt))
         elif isinstance(action, actions.Over):
             self._moves.ended(action.resource, "" if action.why is Ended.HANDED_OVER else action.why)
+            self._phases.over(action.resource)
             log.info("left a term", resource=action.resource, token=action.token, reason=action.why.value)
         elif isinstance(action, actions.SwitchoverFailed):
             self._moves.ended(action.resource, "it was not done in time, or the node is gone")
         elif isinstance(action, actions.Opened):
             log.info("opened a term", resource=action.resource, epoch=action.epoch, token=action.token, reason=action.reason)
-            if action.resource == RESOURCE_KERNEL and action.took_s:
-                self._module.spawn(phases.tell(action, self.driver.store, self.propose, log), name="phases")
+            self._phases.opened(action)
         elif isinstance(action, actions.SessionOpened):
             log.info("opened a session", sid=action.sid)
         elif isinstance(action, actions.SessionOver):

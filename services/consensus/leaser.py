@@ -64,6 +64,9 @@ class Leaser(Protocol):
     async def release(self, resource: str, token: int, reason: Reason) -> None:
         """Ends the term; others may have the resource. Only after every effect of it is proven stopped."""
 
+    async def tell_phases(self, resource: str, token: int, at: Mapping[str, float]) -> None:
+        """When an app got how far in a term, for the history."""
+
     async def switchover(self, resource: str, to: str) -> None:
         """Hands the resource over to a node, empty: to the best one. Returns when that one has it.
 

@@ -43,6 +43,7 @@ from piccolod.protocol.consensus import (
     Stand,
     Standings,
     Switchover,
+    TellPhases,
     Term,
     Why,
     Withdraw,
@@ -101,6 +102,7 @@ class Service:
         module.serve(Campaign, self._campaign)
         module.serve(Stand, self._stand)
         module.serve(GetStandings, self._standings)
+        module.serve(TellPhases, self._tell_phases)
         module.serve(Closing, self._closing)
         module.serve(Withdraw, self._withdraw)
         module.serve(GetLeadership, self._leadership)
@@ -254,6 +256,11 @@ class Service:
 
     async def _stand(self, request: Stand, caller: Caller) -> Nothing:
         self._leaser.stand(request.apps)
+        return Nothing()
+
+    async def _tell_phases(self, request: TellPhases, caller: Caller) -> Nothing:
+        _check_right(request.resource, caller)
+        await self._leaser.tell_phases(request.resource, request.token, request.at)
         return Nothing()
 
     async def _standings(self, request: GetStandings, caller: Caller) -> Standings:

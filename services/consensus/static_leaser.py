@@ -92,6 +92,9 @@ class StaticLeaser:
     def stand(self, apps: Mapping[str, Standing]) -> None:
         """Every campaign is granted, and nobody else hears it."""
 
+    async def tell_phases(self, resource: str, token: int, at: Mapping[str, float]) -> None:
+        """The history of a node alone says who led."""
+
     def standings(self) -> Mapping[str, Mapping[str, Standing]]:
         return {}
 

@@ -104,9 +104,13 @@ class Bench(Members):
     def calm(self, name: str) -> Machine:
         """The app's node, once everybody is there and stands by."""
         self.wait_alive()
-        found: Machine = until(lambda: self.home(name), f"{name} is led", 40)
+        found = self.led(name)
         until(lambda: self._could(found, name), f"every other node could lead {name}", 40, 0.2)
         time.sleep(1.0)
+        return found
+
+    def led(self, name: str) -> Machine:
+        found: Machine = until(lambda: self.home(name), f"{name} is led", 40)
         return found
 
     def _could(self, by: Machine, name: str) -> bool:
@@ -114,18 +118,33 @@ class Bench(Members):
         return len(found) == len(self.machines) and all(each["eligible"] for each in found)
 
 
+def told_s(home: Machine, name: str) -> float:
+    """The outage that the phases of the last change add up to, once they are all told."""
+
+    def whole() -> dict[str, float] | None:
+        phases: dict[str, float] = home.get(f"/leadership/app:{name}/why")["history"][0]["phases"]
+        return phases if "routed" in phases else None
+
+    phases = until(whole, f"the phases of {name} are told", 10, 0.1)
+    say(", ".join(f"{phase} {took:.0f} ms" for phase, took in phases.items()))
+    return float(sum(phases.values())) / 1000
+
+
 def machine_lost(bench: Bench, name: str, port: int, rounds: int) -> dict[str, Any]:
     took: dict[bool, list[float]] = {True: [], False: []}
+    beyond: list[float] = []
     for _ in range(rounds):
         home = bench.calm(name)
         hosts = forming.wait_etcd_leader(bench.cluster) is home
         took[hosts].append(outage_s(bench.others(home), port, partial(faults.power_off, home)))
         say(f"machine lost: {took[hosts][-1]:.2f} s{', with the leader of etcd' if hosts else ''}")
+        beyond.append(took[hosts][-1] - told_s(bench.led(name), name))
         bench.back(home)
     both = took[True] + took[False]
     return {
         "p50_s": statistics.median(both), "worst_s": max(both), "rounds": rounds,
         "with_etcd_leader_s": in_order(took[True]), "without_s": in_order(took[False]),
+        "outage_beyond_phases_s": in_order(beyond),
     }  # fmt: skip
 
 
@@ -156,7 +175,7 @@ def app_crash(bench: Bench, name: str, port: int) -> list[float]:
 
 def planned(bench: Bench, name: str, port: int) -> dict[str, Any]:
     """`longest`: of all answers through all nodes."""
-    longest, failed = [], 0
+    longest, beyond, failed = [], [], 0
     for _ in range(_FEW):
         home = bench.calm(name)
         with eyes(bench.machines, port) as seen:
@@ -166,7 +185,8 @@ def planned(bench: Bench, name: str, port: int) -> dict[str, Any]:
         longest.append(max(eye.longest_s() for eye in seen))
         failed += sum(eye.failures() for eye in seen)
         say(f"planned move: longest {longest[-1]:.2f} s, {failed} failed so far")
-    return {"longest_s": in_order(longest), "failed": failed}
+        beyond.append(longest[-1] - told_s(bench.led(name), name))
+    return {"longest_s": in_order(longest), "failed": failed, "outage_beyond_phases_s": in_order(beyond)}
 
 
 def many_lost(bench: Bench) -> dict[str, Any]:

@@ -26,7 +26,8 @@ INPUT = {
 # Where it is not 0. Health may have a warning to tell; what is not there is 3, what is refused 1, bad input 8.
 CODES = {
     "health": {0, 1}, "doctor": {0, 1}, "status": {0, 1}, "setup": {1}, "apps install": {1}, "leaders switchover": {3},
-    "leaders release": {1}, "volumes show": {3}, "apps update": {3}, "apps revert": {1}, "tokens revoke": {3}, "keys recovery use": {8},
+    "leaders release": {1}, "volumes show": {3}, "apps update": {3}, "apps revert": {1}, "apps move": {3}, "tokens revoke": {3},
+    "keys recovery use": {8},
     "images load": {8}, "images import": {8},
     # a node alone, on loopback
     "cluster init": {8}, "cluster join": {8}, "cluster leave": {1}, "cluster pause": {1}, "cluster resume": {1},

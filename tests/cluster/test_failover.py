@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from piccolod import clock
 from tests.bed import faults
 from tests.bed.cluster import Cluster
 from tests.bed.forming import asked, said, unlock, wait_leader
@@ -109,6 +110,7 @@ def test_an_app_serves_from_another_node_when_the_machine_of_its_leader_is_lost(
     assert lost is not None
     others = [machine for machine in bed.machines if machine is not lost]
     epoch = lost.get("/leadership/app:hello")["epoch"]
+    lost_at = clock.now()
     faults.power_off(lost)
     for machine in others:
         led_there(machine, "hello", hello, f"{machine.name} answers again", 15)
@@ -116,6 +118,9 @@ def test_an_app_serves_from_another_node_when_the_machine_of_its_leader_is_lost(
     assert heir in others
     shown = heir.get("/leadership/app:hello")
     assert (shown["epoch"], shown["reason"]) == (epoch + 1, "expired")
+    phases = until(lambda: told(heir, "hello"), "it tells how long each phase took", 10, 0.1)
+    assert {"detected", "claimed", "started", "ready", "routed"} <= set(phases), phases
+    assert sum(phases.values()) == pytest.approx((clock.now() - lost_at) * 1000, abs=3000)
     assert [runs(machine, "hello") for machine in others] == [machine is heir for machine in others]
     faults.power_on(lost, within_s=60)
     unlock(lost)
@@ -125,16 +130,25 @@ def test_an_app_serves_from_another_node_when_the_machine_of_its_leader_is_lost(
     assert home(bed, "hello") is heir, "it does not go back by itself"
 
 
+def told(machine: Machine, name: str) -> dict[str, float]:
+    """The phases of the last change, once all of them are known."""
+    phases: dict[str, float] = machine.get(f"/leadership/app:{name}/why")["history"][0]["phases"]
+    return phases if "routed" in phases else {}
+
+
 def test_an_app_is_moved_as_planned_by_any_node(bed: Cluster, hello: int) -> None:
     before = home(bed, "hello")
     assert before is not None
     to, by = (machine for machine in bed.machines if machine is not before)
     epoch = before.get("/leadership/app:hello")["epoch"]
     until(lambda: could_lead(to, before, "hello"), f"{to.name} could lead it", 20)
-    said(by, "leaders", "switchover", "hello", "--to", to.name)
+    moved = by.ctl("apps", "move", "hello", "--to", to.name, timeout_s=60)
+    assert moved.returncode == 0 and f"hello runs on {to.name}; its clients waited" in moved.stderr, moved
     assert home(bed, "hello") is to
     shown = to.get("/leadership/app:hello")
     assert (shown["epoch"], shown["reason"]) == (epoch + 1, "switchover")
+    phases = until(lambda: told(to, "hello"), "it tells how long each phase took", 10, 0.1)
+    assert list(phases) == ["closing", "claimed", "started", "ready", "routed"]
     for machine in bed.machines:
         led_there(machine, "hello", hello, f"{machine.name} answers")
     assert [runs(machine, "hello") for machine in bed.machines] == [machine is to for machine in bed.machines]

@@ -12,7 +12,7 @@ from piccolod.cli.complete import app_names
 from piccolod.cli.options import Command, Group
 from piccolod.cli.session import Printed, Session
 from piccolod.cli.sheet import sheet
-from piccolod.cli.wait import is_up, until_gone, until_settled
+from piccolod.cli.wait import is_up, until_gone, until_reached, until_settled
 
 SECTIONS = {
     "Manifests": {
@@ -30,6 +30,7 @@ SECTIONS = {
         "stop": ("apps", "Stop an app until it is started again."),
         "restart": ("apps", "Stop and start an app."),
         "enable": ("apps", "Start it by itself after a boot."),
+        "move": ("apps", "Let another node run an app."),
         "disable": ("apps", "Do not start it by itself after a boot."),
         "update": ("apps", "Go to another image, or look the same tag up again."),
         "revert": ("apps", "Go back to the manifest and image before the last change."),
@@ -201,6 +202,21 @@ def revert(session: Session, name: str, without_snapshot: bool, allow_privileged
     """Go back to the manifest and image before the last change."""
     path = path_of("apps", name, "revert", consent=allow_privileged)
     return written(session, session.client().send("POST", path, {"without_snapshot": without_snapshot}))
+
+
+@click.command(cls=Command, waits=True)
+@_name
+@click.option("--to", default="", metavar="NODE", help="The node that should run it; without it, the best one.")
+@click.pass_obj
+def move(session: Session, name: str, to: str) -> int:
+    """Let another node run an app, and wait until it answers there. Its clients wait meanwhile, whichever node they ask."""
+    moved = session.client().send("POST", path_of("leadership", f"app:{name}", "switchover"), {"to": to})
+    if not session.wait:
+        session.say(f"{moved['node']} leads {name}, and starts it: `piccoloctl apps show {name}`")
+        return 0
+    waited_ms = until_reached(session, name, moved)
+    session.say(f"{name} runs on {moved['node']}; its clients waited {waited_ms / 1000:.2f} s")
+    return 0
 
 
 @click.command(cls=Command, waits=True)

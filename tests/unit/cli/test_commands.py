@@ -284,6 +284,21 @@ def test_votes_are_shown_where_the_nodes_have_them(ctl: Ctl, double: ApiDouble) 
     assert "timing fast, etcd kept by its owner" in ctl("cluster", "list", "-o", "wide").out
 
 
+def test_a_move_waits_for_the_new_term_and_says_how_long_clients_waited(ctl: Ctl, double: ApiDouble) -> None:
+    def why(epoch: int, **phases: float) -> dict[str, Any]:
+        return {"history": [{"epoch": epoch, "phases": phases}]}
+
+    double.on("POST", "/leadership/app:hello/switchover", {"node": "n2", "epoch": 4})
+    restarting = Reply(503, {"code": "unavailable", "detail": "starting"})
+    double.on(
+        "GET", "/leadership/app:hello/why",
+        why(3, closing=9000.0, routed=1.0), restarting, why(4, closing=500.0), why(4, closing=500.0, claimed=20.0, routed=230.0),
+    )  # fmt: skip
+    double.on("GET", "/apps/hello", {"name": "hello", "state": "starting", "reason": "", "generation": 1})
+    done = ctl("apps", "move", "hello", "--to", "n2")
+    assert (done.code, done.err.splitlines()[-1]) == (0, "hello runs on n2; its clients waited 0.75 s")
+
+
 def drained(*left: dict[str, str]) -> dict[str, Any]:
     return {"name": "n1", "state": "alive", "drain": {"author": "admin", "since_ms": 1, "left": list(left)}}
 

@@ -42,6 +42,7 @@ ASKING: dict[str, tuple[list[str], str]] = {
     "apps start": (["hello"], ""),
     "apps stop": (["hello", "--no-wait"], ""),
     "apps restart": (["hello"], ""),
+    "apps move": (["hello", "--to", "n2", "--no-wait"], ""),
     "apps enable": (["hello"], ""),
     "apps disable": (["hello"], ""),
     "apps update": (["hello", "--image", "x:2", "--without-snapshot"], ""),

@@ -10,7 +10,7 @@ import pytest
 from piccolod import clock
 from piccolod.errors import Busy, NotLeader
 from piccolod.leadership.placement import Standing
-from piccolod.protocol.consensus import Campaign, GetLeadership, GetStandings, GetWhy, Stand, Withdraw
+from piccolod.protocol.consensus import Campaign, GetLeadership, GetStandings, GetWhy, Stand, TellPhases, Withdraw
 from services.consensus.placing import UNHEARD_S
 from tests.unit.consensus.etcd.conftest import eventually
 from tests.unit.consensus.etcd.member import SPAN_S, House, Live, living
@@ -95,6 +95,24 @@ def test_what_was_just_installed_begins_beside_the_kernel(home: House) -> None:
             await stand(two, blog=ABLE)
             await eventually(lambda: leader(one, "blog"), "it is led")
             assert leader(one, "blog") == "n2"
+
+    asyncio.run(main())
+
+
+def test_the_history_tells_how_long_an_app_took_to_its_first_client(home: House) -> None:
+    async def main() -> None:
+        async with home.two() as (one, two):
+            await one.lead()
+            await two.in_session()
+            term = await two.lead("app:blog")
+            at = {"started": clock.now() + 0.2, "ready": clock.now() + 0.3, "routed": clock.now() + 0.3}
+            await two.ask(TellPhases(resource="app:blog", token=term.token + 1, at={"started": 1.0}), "apps")
+            await two.ask(TellPhases(resource="app:blog", token=term.token, at=at), "apps")
+            phases = (await one.ask(GetWhy(resource="app:blog"), "api")).history[0].phases
+            assert list(phases) == ["claimed", "started", "ready", "routed"]
+            assert 200 <= phases["started"] < 2000 and 50 < phases["ready"] <= 100.1
+            await two.ask(TellPhases(resource="app:blog", token=term.token, at={"started": 1.0}), "apps")
+            assert (await one.ask(GetWhy(resource="app:blog"), "api")).history[0].phases == phases, "once"
 
     asyncio.run(main())
 
