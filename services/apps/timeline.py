@@ -21,9 +21,15 @@ class Timeline:
         self._told = False
 
     def of(self, token: int) -> None:
-        """The term that is looked at; another one begins anew. 0: none."""
-        if token != self._token:
-            self._token, self._at, self._told = token, {}, False
+        """The term that is looked at; another one begins anew. 0: none.
+
+        The steps that follow a campaign are done at once, before its term is looked at: they are of that one.
+        """
+        if token == self._token:
+            return
+        if self._token:
+            self._at, self._told = {}, False
+        self._token = token
 
     def did(self, step: Do) -> None:
         """A start after another one counts: what comes before it is the way to that."""
