@@ -125,11 +125,6 @@ class Paths:
         """Rendered app_config and secret files of running apps: memory only, never under `state`."""
         return self.run / "app-files"
 
-    @property
-    def uploads(self) -> Path:
-        """Files that the api received, for apps to read."""
-        return self.run / "uploads"
-
     # --- state
     @property
     def log(self) -> Path:
@@ -159,6 +154,11 @@ class Paths:
     def podman_root(self) -> Path:
         """Images and layers."""
         return self.state / "containers"
+
+    @property
+    def uploads(self) -> Path:
+        """Archives of images, which the api and apps hand to each other. Not in memory, which one can be larger than."""
+        return self.state / "uploads"
 
     @property
     def podman_networks(self) -> Path:

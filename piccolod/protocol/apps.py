@@ -243,7 +243,7 @@ class ListImages(Request[ImageDocuments], frozen=True, kw_only=True):
 
 class AddImage(Request[ImageDocuments], frozen=True, kw_only=True):
     """`kind`: load (an OCI or docker archive), import (a root file system, `name` needed), build (a tar with a
-    Containerfile, `name` needed). `file` is below run_dir/uploads, written by the api, removed by it afterwards."""
+    Containerfile, `name` needed). `file` is below state_dir/uploads, written by the api, removed by it afterwards."""
 
     command: ClassVar[str] = "apps.add_image"
     reply: ClassVar[type] = ImageDocuments

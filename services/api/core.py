@@ -33,6 +33,7 @@ from services.api.readiness import ComponentHealth, Readiness
 from services.api.setup_code import SetupCode
 
 if TYPE_CHECKING:  # imported on members alone
+    from services.api.rpc.images import Images
     from services.api.rpc.relay import Relay
     from services.api.rpc.standings import Standings
 
@@ -65,6 +66,7 @@ class Core:
         self.mode: Mode | None = None  # of a member of a cluster, from the start on
         self.relay: Relay | None = None  # where writes for the leader go, on a member
         self.standings: Standings | None = None  # what the other members have, on a member
+        self.images: Images | None = None  # what members hand to each other
         enabled = [spec.name for spec in MODULES if module.config.module(spec.name).enabled and spec.name != module.name]
         self.seen = readiness.expect(enabled, clock.now())
         self.kernel_role = LeadershipRoleChanged(

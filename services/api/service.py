@@ -72,6 +72,7 @@ class Service:
             self._rpc = Rpc(self._core, mode, self._edge, self._fault)
             self._core.relay = self._rpc.relay
             self._core.standings = self._rpc.standings
+            self._core.images = self._rpc.images
             await self._rpc.start()
 
     def _fault(self, part: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Large bodies become files below run_dir, for `apps` to read: bounded by size and by room, gone when the call ends."""
+"""Large bodies become files below state_dir, for `apps` to read: bounded by size and by room, gone when the call ends."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _write_all(fd: int, data: bytes) -> None:
         while view:
             view = view[os.write(fd, view) :]
     except OSError as error:
-        raise StoreFull(f"the upload cannot be kept: {error.strerror}", hint="make room below run_dir") from error
+        raise StoreFull(f"the upload cannot be kept: {error.strerror}", hint="make room below state_dir") from error
 
 
 def _check_room(folder: Path, needed_bytes: int, most_bytes: int, written: int = 0) -> None:
@@ -82,5 +82,5 @@ def _check_room(folder: Path, needed_bytes: int, most_bytes: int, written: int =
     if needed_bytes - written > free_bytes - _KEEP_FREE_BYTES:
         raise StoreFull(
             f"there is no room for the upload: {format_size(max(0, free_bytes))} are free in {folder}",
-            hint="make room, or move run_dir to a larger file system",
+            hint="make room, or move state_dir to a larger file system",
         )

@@ -7,21 +7,26 @@ import hashlib
 import io
 import subprocess
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from piccolod import clock, podman_conf
-from piccolod.errors import Failed, Invalid, NotFound, PiccoloError
+from piccolod.errors import Conflict, Failed, Invalid, NotFound, PiccoloError, StoreFull
+from piccolod.protocol.images import ARCHITECTURE, ImageWanted
 from services.apps.desired import Version
 from services.apps.discreet import discreet
 from services.apps.manifest import Manifest, Pull
 from services.apps.podman import Podman, PodmanError
 from services.apps.situation import Image, ImageIs
+from services.apps.uploads import handed
+
+Bring = Callable[[ImageWanted], Awaitable[None]]
 
 # A registry that is down is asked again after these, in turn.
 _AGAIN_S: Final = (5.0, 15.0, 60.0, 300.0)
+_ANOTHER: Final = "its name means another image here than where it runs; `piccoloctl images load` brings that one"
 _NO_ROOM: Final = "no space left"  # strerror(ENOSPC), in podman's words: not the fault of the file
 
 
@@ -42,10 +47,20 @@ class Images:
     """`changed(app)` is called when a fetch ends."""
 
     def __init__(
-        self, podman: Podman, store: Path, scratch: Path, contexts: Callable[[], list[Path]], changed: Callable[[str], None]
+        self,
+        podman: Podman,
+        store: Path,
+        scratch: Path,
+        contexts: Callable[[], list[Path]],
+        changed: Callable[[str], None],
+        bring: Bring | None = None,
     ) -> None:
-        """`store` is where podman keeps them; `contexts()` are what it builds from, or has left behind."""
+        """`store` is where podman keeps them; `contexts()` are what it builds from, or has left behind.
+
+        `bring` loads here what another node has, on a member of a cluster.
+        """
         self._podman, self._store, self._scratch, self._contexts, self._changed = podman, store, scratch, contexts, changed
+        self._bring = bring
         self._builds = 0
         self._fetches: dict[str, asyncio.Task[str]] = {}
         self._refused: dict[str, tuple[float, int, str]] = {}  # key -> (again at, tries, why)
@@ -60,13 +75,13 @@ class Images:
         manifest = version.manifest
         key = _key(version)
         if (fetch := self._fetches.get(key)) is not None and not fetch.done():
-            return Image(ImageIs.FETCHING, reason=f"{_verb(manifest)} {reference(manifest)}")
+            return Image(ImageIs.FETCHING, reason=f"{self._verb(manifest)} {reference(manifest)}")
         if version.image_id:
             if await self._podman.image(version.image_id) is not None:
                 return Image(ImageIs.PRESENT, version.image_id)
         elif self._may_be_local(version, key) and (found := await self.find(manifest)):
             return Image(ImageIs.PRESENT, found)
-        if manifest.pull is Pull.NEVER and manifest.build is None:
+        if manifest.pull is Pull.NEVER and manifest.build is None and self._bring is None:
             return Image(ImageIs.REFUSED, reason=f"image {reference(manifest)} is not on this node, and `pull` is never")
         again_at, _, why = self._refused.get(key, (0.0, 0, ""))
         return Image(ImageIs.REFUSED, reason=why) if clock.now() < again_at else Image(ImageIs.ABSENT)
@@ -79,9 +94,12 @@ class Images:
         """Begins to pull or build; `look` says how it goes."""
         key = _key(version)
         if key not in self._fetches or self._fetches[key].done():
-            task = asyncio.create_task(self._fetch(version.manifest), name=f"fetch {reference(version.manifest)}")
+            task = asyncio.create_task(self._fetch(version), name=f"fetch {reference(version.manifest)}")
             self._fetches[key] = task
             task.add_done_callback(lambda done: self._ended(key, version, done))
+
+    def _verb(self, manifest: Manifest) -> str:
+        return "fetches" if self._bring is not None else "pulls" if manifest.build is None else "builds"
 
     def _may_be_local(self, version: Version, key: str) -> bool:
         """`pull: always` asks the registry first, once for each version."""
@@ -90,9 +108,37 @@ class Images:
         done = self._fetches.get(key)
         return done is not None and done.done() and not done.cancelled() and done.exception() is None
 
-    async def _fetch(self, manifest: Manifest) -> str:
-        got = await self._got(manifest)
+    async def _fetch(self, version: Version) -> str:
+        """From another node, which is near and has the very image; what none has from where the manifest says."""
+        manifest = version.manifest
+        if self._bring is None or not (version.image_id or self._may_be_local(version, _key(version))):
+            got = await self._got(manifest)
+        else:
+            name = version.image_id or reference(manifest)
+            try:
+                got = await self._brought(self._bring, name)
+            except PiccoloError as nearby:
+                got = await self._got_elsewhere(version, nearby)
         await self._sync()
+        return got
+
+    async def _brought(self, bring: Bring, name: str) -> str:
+        await bring(ImageWanted(name=name, architecture=ARCHITECTURE))
+        found = await self._podman.image(name)
+        if found is None:
+            raise NotFound(f"what another node sent for {name} is another image")
+        return with_prefix(str(found["Id"]))
+
+    async def _got_elsewhere(self, version: Version, nearby: PiccoloError) -> str:
+        manifest = version.manifest
+        if manifest.pull is Pull.NEVER and manifest.build is None:
+            raise Failed(f"{nearby.detail}, and `pull` is never", hint=nearby.hint)
+        try:
+            got = await self._got(manifest)
+        except PiccoloError as error:
+            raise Failed(f"{error.detail}; from another node: {nearby.detail}", hint=error.hint) from error
+        if _is_another(version, got):
+            raise Failed(f"{_ANOTHER}; from another node: {nearby.detail}")
         return got
 
     async def _got(self, manifest: Manifest) -> str:
@@ -129,6 +175,20 @@ class Images:
 
     async def listed(self) -> list[dict[str, Any]]:
         return await self._podman.images()
+
+    async def save(self, wanted: ImageWanted, folder: Path) -> Path:
+        """An archive in `folder`. Raises NotFound, Conflict for another architecture, StoreFull."""
+        found = await self._podman.image(wanted.name)
+        if found is None:
+            raise NotFound(f"image {wanted.name} is not on this node")
+        if (of := str(found.get("Architecture") or wanted.architecture)) != wanted.architecture:
+            raise Conflict(f"image {wanted.name} is for {of}", hint=f"load one that is made for {wanted.architecture}")
+        try:
+            with handed(folder) as (file, archive):
+                await self._podman.save(list(found.get("RepoTags") or [str(found["Id"])]), archive)
+        except OSError as error:
+            raise StoreFull(f"there is no room for an archive of {wanted.name}: {error.strerror}", hint="make room") from error
+        return file
 
     async def remove(self, image_id: str, names: Sequence[str]) -> None:
         """Raises PodmanError where a container or another image stands on it."""
@@ -174,10 +234,6 @@ def _key(version: Version) -> str:
     return f"{version.manifest.name} {reference(version.manifest)} {version.image_id}"
 
 
-def _verb(manifest: Manifest) -> str:
-    return "pulls" if manifest.build is None else "builds"
-
-
 def _write_context(file: Path, containerfile: str) -> None:
     body = containerfile.encode()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +249,8 @@ def _why_not(version: Version, done: asyncio.Task[str]) -> str:
         return ""
     if (error := done.exception()) is not None:
         return error.detail if isinstance(error, PiccoloError) else f"{type(error).__name__}: {error}"
-    if version.image_id and with_prefix(done.result()) != with_prefix(version.image_id):
-        return "its name means another image here than where it runs; `piccoloctl images load` brings that one"
-    return ""
+    return _ANOTHER if _is_another(version, done.result()) else ""
+
+
+def _is_another(version: Version, image_id: str) -> bool:
+    return bool(version.image_id) and with_prefix(image_id) != with_prefix(version.image_id)

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -27,6 +28,7 @@ from piccolod.errors import Failed, Invalid, NotFound, PiccoloError, Unavailable
 QUERY_S: Final = 5.0
 CHANGE_S: Final = 30.0
 IMAGE_S: Final = 1800.0
+_PART_BYTES: Final = 1 << 20
 # One for each app that is changed at the same moment; a hanging podman fills them, and then calls fail by their deadline.
 _THREADS: Final = 8
 
@@ -165,6 +167,23 @@ class Podman:
         """Names of what an OCI or docker archive held."""
         answer = await self._upload("images/load", archive)
         return [str(name) for name in answer.get("Names") or []]
+
+    async def save(self, names: list[str], archive: BinaryIO) -> None:
+        """Writes a docker archive of one image with all these names, or by its id. Raises OSError of `archive`."""
+        params: dict[str, Any] = {"references": names, "format": "docker-archive"}
+
+        def receive() -> OSError | None:
+            with closing(self._http().get("/images/export", params=params, stream=True, timeout=IMAGE_S)) as response:
+                for part in _checked(response, "images/export").iter_content(_PART_BYTES):
+                    try:
+                        archive.write(part)
+                    except OSError as error:  # of our own disk: those of the connection speak of podman
+                        return error
+            return None
+
+        failed = await self._in_thread(receive, IMAGE_S, self._image_threads)
+        if failed is not None:
+            raise failed
 
     async def import_rootfs(self, archive: Path, name: str) -> str:
         return str((await self._upload("images/import", archive, {"reference": name}))["Id"])

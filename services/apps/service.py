@@ -26,6 +26,7 @@ from piccolod.protocol.events import (
     ModuleStateChanged,
     VolumeStateChanged,
 )
+from piccolod.protocol.images import BringImage, ImageWanted
 from piccolod.protocol.persistence import GetCryptoStatus
 from piccolod.protocol.router import RouteStates
 from services.apps import links, orphans, podman_events
@@ -45,6 +46,7 @@ from services.apps.situation import Leader, State
 
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.3
+_BRING_S: Final = 900.0
 
 
 class Service:
@@ -54,11 +56,14 @@ class Service:
         podman = Podman(paths.podman_socket)
         pages = PageReader(paths.page)
         contexts = partial(podman_conf.build_contexts, module.config)
+        clustered = cluster_mode.load(paths.cluster) is not None
         self._apps: dict[str, App] = {}
         self._node = Node(
             module=module,
             podman=podman,
-            images=Images(podman, paths.podman_root, paths.run / "builds", contexts, self._wake_app),
+            images=Images(
+                podman, paths.podman_root, paths.run / "builds", contexts, self._wake_app, self._bring if clustered else None
+            ),
             routes=Routes(self._call_router, self._route_refused, self._wake_app),
             documents=Documents(module),
             files=AppFiles(paths.app_files),
@@ -66,7 +71,7 @@ class Service:
             gate=Gate(pages),
             leashes=LeashClient(paths),
             silence=Silence(paths.silence),
-            clustered=cluster_mode.load(paths.cluster) is not None,
+            clustered=clustered,
         )
         self._heard = False  # who leads what
         self._strange: dict[str, str] = {}
@@ -112,6 +117,9 @@ class Service:
             self._wake_all()
             await asyncio.gather(*(app.settled.wait() for app in self._apps.values()))
         self._node.podman.close()
+
+    async def _bring(self, wanted: ImageWanted) -> None:
+        await self._module.call(BringImage(wanted=wanted), timeout_s=_BRING_S)
 
     # --- what is wanted
 

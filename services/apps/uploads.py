@@ -1,12 +1,14 @@
-"""Files that the api received for this module."""
+"""Files that the api and this module hand to each other, in a folder of the api's."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from piccolod.errors import Invalid
 
@@ -31,3 +33,25 @@ def uploaded(file: Path, folder: Path) -> Iterator[Path]:
         yield Path(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
+
+
+@contextmanager
+def handed(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file for the api, who owns the folder: it stays there where the block ends well, and nothing of it otherwise.
+
+    Raises OSError.
+    """
+    within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    name = f"{secrets.token_hex(8)}.saved"
+    try:
+        owner = os.fstat(within)
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=within)
+        with open(fd, "wb", buffering=0) as file:
+            try:
+                yield folder / name, file
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+            except BaseException:
+                os.unlink(name, dir_fd=within)
+                raise
+    finally:
+        os.close(within)

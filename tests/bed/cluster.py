@@ -58,11 +58,15 @@ class Cluster:
         """
         self.on_each(lambda machine: machine.power_on(within_s=60), os.cpu_count())
 
-    def load_demo_image(self) -> None:
+    def load_demo_image(self, *machines: Machine) -> None:
+        """On these; on all where none is named."""
         archive = self.folder / "demo.tar"
         if not archive.exists():
             image.write_demo(archive)
-        self.on_each(lambda machine: machine.load_image(archive))
+        for machine in machines:
+            machine.load_image(archive)
+        if not machines:
+            self.on_each(lambda machine: machine.load_image(archive))
 
     def unlock(self) -> None:
         self.on_each(Machine.unlock, os.cpu_count())

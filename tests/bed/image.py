@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from piccolod.protocol.images import ARCHITECTURE
 from tests.node import DEMO_IMAGE, ROOT
 
 _ROOTFS = ROOT / "deploy/demo/rootfs"
@@ -28,7 +29,7 @@ def write_demo(archive: Path) -> None:
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
     config = {
-        "architecture": "amd64",
+        "architecture": ARCHITECTURE,
         "os": "linux",
         "config": {"Cmd": ["/bin/serve"], "ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGTERM", "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"]},

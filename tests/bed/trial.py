@@ -28,10 +28,10 @@ Term = tuple[str, int]  # node, epoch
 class Trial:
     """Every machine of `cluster` is on, unlocked and a member."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, storm_pause_s: float = 0.02) -> None:
         self.cluster = cluster
         self.oracle = Oracle(cluster)
-        self.storm = Storm(cluster.machines)
+        self.storm = Storm(cluster.machines, pause_s=storm_pause_s)
         self.hits: defaultdict[tuple[str, str], list[float]] = defaultdict(list)  # (machine, program) -> when (time.monotonic)
         self._stack = ExitStack()
 

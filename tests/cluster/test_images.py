@@ -94,7 +94,7 @@ def manifest(node: Node, app: str, image: str, extra: str = "") -> str:
 def nothing_left(node: Node) -> Iterator[None]:
     """Whatever came of it, nothing that was sent lies about: neither on its way to podman nor where podman builds."""
     yield
-    until(lambda: not list((node.run / "uploads").iterdir()), "no upload is left")
+    until(lambda: not list((node.state / "uploads").iterdir()), "no upload is left")
     until(lambda: not list((node.state / "containers/incoming").glob("libpod_builder*")), "no context is left", 30)
 
 

@@ -16,11 +16,15 @@ from piccolod.cli.session import Printed, Session
 from piccolod.cli.table import Column, table
 from piccolod.cli.times import moment
 from piccolod.cli.upload import Upload, of_file, of_folder
+from piccolod.errors import NotFound
 from piccolod.units import format_size
 
 images = Group("images", help="Container images, without a registry too.")
 
 _file_argument = click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
+
+
+_ID_CHARACTERS: Final = 8  # of an id at least, where one is given for a name
 
 
 def _id(item: dict[str, Any]) -> str:
@@ -72,6 +76,33 @@ def import_(session: Session, file: str, name: str) -> int:
 def build(session: Session, folder: str, name: str) -> int:
     """Build an image NAME from the Containerfile in DIR."""
     return _send(session, lambda sent: of_folder(folder, sent), kind="build", name=name)
+
+
+@images.command("push-peers")
+@click.argument("name", shell_complete=image_names)
+@click.pass_obj
+def push_peers(session: Session, name: str) -> int:
+    """Send an image to every other node that lacks it. Those that an app needs are sent by themselves."""
+    client = session.client(endless=True)
+    image = _named(client.get("/images"), name)
+    handed: list[dict[str, Any]] = client.send("POST", path_of("images", _id(image), "push"), repeat=False)
+    session.write(Printed(handed, lambda found, *_: _handed(found), lambda found: [str(each["node"]) for each in found]))
+    return 1 if any(each["error"] for each in handed) else 0
+
+
+def _named(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    for item in found:
+        if not {name, f"localhost/{name}"}.isdisjoint(item.get("names") or ()):
+            return item
+    for item in found:
+        if len(name) >= _ID_CHARACTERS and _id(item).startswith(name.removeprefix("sha256:")):
+            return item
+    raise NotFound(f"this node has no image {name}", hint="`piccoloctl images list` shows what it has")
+
+
+def _handed(found: list[dict[str, Any]]) -> str:
+    told = [f"{each['node']}: {each['error'] or ('had it' if each['had'] else 'has it now')}" for each in found]
+    return "\n".join(told) or "there is no other node"
 
 
 @images.command()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final
 
-from litestar.params import FromQuery, QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
-from piccolod.errors import Busy, StoreFull, TooMany
+from piccolod.errors import Busy, Conflict, NotFound, StoreFull, TooMany
 from piccolod.protocol.apps import AddImage, ImageDocument, ListImages, PruneImages
+from piccolod.protocol.images import Handed
 from services.api import uploads
 from services.api.actor import Scope
 from services.api.asked import BASE, Req, core_of
@@ -54,4 +55,17 @@ async def prune(
     return (await core_of(request).order(PruneImages(unused=unused), timeout_s=_PRUNE_S)).images
 
 
-ROUTES = (list_images, add, prune)
+@endpoint("POST", f"{BASE}/images/{{id:str}}/push", scope=Scope.WRITE, fails=(NotFound, Conflict), leads=False, tag="images")
+async def push(request: Req, id: FromPath[str]) -> tuple[Handed, ...]:
+    """Every other node of the cluster that lacks this image takes it from this one. What became of it on each."""
+    core = core_of(request)
+    image_id = f"sha256:{id.removeprefix('sha256:')}"
+    listed = (await core.ask(ListImages(), timeout_s=15.0)).images
+    if image_id not in [each.id for each in listed]:
+        raise NotFound(f"this node has no image {id[:80]}", hint="`piccoloctl images list` shows what it has")
+    if core.images is None:
+        raise Conflict("this node is in no cluster: there is nobody to push it to", hint="`piccoloctl cluster init`")
+    return await core.images.push(image_id)
+
+
+ROUTES = (list_images, add, prune, push)

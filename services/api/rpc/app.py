@@ -1,15 +1,18 @@
 """The routes of the rpc server as one small ASGI application: who may call which, how large, how long, and how it fails.
 
-No framework around it: three routes, bytes in and bytes out. Failures are the same problem documents as the API's.
+No framework around it: a few routes, bytes in and bytes or a file out. Failures are the same problem documents as the API's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from piccolod.errors import DeadlineExceeded, Failed, Locked, NotFound, PiccoloError, TooLarge
@@ -21,6 +24,7 @@ from services.api import problem
 from services.api.core import Core
 
 _READ_BYTES: Final = 8 << 20
+_PART_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +40,12 @@ class Knock:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`roles` empty: also without a certificate. `ended`: also with one that has ended."""
+    """`roles` empty: also without a certificate. `ended`: also with one that has ended.
 
-    answer: Callable[[Knock], Awaitable[bytes]]
+    `answer`: the body, or a file that is sent and removed, however that ends.
+    """
+
+    answer: Callable[[Knock], Awaitable[bytes | Path]]
     media_type: str
     body_bytes: int
     within_s: float
@@ -76,7 +83,8 @@ class App:
             await self._refuse(scope, send, route, request_id, ours)
         else:
             self._audit(scope, route, request_id, 200, "")
-            await _send(send, 200, body, {"content-type": route.media_type})
+            headers = {"content-type": route.media_type}
+            await (_send(send, 200, body, headers) if isinstance(body, bytes) else _send_file(send, body, headers))
 
     async def _knock(self, route: Route, scope: Any, receive: Any, request_id: str) -> Knock:
         tls = scope["state"].get("tls")
@@ -139,7 +147,26 @@ async def _body(receive: Any, most_bytes: int) -> bytes:
 
 
 async def _send(send: Any, status: int, body: bytes, headers: dict[str, str]) -> None:
-    fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    fields += [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await _begin(send, status, len(body), headers)
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _send_file(send: Any, file: Path, headers: dict[str, str]) -> None:
+    """What fails now cuts the connection: the length was said, so nobody takes a part for the whole."""
+    try:
+        with file.open("rb") as opened:
+            left_bytes = os.fstat(opened.fileno()).st_size
+            await _begin(send, 200, left_bytes, headers)
+            while left_bytes > 0:
+                part = await asyncio.to_thread(opened.read, min(left_bytes, _PART_BYTES))
+                left_bytes = left_bytes - len(part) if part else -1
+                await send({"type": "http.response.body", "body": part, "more_body": left_bytes > 0})
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(file)
+
+
+async def _begin(send: Any, status: int, size_bytes: int, headers: dict[str, str]) -> None:
+    fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    fields += [(b"content-length", str(size_bytes).encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": fields})

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple
 
 import h11
 
@@ -15,6 +18,8 @@ from services.api.rpc.files import NodeFiles
 
 CONNECT_S: Final = 2.0
 _READ_BYTES: Final = 64 * 1024
+_SILENCE_S: Final = 30.0
+_PROBLEM_BYTES: Final = 64 * 1024
 
 
 class Place(NamedTuple):
@@ -23,6 +28,13 @@ class Place(NamedTuple):
     node: str
     host: str
     port: int
+
+
+class Answer(NamedTuple):
+    """`size_bytes` None: the other node did not say."""
+
+    size_bytes: int | None
+    parts: AsyncIterator[bytes]
 
 
 class Client:
@@ -36,15 +48,38 @@ class Client:
         """The body of the answer. Raises Unavailable when nothing was sent, OutcomeUnknown when the end is not known,
         and what the other node refused it with. `ended`: a certificate of it that has ended is no hindrance.
         """
+        async with self.fetch(place, path, body, media_type, within_s=timeout_s, ended=ended) as answer:
+            return await _whole(answer.parts, most_bytes)
+
+    @asynccontextmanager
+    async def fetch(
+        self,
+        place: Place,
+        path: str,
+        body: bytes,
+        media_type: str,
+        *,
+        within_s: float | None = None,
+        ended: bool = False,
+    ) -> AsyncIterator[Answer]:
+        """As `post`, and the block reads the body in parts. `within_s` None: however long the other node needs to begin.
+
+        A machine that is gone is found out within 20 s, and one that has begun and falls silent within 30 s.
+        """
         sent = False
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(CONNECT_S):
                 reader, writer = await asyncio.open_connection(place.host, place.port, ssl=self._files.client(ended=ended))
             self._check(writer, place, ended)
-            async with asyncio.timeout(timeout_s):
+            _keep_alive(writer)
+            async with asyncio.timeout(within_s):
                 sent = True
-                status, answer = await _round(reader, writer, _request(place, path, body, media_type), body, most_bytes)
+                exchange = _Exchange(reader, writer)
+                status, size_bytes = await exchange.ask(_request(place, path, body, media_type), body)
+                if status != 200:
+                    raise from_problem(status, await _whole(exchange.parts(), _PROBLEM_BYTES))
+                yield Answer(size_bytes, exchange.parts())
         except ssl.SSLError as error:
             # Also after the request was sent: in TLS 1.3 the server looks at our certificate only then, and at the rest later.
             raise Unavailable(f"{place.node} and this node do not trust each other: {error.reason or error}") from error
@@ -58,9 +93,6 @@ class Client:
         finally:
             if writer is not None:
                 writer.transport.abort()
-        if status != 200:
-            raise from_problem(status, answer)
-        return answer
 
     def _check(self, writer: asyncio.StreamWriter, place: Place, ended: bool) -> None:
         tls = writer.get_extra_info("ssl_object")
@@ -80,25 +112,49 @@ def _request(place: Place, path: str, body: bytes, media_type: str) -> h11.Reque
     return h11.Request(method="POST", target=path, headers=headers)
 
 
-async def _round(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: h11.Request, body: bytes, most_bytes: int
-) -> tuple[int, bytes]:
-    http = h11.Connection(h11.CLIENT)
-    sent: tuple[h11.Event, ...] = (request, h11.Data(data=body), h11.EndOfMessage())
-    writer.write(b"".join(http.send(part) or b"" for part in sent))
-    await writer.drain()
-    status, answer = 0, bytearray()
-    while True:
-        event = http.next_event()
-        if event is h11.NEED_DATA:
-            http.receive_data(await reader.read(_READ_BYTES))
-        elif isinstance(event, h11.Response):
-            status = event.status_code
-        elif isinstance(event, h11.Data):
-            answer += event.data
-            if len(answer) > most_bytes:
-                raise TooLarge("the answer of the other node is too large")
-        elif isinstance(event, h11.EndOfMessage):
-            return status, bytes(answer)
-        elif isinstance(event, h11.ConnectionClosed):
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._http = h11.Connection(h11.CLIENT)
+        self._reader = reader
+        self._writer = writer
+
+    async def ask(self, request: h11.Request, body: bytes) -> tuple[int, int | None]:
+        """The status, and how large the answer says that its body is."""
+        sent: tuple[h11.Event, ...] = (request, h11.Data(data=body), h11.EndOfMessage())
+        self._writer.write(b"".join(self._http.send(part) or b"" for part in sent))
+        await self._writer.drain()
+        while not isinstance(event := await self._next(), h11.Response):
+            pass
+        size = dict(event.headers).get(b"content-length")
+        return event.status_code, None if size is None else int(size)
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        while not isinstance(event := await self._next(_SILENCE_S), h11.EndOfMessage):
+            if isinstance(event, h11.Data):
+                yield bytes(event.data)
+
+    async def _next(self, silence_s: float | None = None) -> Any:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            async with asyncio.timeout(silence_s):
+                self._http.receive_data(await self._reader.read(_READ_BYTES))
+        if isinstance(event, h11.ConnectionClosed):
             raise EOFError("the connection was cut")
+        return event
+
+
+def _keep_alive(writer: asyncio.StreamWriter) -> None:
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _whole(parts: AsyncIterator[bytes], most_bytes: int) -> bytes:
+    answer = bytearray()
+    async for part in parts:
+        answer += part
+        if len(answer) > most_bytes:
+            raise TooLarge("the answer of the other node is too large")
+    return bytes(answer)

@@ -13,10 +13,11 @@ from piccolod.config import at_port
 from piccolod.errors import PiccoloError
 from piccolod.protocol.joining import JOIN_PATH
 from services.api.core import Core
-from services.api.rpc import relay, renewal, standings, unlocking
+from services.api.rpc import images, relay, renewal, standings, unlocking
 from services.api.rpc.app import App
 from services.api.rpc.client import Client
 from services.api.rpc.files import NodeFiles
+from services.api.rpc.images import Images
 from services.api.rpc.join import Door
 from services.api.rpc.places import Places
 from services.api.rpc.relay import Relay
@@ -43,16 +44,20 @@ class Rpc:
         self.renewal = Renewal(core, self.files, client, places, lambda reason: fault("certificate", reason))
         self.unlocking = Unlocking(core, self.files, client, places, core.tell_locked)
         self.standings = Standings(core, client, places)
+        self.images = Images(core, client, places)
         routes = {
             JOIN_PATH: Door(core, client, places).route,
             relay.PATH: Replay(core, edge).route,
             renewal.PATH: self.renewal.route,
             unlocking.PATH: self.unlocking.route,
             standings.PATH: self.standings.route,
+            images.PATH: self.images.route,
+            images.TAKE_PATH: self.images.take_route,
         }
         self._server = Server(App(core, mode.cluster, routes))
 
     async def start(self) -> None:
+        self.images.serve()
         if not await self._listen():
             self._core.module.spawn(self._listen_again(), name="listen for nodes")
         self._core.module.spawn(self.renewal.run(), name="renewal")

@@ -76,7 +76,7 @@ def test_images_come_from_files_and_a_pending_app_starts_when_its_image_comes(ma
             await world.install(manifest(image="localhost/apps-root:1", command="[/bin/serve]"))
             app = await world.until("hello", "pending", reason="is not on this node")
             assert app.image_id == ""
-            uploads = machine.paths.run / "uploads"
+            uploads = machine.paths.uploads
             uploads.mkdir()
             upload = uploads / "upload.tar"
             with tarfile.open(upload, "w") as tar:
@@ -96,8 +96,8 @@ def test_images_come_from_files_and_a_pending_app_starts_when_its_image_comes(ma
             with pytest.raises(Invalid, match="not an uploaded file"):
                 await world.ask(protocol.AddImage(kind="load", file="/etc/passwd"))
             (uploads / "link").symlink_to(images)
-            shutil.copy(images, machine.paths.run / "beside.tar")
-            for outside in (uploads / "link", machine.paths.run / "beside.tar", uploads / "sub/../../beside.tar"):
+            shutil.copy(images, machine.paths.state / "beside.tar")
+            for outside in (uploads / "link", machine.paths.state / "beside.tar", uploads / "sub/../../beside.tar"):
                 with pytest.raises(Invalid, match="not an uploaded file"):
                     await world.ask(protocol.AddImage(kind="load", file=str(outside)))
             upload.write_bytes(b"garbage" * 1000)

@@ -159,8 +159,12 @@ class FakeModule:
         self.healths: list[tuple[str, str]] = []
         self.sockets: list[socket.socket] = []
         self.refuse_listen: PiccoloError | None = None
+        self.handlers: dict[type, Callable[[Any, Any], Any]] = {}
         self.busy_with = 0
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def serve(self, kind: type, handler: Callable[[Any, Any], Any]) -> None:
+        self.handlers[kind] = handler
 
     def on(self, kind: type, callback: Callable[[Any], None], key: str | None = None) -> None:
         self.callbacks.setdefault(kind, []).append((key, callback))
@@ -252,6 +256,11 @@ class Node:
         done = threading.Event()
         self.loop.call_soon_threadsafe(lambda: (self.module.tell(event), done.set()))
         assert done.wait(5)
+
+    def command(self, request: Any, timeout_s: float = 10.0) -> Any:
+        """What the service answers another module. Raises what it refuses it with."""
+        handler = self.module.handlers[type(request)]
+        return asyncio.run_coroutine_threadsafe(handler(request, None), self.loop).result(timeout_s)
 
     def make_ready(self) -> None:
         for name in list(self.service._core.seen.modules):
@@ -352,6 +361,7 @@ def running(
         f'[api]\nlisten = ["{host}:{port}"]\n{api}\n{extra}'
     )
     settings.paths.run.mkdir()
+    settings.paths.state.mkdir(exist_ok=True)
     page.create(settings.paths.page)
     modules, supervisor = Modules(), Supervisor()
     module = FakeModule(settings, modules)

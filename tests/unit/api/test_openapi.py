@@ -11,10 +11,11 @@ import pytest
 
 from piccolod.cluster_mode import Mode
 from piccolod.errors import BY_CODE, NotLeader
-from piccolod.protocol.apps import Quiesce, Quiesced
+from piccolod.protocol.apps import ImageDocument, ImageDocuments, ListImages, Quiesce, Quiesced
 from piccolod.protocol.cluster import Cluster, GetCluster
 from piccolod.protocol.consensus import Release, Switchover
 from piccolod.protocol.events import LeadershipRoleChanged, ModuleStateChanged
+from piccolod.protocol.images import Handed
 from piccolod.protocol.persistence import Document
 from services.api.actor import Scope
 from services.api.routes import ROUTES
@@ -58,6 +59,7 @@ def fill(path: str) -> str:
         .replace("{volume}", "x.x")
         .replace("{name}", "x")
         .replace("{node}", "x")
+        .replace("{id}", "x")
     )
 
 
@@ -121,6 +123,11 @@ def shared() -> Iterator[Node]:
         yield made
 
 
+class Peers:
+    async def push(self, image_id: str) -> tuple[Handed, ...]:
+        return (Handed(node="n2", had=True),)
+
+
 def prepare(node: Node, path: str) -> None:
     """What a success needs to be there."""
     with node.unix() as root:
@@ -133,6 +140,10 @@ def prepare(node: Node, path: str) -> None:
             root.put("/secrets/x", json={"value": "v"})
         if "/leader/" in path:
             lead(node, "app:x", "kernel")
+        if path.endswith("/push"):
+            image = ImageDocument(id="sha256:x", names=(), size_bytes=1, created_ms=1, used_by=())
+            node.modules.replies[ListImages] = ImageDocuments(images=(image,))
+            node.service._core.images = Peers()  # type: ignore[assignment]
         gone = path.endswith("/cluster/leave")
         node.modules.replies[Quiesce] = Quiesced(still_running=())
         node.modules.replies[GetCluster] = Cluster(mode="etcd", node="x") if gone else Cluster(mode="alone", node="x")

@@ -96,6 +96,26 @@ def test_load_from_stdin_is_sent_as_it_comes(ctl: Ctl, double: ApiDouble) -> Non
     assert double.sent[0].query == {"kind": "import", "name": "localhost/x:1"}
 
 
+@pytest.mark.parametrize("name", ["localhost/x:1", "x:1", "ab" * 6, IMAGE["id"]])
+def test_push_peers_names_the_image_by_its_id_and_tells_of_each_node(ctl: Ctl, double: ApiDouble, name: str) -> None:
+    told = [{"node": "n2", "had": True, "error": ""}, {"node": "n3", "had": False, "error": ""}]
+    double.on("GET", "/images", [IMAGE])
+    double.on("POST", f"/images/{'ab' * 32}/push", told)
+    done = ctl("images", "push-peers", name)
+    assert (done.code, done.out) == (0, "n2: had it\nn3: has it now\n")
+    told[1]["error"] = "n3 is locked"
+    double.on("POST", f"/images/{'ab' * 32}/push", told)
+    done = ctl("images", "push-peers", name)
+    assert (done.code, done.out) == (1, "n2: had it\nn3: n3 is locked\n")
+
+
+@pytest.mark.parametrize("name", ["ab", "x", "y:1", "b" * 12])
+def test_push_peers_of_what_is_not_here_sends_nothing(ctl: Ctl, double: ApiDouble, name: str) -> None:
+    double.on("GET", "/images", [IMAGE])
+    done = ctl("images", "push-peers", name)
+    assert (done.code, len(double.sent)) == (3, 1)
+
+
 def test_build_sends_the_folder_as_a_tar(ctl: Ctl, double: ApiDouble, folder: Path) -> None:
     context = folder / "context"
     (context / "rootfs").mkdir(parents=True)

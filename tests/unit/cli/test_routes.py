@@ -78,6 +78,7 @@ ASKING: dict[str, tuple[list[str], str]] = {
     "nodes undrain": (["n1"], ""),
     "nodes remove": (["n1", "-y"], ""),
     "images prune": (["--unused"], ""),
+    "images push-peers": (["localhost/x:1"], ""),
     "volumes list": ([], ""),
     "volumes show": (["hello.data"], ""),
     "routes list": ([], ""),
@@ -96,6 +97,8 @@ ASKING: dict[str, tuple[list[str], str]] = {
     "images build": (["deploy/demo", "x:1"], ""),
     "api": (["GET", "/metrics"], ""),
 }
+IMAGE_ID = "ab" * 32
+IMAGE = {"id": f"sha256:{IMAGE_ID}", "names": ["localhost/x:1"], "size_bytes": 1, "created_ms": 0, "used_by": []}
 HERE = {"completion", "version", "config check"}
 
 
@@ -142,6 +145,8 @@ def replies(double: ApiDouble) -> None:
     double.on("GET", "/apps/hello/logs", {"lines": [], "cursor": ""})
     double.on("GET", "/health/detail", {"ready": True, "level": "OK", "reason": "", "components": {}})
     double.on("GET", "/events/history", [])
+    double.on("GET", "/images", [IMAGE])
+    double.on("POST", f"/images/{IMAGE_ID}/push", [])
     double.on("GET", "/settings", {"title": "", "session_hours": 12, "generation": 0})
     double.on("GET", "/modules", [MODULE])
     for path in ("check", "repair"):

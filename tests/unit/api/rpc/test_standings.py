@@ -22,14 +22,14 @@ TOLD = Recovery(node="n1", done=False, rev=10, at_ms=1, former=("n2",), lost=("w
 YEAR_S = 365 * 86_400.0
 
 
-def known(cluster: Cluster, *names: str) -> None:
-    """To n1, in the order of names."""
+def known(cluster: Cluster, *names: str, to: str = "n1") -> None:
+    """In the order of names."""
     places = {
         name: {"address": "", "client_url": "", "rpc": f"{cluster.address(name)}:{cluster.rpc_port}", "role": "member"}
         for name in names
     }
     witness = {"n8": {"address": "", "client_url": "", "rpc": "127.0.0.18:1", "role": "witness"}}
-    (cluster["n1"].module.paths.cluster / "members.json").write_text(json.dumps(places | witness))
+    (cluster[to].module.paths.cluster / "members.json").write_text(json.dumps(places | witness))
 
 
 @pytest.fixture

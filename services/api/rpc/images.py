@@ -1,0 +1,126 @@
+"""POST /image gives a member an archive of an image that this node has; POST /image/take tells it to take one from the caller.
+
+A node that lacks an image asks the others one after the other: it knows itself what it lacks, so whatever dies meanwhile is
+asked again. What is sent is content of podman's store, which lies in clear there; only members get it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from piccolod.errors import Forbidden, NotFound, PiccoloError, Unavailable
+from piccolod.module import Caller
+from piccolod.pki.identity import Role
+from piccolod.protocol.apps import AddImage, ListImages
+from piccolod.protocol.base import Nothing
+from piccolod.protocol.images import ARCHITECTURE, BringImage, Handed, ImageOffered, ImageWanted, SaveImage
+from services.api import uploads
+from services.api.core import Core
+from services.api.rpc.app import Knock, Route
+from services.api.rpc.client import Client, Place
+from services.api.rpc.places import Places
+from services.api.rpc.wire import MEDIA_TYPE, decoded
+
+PATH: Final = "/image"
+TAKE_PATH: Final = "/image/take"
+_ARCHIVE: Final = "application/x-tar"
+_BODY_BYTES: Final = 4 * 1024
+_LIST_S: Final = 15.0
+_SAVE_S: Final = 620.0  # of the other node's podman, until the first byte; apps gives up before that
+_LOAD_S: Final = 900.0
+_TAKE_S: Final = 1800.0
+
+
+class Images:
+    def __init__(self, core: Core, client: Client, places: Places) -> None:
+        self._core = core
+        self._client = client
+        self._places = places
+        self._bringing = asyncio.Lock()  # one at a time: each is an archive on this disk
+
+    def serve(self) -> None:
+        self._core.module.serve(BringImage, self._bring)
+
+    @property
+    def route(self) -> Route:
+        return Route(self._give, _ARCHIVE, _BODY_BYTES, _SAVE_S, roles=(Role.MEMBER,))
+
+    @property
+    def take_route(self) -> Route:
+        return Route(self._take, MEDIA_TYPE, _BODY_BYTES, _TAKE_S, roles=(Role.MEMBER,))
+
+    async def push(self, image_id: str) -> tuple[Handed, ...]:
+        """What became of telling every other member to take it from here, all at the same time."""
+        places = self._places.members(but=self._core.config.node.name)
+        return tuple(await asyncio.gather(*(self._offer(place, image_id) for place in places)))
+
+    async def _offer(self, place: Place, image_id: str) -> Handed:
+        body = msgspec.msgpack.encode(ImageOffered(id=image_id))
+        try:
+            answer = await self._client.post(
+                place, TAKE_PATH, body, MEDIA_TYPE, timeout_s=_TAKE_S, most_bytes=_BODY_BYTES
+            )  # fmt: skip
+            return msgspec.msgpack.decode(answer, type=Handed)
+        except PiccoloError as error:
+            return Handed(node=place.node, error=error.detail)
+        except msgspec.MsgspecError as error:
+            return Handed(node=place.node, error=f"its answer cannot be read: {error}")
+
+    async def _give(self, knock: Knock) -> Path:
+        wanted = decoded(knock.body, ImageWanted, "request for an image", msgspec.msgpack.decode)
+        return Path((await self._core.ask(SaveImage(wanted=wanted), timeout_s=_SAVE_S)).file)
+
+    async def _take(self, knock: Knock) -> bytes:
+        if knock.peer is None:
+            raise Forbidden("members alone hand images on")
+        offered = decoded(knock.body, ImageOffered, "offer of an image", msgspec.msgpack.decode)
+        node = self._core.config.node.name
+        if await self._has(offered.id):
+            return msgspec.msgpack.encode(Handed(node=node, had=True))
+        giver = next((each for each in self._places.members(but=node) if each.node == knock.peer.node), None)
+        if giver is None:
+            raise Unavailable(f"{node} does not know yet where {knock.peer.node} is", hint="try again in a moment")
+        async with self._bringing:
+            await self._from(giver, ImageWanted(name=offered.id, architecture=ARCHITECTURE))
+        return msgspec.msgpack.encode(Handed(node=node))
+
+    async def _has(self, image_id: str) -> bool:
+        images = (await self._core.ask(ListImages(), timeout_s=_LIST_S)).images
+        return image_id in [each.id for each in images]
+
+    # --- this node lacks one
+
+    async def _bring(self, request: BringImage, caller: Caller) -> Nothing:
+        places = self._places.members(but=self._core.config.node.name)
+        random.shuffle(places)
+        refused: list[tuple[str, PiccoloError]] = []
+        async with self._bringing:
+            for place in places:
+                try:
+                    await self._from(place, request.wanted)
+                except PiccoloError as error:
+                    refused.append((place.node, error))
+                else:
+                    return Nothing()
+        raise _none_gave(request.wanted, refused)
+
+    async def _from(self, place: Place, wanted: ImageWanted) -> None:
+        core, body = self._core, msgspec.msgpack.encode(wanted)
+        with core.module.busy():
+            async with self._client.fetch(place, PATH, body, MEDIA_TYPE) as answer:
+                async with uploads.received(answer.parts, answer.size_bytes, core.uploads_folder) as file:
+                    await core.ask(AddImage(kind="load", file=str(file)), timeout_s=_LOAD_S)
+        core.log.info("took an image from another node", image=wanted.name, node=place.node, bytes=answer.size_bytes)
+
+
+def _none_gave(wanted: ImageWanted, refused: list[tuple[str, PiccoloError]]) -> PiccoloError:
+    lacking = all(isinstance(error, NotFound) for _, error in refused)
+    if lacking:
+        return NotFound(f"no other node has image {wanted.name}", hint="`piccoloctl images load` on any node brings it")
+    told = "; ".join(f"{node}: {error.detail}" for node, error in refused if not isinstance(error, NotFound))
+    return Unavailable(f"no other node gave image {wanted.name}: {told}", hint="it is tried again")
