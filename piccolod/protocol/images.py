@@ -14,10 +14,15 @@ ARCHITECTURE: Final = _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
 class ImageWanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node asks another one for. `name` is a reference or an id, `architecture` what can run here, in OCI's words."""
+    """What a node asks another one for. `name` is a reference or an id, `architecture` what can run here, in OCI's words.
+
+    `room_bytes`: the largest that there is room for. `known`: names of its own images, which it keeps for these.
+    """
 
     name: str
     architecture: str
+    room_bytes: int
+    known: tuple[str, ...] = ()
 
 
 class ImageOffered(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,25 +32,24 @@ class ImageOffered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BringImage(Request[Nothing], frozen=True, kw_only=True):
-    """Loads an image here that another node has. NotFound where none has it; else what came last of asking them."""
+    """Loads an image here that another node has, by its name or id. NotFound where none has it, else Unavailable."""
 
     command: ClassVar[str] = "api.bring_image"
     reply: ClassVar[type] = Nothing
-    wanted: ImageWanted
+    name: str
 
 
-class SavedImage(msgspec.Struct, frozen=True, kw_only=True):
-    """`file` is in `state_dir/uploads`; who asked for it removes it."""
+class SaveImage(Request[Nothing], frozen=True, kw_only=True):
+    """Writes an archive of an image of this node, with its names that are not known where it goes, into `file`.
 
-    file: str
-
-
-class SaveImage(Request[SavedImage], frozen=True, kw_only=True):
-    """An archive of an image of this node, with all its names. NotFound; Conflict for another architecture; StoreFull."""
+    That is below state_dir/uploads, made by the api, removed by it afterwards. NotFound; Conflict for another architecture;
+    StoreFull where there is no room for it, here or there.
+    """
 
     command: ClassVar[str] = "apps.save_image"
-    reply: ClassVar[type] = SavedImage
+    reply: ClassVar[type] = Nothing
     wanted: ImageWanted
+    file: str
 
 
 class Handed(msgspec.Struct, frozen=True, kw_only=True):

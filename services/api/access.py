@@ -39,6 +39,7 @@ async def admit(connection: Connection, handler: BaseRouteHandler) -> None:
     call.actor = actor = await _identify(core, connection, call, handler.opt.get("scope", Scope.ADMIN))
     _check_scope(actor, handler)
     if method not in SAFE:
+        call.held.enter_context(core.module.busy())
         _check_page(core, connection, call, actor)
         _check_media_type(connection, handler)
         _check_idempotency_key(connection)

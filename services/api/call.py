@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from piccolod.errors import LeaderHint
@@ -31,6 +32,7 @@ class Call:
     code: str = ""  # of the error, for the audit
     via: Via | None = None
     elsewhere: LeaderHint | None = None  # the node that has to answer, once that turned out
+    held: ExitStack = field(default_factory=ExitStack)  # until it is answered
 
 
 def core_of(connection: Any) -> Core:

@@ -64,11 +64,11 @@ class Edge:
             if _head_bytes(scope) > HEAD_BYTES:  # h11 bounds only a head that comes in parts
                 await _refuse(call, answer, problem.HeadTooLarge(problem.HEAD_TOO_LARGE))
                 return
-            if scope["method"] in _SAFE:  # type: ignore[typeddict-item]
+            relay = self._core.relay
+            if relay is None or call.via is not None or scope["method"] in _SAFE:  # type: ignore[typeddict-item]
                 await self._app(scope, receive, answer)
             else:
-                with self._core.module.busy():
-                    await self._change(scope, call, receive, answer)
+                await relay.run(self._app, scope, call, receive, answer)
         except Exception:
             self._core.log.error(
                 "failed a request by a bug", request_id=call.request_id, path=scope["path"], traceback=traceback.format_exc()
@@ -79,15 +79,9 @@ class Edge:
                 call, answer, Failed("the request failed by a mistake of ours", hint="see the log of the module `api`")
             )
         finally:
+            call.held.close()
             if not status:
                 self._audit(scope, call, _CUT)
-
-    async def _change(self, scope: Scope, call: Call, receive: Receive, answer: Send) -> None:
-        relay = self._core.relay
-        if relay is None or call.via is not None:
-            await self._app(scope, receive, answer)
-        else:
-            await relay.run(self._app, scope, call, receive, answer)
 
     def _call(self, scope: Any) -> Call:
         via: Via | None = scope["state"].get("via")

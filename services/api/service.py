@@ -40,8 +40,8 @@ class Service:
     async def start(self) -> None:
         module = self._module
         self._core.listen()
+        await asyncio.to_thread(self._clear_uploads)
         await self._join_others()
-        self._clear_uploads()
         await self._server.serve(await module.listen("unix", str(module.paths.api_socket)))
         for item in module.config.api.listen:
             await self._listen(item)

@@ -6,8 +6,8 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,26 +26,39 @@ def clear(folder: Path) -> None:
         left.unlink()
 
 
+@contextmanager
+def draft(folder: Path) -> Iterator[Path]:
+    """An empty file that is gone when the block ends. Raises Unavailable."""
+    file = folder / f"{secrets.token_hex(8)}.upload"
+    try:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        raise Unavailable(f"uploads cannot be kept in {folder}: {error.strerror}", hint="see `piccoloctl health`") from error
+    try:
+        yield file
+    finally:
+        with suppress(FileNotFoundError):
+            file.unlink()
+
+
 @asynccontextmanager
 async def received(
     body: AsyncIterator[bytes], announced_bytes: int | None, folder: Path, most_bytes: int = MAX_BYTES
 ) -> AsyncIterator[Path]:
     """The body as a file, while the block runs. Raises TooLarge, StoreFull, Unavailable, Invalid when it is empty."""
     _check_room(folder, announced_bytes or 0, most_bytes)
-    file = folder / f"{secrets.token_hex(8)}.upload"
-    try:
-        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise Unavailable(f"uploads cannot be kept in {folder}: {error.strerror}", hint="see `piccoloctl health`") from error
-    try:
+    with draft(folder) as file:
+        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             await _write(fd, body, folder, most_bytes)
         finally:
             os.close(fd)
         yield file
-    finally:
-        with suppress(FileNotFoundError):
-            file.unlink()
+
+
+def room_bytes(folder: Path) -> int:
+    """The largest archive that could be received now. Raises Unavailable."""
+    return max(0, min(MAX_BYTES, _free_bytes(folder) - _KEEP_FREE_BYTES))
 
 
 async def _write(fd: int, body: AsyncIterator[bytes], folder: Path, most_bytes: int) -> None:
@@ -75,12 +88,16 @@ def _write_all(fd: int, data: bytes) -> None:
 def _check_room(folder: Path, needed_bytes: int, most_bytes: int, written: int = 0) -> None:
     if needed_bytes > most_bytes:
         raise TooLarge(f"an upload has at most {format_size(most_bytes)}")
-    try:
-        free_bytes = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise Unavailable(f"uploads cannot be kept in {folder}: {error.strerror}", hint="see `piccoloctl health`") from error
+    free_bytes = _free_bytes(folder)
     if needed_bytes - written > free_bytes - _KEEP_FREE_BYTES:
         raise StoreFull(
             f"there is no room for the upload: {format_size(max(0, free_bytes))} are free in {folder}",
             hint="make room, or move state_dir to a larger file system",
         )
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise Unavailable(f"uploads cannot be kept in {folder}: {error.strerror}", hint="see `piccoloctl health`") from error

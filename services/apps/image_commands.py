@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
 
-from piccolod.errors import DeadlineExceeded, Invalid
+from piccolod.errors import Invalid
 from piccolod.module import Caller
 from piccolod.protocol.apps import AddImage, ImageDocument, ImageDocuments, ListImages, PruneImages
-from piccolod.protocol.images import SavedImage, SaveImage
+from piccolod.protocol.base import Nothing
+from piccolod.protocol.images import SaveImage
 from services.apps.app import App
 from services.apps.checks import CHECKS
 from services.apps.images import reference, with_prefix
 from services.apps.node import Node
 from services.apps.podman import PodmanError
-from services.apps.uploads import uploaded
-
-_SAVE_S: Final = 600.0
+from services.apps.uploads import Archive, uploaded
 
 
 class ImageCommands:
     def __init__(self, node: Node, apps: dict[str, App], unlocked: Callable[[], Awaitable[None]]) -> None:
         """`unlocked` raises Locked. Images are each node's own: none needs the kernel's leader."""
         self._node, self._apps, self._unlocked = node, apps, unlocked
-        self._saving = asyncio.Lock()
 
     def serve(self) -> None:
         serve = self._node.module.serve
@@ -42,22 +38,17 @@ class ImageCommands:
         if request.kind not in ("load", "import", "build"):
             raise Invalid(f"{request.kind!r} is no way to add an image", hint="load, import, build")
         if request.kind != "load":
-            try:
-                CHECKS["image"](request.name)
-            except ValueError as error:
-                raise Invalid(str(error)) from None
+            _check_name(request.name)
         with uploaded(Path(request.file), self._node.module.paths.uploads) as file:
             ids = await self._node.images.add(request.kind, file, request.name)
         return await self._documents(ids)
 
-    async def save(self, request: SaveImage, caller: Caller) -> SavedImage:
-        """One at a time: however many nodes lack it, this one's disk has to bear each archive."""
+    async def save(self, request: SaveImage, caller: Caller) -> Nothing:
         await self._unlocked()
-        try:
-            async with asyncio.timeout(_SAVE_S), self._saving:
-                return SavedImage(file=str(await self._node.images.save(request.wanted, self._node.module.paths.uploads)))
-        except TimeoutError:
-            raise DeadlineExceeded(f"podman did not save {request.wanted.name} within {_SAVE_S:.0f} s") from None
+        _check_name(request.wanted.name)
+        archive = Archive(Path(request.file), self._node.module.paths.uploads)
+        await self._node.images.save(request.wanted, archive)
+        return Nothing()
 
     async def prune(self, request: PruneImages, caller: Caller) -> ImageDocuments:
         await self._unlocked()
@@ -95,3 +86,10 @@ class ImageCommands:
                     )
                 )
         return ImageDocuments(images=tuple(documents))
+
+
+def _check_name(name: str) -> None:
+    try:
+        CHECKS["image"](name)
+    except ValueError as error:
+        raise Invalid(str(error)) from None

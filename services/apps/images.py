@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import subprocess
@@ -14,18 +15,21 @@ from urllib.parse import quote
 
 from piccolod import clock, podman_conf
 from piccolod.errors import Conflict, Failed, Invalid, NotFound, PiccoloError, StoreFull
-from piccolod.protocol.images import ARCHITECTURE, ImageWanted
+from piccolod.protocol.images import ImageWanted
+from piccolod.units import format_size
 from services.apps.desired import Version
 from services.apps.discreet import discreet
 from services.apps.manifest import Manifest, Pull
 from services.apps.podman import Podman, PodmanError
 from services.apps.situation import Image, ImageIs
-from services.apps.uploads import handed
+from services.apps.uploads import Archive
 
-Bring = Callable[[ImageWanted], Awaitable[None]]
+Bring = Callable[[str], Awaitable[None]]  # by name or id
 
 # A registry that is down is asked again after these, in turn.
 _AGAIN_S: Final = (5.0, 15.0, 60.0, 300.0)
+# The other nodes at least as often: somebody loads it on one of them, and it costs each a look into its podman.
+_NEARBY_AGAIN_S: Final = 15.0
 _ANOTHER: Final = "its name means another image here than where it runs; `piccoloctl images load` brings that one"
 _NO_ROOM: Final = "no space left"  # strerror(ENOSPC), in podman's words: not the fault of the file
 
@@ -64,6 +68,7 @@ class Images:
         self._builds = 0
         self._fetches: dict[str, asyncio.Task[str]] = {}
         self._refused: dict[str, tuple[float, int, str]] = {}  # key -> (again at, tries, why)
+        self._elsewhere: dict[str, tuple[float, int, str]] = {}  # the same, of what is not another node
 
     async def find(self, manifest: Manifest) -> str:
         """The id of what the manifest names, empty when it is not on this node."""
@@ -110,36 +115,43 @@ class Images:
 
     async def _fetch(self, version: Version) -> str:
         """From another node, which is near and has the very image; what none has from where the manifest says."""
-        manifest = version.manifest
-        if self._bring is None or not (version.image_id or self._may_be_local(version, _key(version))):
+        manifest, name = version.manifest, version.image_id or reference(version.manifest)
+        # An archive does not say which digest a registry calls an image by.
+        nearby = bool(version.image_id) or (self._may_be_local(version, _key(version)) and "@" not in name)
+        if self._bring is None or not nearby:
             got = await self._got(manifest)
         else:
-            name = version.image_id or reference(manifest)
             try:
                 got = await self._brought(self._bring, name)
-            except PiccoloError as nearby:
-                got = await self._got_elsewhere(version, nearby)
+            except PiccoloError as error:
+                got = await self._got_elsewhere(version, error)
         await self._sync()
         return got
 
     async def _brought(self, bring: Bring, name: str) -> str:
-        await bring(ImageWanted(name=name, architecture=ARCHITECTURE))
+        await bring(name)
         found = await self._podman.image(name)
         if found is None:
             raise NotFound(f"what another node sent for {name} is another image")
         return with_prefix(str(found["Id"]))
 
     async def _got_elsewhere(self, version: Version, nearby: PiccoloError) -> str:
-        manifest = version.manifest
+        """The other nodes are asked again soon, a registry less and less often."""
+        manifest, key = version.manifest, _key(version)
         if manifest.pull is Pull.NEVER and manifest.build is None:
             raise Failed(f"{nearby.detail}, and `pull` is never", hint=nearby.hint)
-        try:
-            got = await self._got(manifest)
-        except PiccoloError as error:
-            raise Failed(f"{error.detail}; from another node: {nearby.detail}", hint=error.hint) from error
-        if _is_another(version, got):
-            raise Failed(f"{_ANOTHER}; from another node: {nearby.detail}")
-        return got
+        again_at, tries, why = self._elsewhere.get(key, (0.0, 0, ""))
+        if clock.now() >= again_at:
+            try:
+                got = await self._got(manifest)
+            except PiccoloError as error:
+                why = error.detail
+            else:
+                if not _is_another(version, got):
+                    return got
+                why = _ANOTHER
+            self._elsewhere[key] = (clock.now() + _wait_s(tries), tries + 1, why)
+        raise Failed(f"{why}; from another node: {nearby.detail}", hint=nearby.hint)
 
     async def _got(self, manifest: Manifest) -> str:
         if manifest.build is None:
@@ -164,9 +176,10 @@ class Images:
         why = _why_not(version, done)
         if not why:
             self._refused.pop(key, None)
+            self._elsewhere.pop(key, None)
         else:
             tries = self._refused.get(key, (0.0, 0, ""))[1]
-            wait_s = _AGAIN_S[min(tries, len(_AGAIN_S) - 1)]
+            wait_s = _wait_s(tries) if self._bring is None else min(_wait_s(tries), _NEARBY_AGAIN_S)
             why = discreet(why, version.manifest)
             self._refused[key] = (clock.now() + wait_s, tries + 1, f"image {reference(version.manifest)}: {why}")
         self._changed(version.manifest.name)
@@ -176,19 +189,25 @@ class Images:
     async def listed(self) -> list[dict[str, Any]]:
         return await self._podman.images()
 
-    async def save(self, wanted: ImageWanted, folder: Path) -> Path:
-        """An archive in `folder`. Raises NotFound, Conflict for another architecture, StoreFull."""
+    async def save(self, wanted: ImageWanted, archive: Archive) -> None:
+        """Raises NotFound, Conflict for another architecture, StoreFull."""
         found = await self._podman.image(wanted.name)
         if found is None:
             raise NotFound(f"image {wanted.name} is not on this node")
         if (of := str(found.get("Architecture") or wanted.architecture)) != wanted.architecture:
             raise Conflict(f"image {wanted.name} is for {of}", hint=f"load one that is made for {wanted.architecture}")
+        if (size_bytes := int(found.get("Size") or 0)) > wanted.room_bytes:
+            room = f"{format_size(size_bytes)} are too much for the {format_size(wanted.room_bytes)} that are free there"
+            raise StoreFull(f"image {wanted.name}: {room}", hint="make room below state_dir")
+        # A name that means another image there goes on meaning that.
+        names = [name for name in found.get("RepoTags") or () if name not in wanted.known]
         try:
-            with handed(folder) as (file, archive):
-                await self._podman.save(list(found.get("RepoTags") or [str(found["Id"])]), archive)
+            await self._podman.save(names or [str(found["Id"])], archive)
         except OSError as error:
-            raise StoreFull(f"there is no room for an archive of {wanted.name}: {error.strerror}", hint="make room") from error
-        return file
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                full = f"there is no room here for an archive of {wanted.name}"
+                raise StoreFull(full, hint="make room below state_dir") from error
+            raise Failed(f"no archive of {wanted.name} could be written: {error.strerror}") from error
 
     async def remove(self, image_id: str, names: Sequence[str]) -> None:
         """Raises PodmanError where a container or another image stands on it."""
@@ -228,6 +247,10 @@ class Images:
                 raise NotFound(f"{loaded} was loaded and is not there any more")
             ids.append(with_prefix(str(found["Id"])))
         return ids
+
+
+def _wait_s(tries: int) -> float:
+    return _AGAIN_S[min(tries, len(_AGAIN_S) - 1)]
 
 
 def _key(version: Version) -> str:

@@ -24,10 +24,12 @@ with lean.without("rich", "chardet", "charset_normalizer"), warnings.catch_warni
     from podman.api.client import APIClient
 
 from piccolod.errors import Failed, Invalid, NotFound, PiccoloError, Unavailable
+from services.apps.uploads import Archive
 
 QUERY_S: Final = 5.0
 CHANGE_S: Final = 30.0
 IMAGE_S: Final = 1800.0
+SAVE_S: Final = 600.0
 _PART_BYTES: Final = 1 << 20
 # One for each app that is changed at the same moment; a hanging podman fills them, and then calls fail by their deadline.
 _THREADS: Final = 8
@@ -48,9 +50,10 @@ class Podman:
         self._client: APIClient | None = None
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="podman")
         self._image_threads = ThreadPoolExecutor(2, thread_name_prefix="podman-images")
+        self._save_threads = ThreadPoolExecutor(1, thread_name_prefix="podman-saves")
 
     def close(self) -> None:
-        for pool in (self._threads, self._image_threads):
+        for pool in (self._threads, self._image_threads, self._save_threads):
             pool.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             self._client.close()
@@ -168,20 +171,18 @@ class Podman:
         answer = await self._upload("images/load", archive)
         return [str(name) for name in answer.get("Names") or []]
 
-    async def save(self, names: list[str], archive: BinaryIO) -> None:
-        """Writes a docker archive of one image with all these names, or by its id. Raises OSError of `archive`."""
+    async def save(self, names: list[str], archive: Archive) -> None:
+        """Fills it with a docker archive of one image with all these names, or by its id. Raises OSError of the file."""
         params: dict[str, Any] = {"references": names, "format": "docker-archive"}
 
         def receive() -> OSError | None:
-            with closing(self._http().get("/images/export", params=params, stream=True, timeout=IMAGE_S)) as response:
-                for part in _checked(response, "images/export").iter_content(_PART_BYTES):
-                    try:
-                        archive.write(part)
-                    except OSError as error:  # of our own disk: those of the connection speak of podman
-                        return error
-            return None
+            with closing(self._http().get("/images/export", params=params, stream=True, timeout=SAVE_S)) as response:
+                return archive.fill(_checked(response, "images/export").iter_content(_PART_BYTES))
 
-        failed = await self._in_thread(receive, IMAGE_S, self._image_threads)
+        try:
+            failed = await self._in_thread(receive, SAVE_S, self._save_threads)
+        finally:
+            archive.give_up()
         if failed is not None:
             raise failed
 

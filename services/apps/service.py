@@ -26,7 +26,7 @@ from piccolod.protocol.events import (
     ModuleStateChanged,
     VolumeStateChanged,
 )
-from piccolod.protocol.images import BringImage, ImageWanted
+from piccolod.protocol.images import BringImage
 from piccolod.protocol.persistence import GetCryptoStatus
 from piccolod.protocol.router import RouteStates
 from services.apps import links, orphans, podman_events
@@ -46,7 +46,7 @@ from services.apps.situation import Leader, State
 
 _TIMER_S: Final = 10.0
 _AGAIN_S: Final = 0.3
-_BRING_S: Final = 900.0
+_BRING_S: Final = 3600.0  # of several images one after the other
 
 
 class Service:
@@ -118,8 +118,8 @@ class Service:
             await asyncio.gather(*(app.settled.wait() for app in self._apps.values()))
         self._node.podman.close()
 
-    async def _bring(self, wanted: ImageWanted) -> None:
-        await self._module.call(BringImage(wanted=wanted), timeout_s=_BRING_S)
+    async def _bring(self, name: str) -> None:
+        await self._module.call(BringImage(name=name), timeout_s=_BRING_S)
 
     # --- what is wanted
 

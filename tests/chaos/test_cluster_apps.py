@@ -159,15 +159,17 @@ FAULTS: tuple[Callable[[Apps, random.Random], str], ...] = (
 def test_whatever_happens_each_app_acts_once_at_a_time_and_in_the_end_runs_on_one_node(
     apps: Apps, chance: random.Random
 ) -> None:
-    trial, happened = apps.trial, []
+    trial, happened, hits = apps.trial, [], 0
     for _ in range(FAULTS_A_ROUND):
         fault = chance.choice(FAULTS)
         try:
             happened.append(fault(apps, chance))
+            hits += 1
         except (AssertionError, LookupError, OSError, StopIteration, subprocess.SubprocessError) as error:
             happened.append(f"{fault.__name__} found nothing to hit: {error}")  # after another fault: also a case
         time.sleep(chance.uniform(0.0, 2.0))
     print("; ".join(happened))
+    assert hits, happened
     apps.restored()
     for name in APPS:
         until(lambda name=name: apps.whole(name), f"{name} runs on one node and all answer for it, after {happened}", 60, 0.2)  # type: ignore[misc]

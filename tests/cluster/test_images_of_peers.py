@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,7 @@ import pytest
 from tests.bed import faults
 from tests.bed.apps import answers, could_lead, home
 from tests.bed.cluster import Cluster
-from tests.bed.forming import said, wait_leader
+from tests.bed.forming import asking, said, wait_leader
 from tests.bed.machine import Machine
 from tests.node import DEMO_IMAGE, until
 
@@ -56,6 +57,31 @@ def test_an_image_is_pushed_to_every_node_that_lacks_it(bed: Cluster) -> None:
     assert said(others[0], "images", "push-peers", added.json[0]["id"][:20]).count("had it") == 2
     missing = first.ctl("images", "push-peers", "localhost/none:1")
     assert (missing.returncode, "no image localhost/none:1" in missing.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("victim", ["api", "apps"])
+@pytest.mark.parametrize("side", ["giver", "taker"])
+def test_a_transfer_that_is_cut_leaves_nothing_and_is_done_the_next_time(bed: Cluster, victim: str, side: str) -> None:
+    giver, taker, _ = bed.machines
+    name = f"localhost/{side}-{victim}:1"
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as tar:
+        entry = tarfile.TarInfo("noise")
+        entry.size = 96 << 20
+        tar.addfile(entry, io.BytesIO(random.Random(name).randbytes(entry.size)))
+    path = f"/images?kind=import&name={name}"
+    assert giver.api("POST", path, body.getvalue(), kind="application/x-tar", timeout_s=60).status == 201
+    pushing = asking(lambda: giver.ctl("images", "push-peers", name, timeout_s=120))
+    hit = giver if side == "giver" else taker
+    until(lambda: any(file.stat().st_size for file in (hit.state / "uploads").iterdir()), "a part of it is there", 30, 0.005)
+    faults.kill(hit, victim)
+    pushing.join(130)
+    assert not pushing.is_alive()
+    for machine in bed.machines:
+        until(machine.all_ready, f"{machine.name} is well", 30)
+        until(lambda machine=machine: not list((machine.state / "uploads").iterdir()), "nothing is left of it", 30)  # type: ignore[misc]
+    said(giver, "images", "push-peers", name, timeout_s=120)
+    assert all(ids(machine, name) for machine in bed.machines)
 
 
 def test_an_app_whose_image_nobody_has_says_so(bed: Cluster) -> None:

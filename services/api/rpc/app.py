@@ -10,12 +10,12 @@ import os
 import secrets
 import traceback
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from piccolod.errors import DeadlineExceeded, Failed, Locked, NotFound, PiccoloError, TooLarge
+from piccolod.errors import DeadlineExceeded, Failed, Locked, NotFound, NotSupported, PiccoloError, TooLarge
 from piccolod.pki import channel
 from piccolod.pki.identity import Identity, Role
 from piccolod.protocol.events import Audit
@@ -42,10 +42,10 @@ class Knock:
 class Route:
     """`roles` empty: also without a certificate. `ended`: also with one that has ended.
 
-    `answer`: the body, or a file that is sent and removed, however that ends.
+    `answer`: the body, or a file that is there until it was sent, however that ends.
     """
 
-    answer: Callable[[Knock], Awaitable[bytes | Path]]
+    answer: Callable[[Knock], Awaitable[bytes] | AbstractAsyncContextManager[Path]]
     media_type: str
     body_bytes: int
     within_s: float
@@ -65,26 +65,30 @@ class App:
             return
         request_id = secrets.token_hex(8)
         route = self._routes.get(scope["path"]) if scope["method"] == "POST" else None
-        try:
-            if route is None:
-                raise NotFound("there is no such call between nodes", hint="is one of the nodes older than the other?")
-            knock = await self._knock(route, scope, receive, request_id)
-            async with asyncio.timeout(route.within_s):
-                body = await route.answer(knock)
-        except TimeoutError:
-            await self._refuse(scope, send, route, request_id, DeadlineExceeded("it took too long", hint="try again"))
-        except PiccoloError as error:
-            await self._refuse(scope, send, route, request_id, error)
-        except Exception:
-            self._core.log.error(
-                "failed a call of a node by a bug", path=scope["path"], request_id=request_id, traceback=traceback.format_exc()
-            )
-            ours = Failed("the call failed by a mistake of ours", hint="see the log of the module `api` there")
-            await self._refuse(scope, send, route, request_id, ours)
-        else:
-            self._audit(scope, route, request_id, 200, "")
-            headers = {"content-type": route.media_type}
-            await (_send(send, 200, body, headers) if isinstance(body, bytes) else _send_file(send, body, headers))
+        async with AsyncExitStack() as held:
+            try:
+                if route is None:
+                    raise NotSupported("there is no such call between nodes", hint="is one of the nodes older than the other?")
+                knock = await self._knock(route, scope, receive, request_id)
+                async with asyncio.timeout(route.within_s):
+                    body = await _answer(route, knock, held)
+            except TimeoutError:
+                await self._refuse(scope, send, route, request_id, DeadlineExceeded("it took too long", hint="try again"))
+            except PiccoloError as error:
+                await self._refuse(scope, send, route, request_id, error)
+            except Exception:
+                self._core.log.error(
+                    "failed a call of a node by a bug",
+                    path=scope["path"],
+                    request_id=request_id,
+                    traceback=traceback.format_exc(),
+                )
+                ours = Failed("the call failed by a mistake of ours", hint="see the log of the module `api` there")
+                await self._refuse(scope, send, route, request_id, ours)
+            else:
+                self._audit(scope, route, request_id, 200, "")
+                headers = {"content-type": route.media_type}
+                await (_send(send, 200, body, headers) if isinstance(body, bytes) else _send_file(send, body, headers))
 
     async def _knock(self, route: Route, scope: Any, receive: Any, request_id: str) -> Knock:
         tls = scope["state"].get("tls")
@@ -111,14 +115,22 @@ class App:
         await _send(send, error.status, problem.encode(error, request_id), headers)
 
     def _audit(self, scope: Any, route: Route | None, request_id: str, status: int, code: str) -> None:
-        """A call that was taken and leaves its trace elsewhere (`audited` False) is told of only when it was refused."""
-        if route is None or (not route.audited and status == 200):
+        """A call that leaves its trace elsewhere (`audited` False) is told of only when it was refused."""
+        if route is None or (not route.audited and (status == 200 or code == NotFound.code)):
             return
         who = _named(scope["state"].get("tls"))
         source = scope["client"][0] if scope.get("client") else "unknown"
         self._core.module.publish(
             Audit(actor=who, source=source, action=f"POST rpc{scope['path']}", status=status, code=code, request_id=request_id)
         )
+
+
+async def _answer(route: Route, knock: Knock, held: AsyncExitStack) -> bytes | BinaryIO:
+    answer = route.answer(knock)
+    if not isinstance(answer, AbstractAsyncContextManager):
+        return await answer
+    file = await held.enter_async_context(answer)
+    return held.enter_context(await asyncio.to_thread(file.open, "rb"))
 
 
 def _named(tls: Any) -> str:
@@ -151,19 +163,14 @@ async def _send(send: Any, status: int, body: bytes, headers: dict[str, str]) ->
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def _send_file(send: Any, file: Path, headers: dict[str, str]) -> None:
+async def _send_file(send: Any, file: BinaryIO, headers: dict[str, str]) -> None:
     """What fails now cuts the connection: the length was said, so nobody takes a part for the whole."""
-    try:
-        with file.open("rb") as opened:
-            left_bytes = os.fstat(opened.fileno()).st_size
-            await _begin(send, 200, left_bytes, headers)
-            while left_bytes > 0:
-                part = await asyncio.to_thread(opened.read, min(left_bytes, _PART_BYTES))
-                left_bytes = left_bytes - len(part) if part else -1
-                await send({"type": "http.response.body", "body": part, "more_body": left_bytes > 0})
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(file)
+    left_bytes = os.fstat(file.fileno()).st_size
+    await _begin(send, 200, left_bytes, headers)
+    while left_bytes > 0:
+        part = await asyncio.to_thread(file.read, min(left_bytes, _PART_BYTES))
+        left_bytes = left_bytes - len(part) if part else -1
+        await send({"type": "http.response.body", "body": part, "more_body": left_bytes > 0})
 
 
 async def _begin(send: Any, status: int, size_bytes: int, headers: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from services.api.rpc.files import NodeFiles
 CONNECT_S: Final = 2.0
 _READ_BYTES: Final = 64 * 1024
 _SILENCE_S: Final = 30.0
+_GONE_MS: Final = 20_000
 _PROBLEM_BYTES: Final = 64 * 1024
 
 
@@ -60,11 +61,12 @@ class Client:
         media_type: str,
         *,
         within_s: float | None = None,
+        begins_s: float | None = None,
         ended: bool = False,
     ) -> AsyncIterator[Answer]:
-        """As `post`, and the block reads the body in parts. `within_s` None: however long the other node needs to begin.
+        """As `post`, and the block reads the body in parts. `within_s`: for all of it, `begins_s`: until its head is here.
 
-        A machine that is gone is found out within 20 s, and one that has begun and falls silent within 30 s.
+        A machine that is gone is found out within some 20 s, and one that has begun and falls silent within 30 s.
         """
         sent = False
         writer: asyncio.StreamWriter | None = None
@@ -76,7 +78,8 @@ class Client:
             async with asyncio.timeout(within_s):
                 sent = True
                 exchange = _Exchange(reader, writer)
-                status, size_bytes = await exchange.ask(_request(place, path, body, media_type), body)
+                async with asyncio.timeout(begins_s):
+                    status, size_bytes = await exchange.ask(_request(place, path, body, media_type), body)
                 if status != 200:
                     raise from_problem(status, await _whole(exchange.parts(), _PROBLEM_BYTES))
                 yield Answer(size_bytes, exchange.parts())
@@ -147,7 +150,9 @@ class _Exchange:
 def _keep_alive(writer: asyncio.StreamWriter) -> None:
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
+    for option, value in (
+        (socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3), (socket.TCP_USER_TIMEOUT, _GONE_MS),
+    ):  # fmt: skip
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from piccolod.errors import Forbidden, NotFound, PiccoloError, Unavailable
+from piccolod import clock
+from piccolod.errors import Failed, Forbidden, NotFound, PiccoloError, Unavailable
 from piccolod.module import Caller
 from piccolod.pki.identity import Role
 from piccolod.protocol.apps import AddImage, ListImages
@@ -29,9 +32,11 @@ from services.api.rpc.wire import MEDIA_TYPE, decoded
 PATH: Final = "/image"
 TAKE_PATH: Final = "/image/take"
 _ARCHIVE: Final = "application/x-tar"
-_BODY_BYTES: Final = 4 * 1024
+_ID: Final = "sha256:"
+_BODY_BYTES: Final = 256 * 1024  # the names of a thousand images
 _LIST_S: Final = 15.0
-_SAVE_S: Final = 620.0  # of the other node's podman, until the first byte; apps gives up before that
+_SAVE_S: Final = 610.0  # podman gives up before that
+_BEGINS_S: Final = _SAVE_S + 10.0
 _LOAD_S: Final = 900.0
 _TAKE_S: Final = 1800.0
 
@@ -42,13 +47,14 @@ class Images:
         self._client = client
         self._places = places
         self._bringing = asyncio.Lock()  # one at a time: each is an archive on this disk
+        self._giving = asyncio.Lock()
 
     def serve(self) -> None:
         self._core.module.serve(BringImage, self._bring)
 
     @property
     def route(self) -> Route:
-        return Route(self._give, _ARCHIVE, _BODY_BYTES, _SAVE_S, roles=(Role.MEMBER,))
+        return Route(self._give, _ARCHIVE, _BODY_BYTES, _BEGINS_S, roles=(Role.MEMBER,), audited=False)
 
     @property
     def take_route(self) -> Route:
@@ -71,27 +77,33 @@ class Images:
         except msgspec.MsgspecError as error:
             return Handed(node=place.node, error=f"its answer cannot be read: {error}")
 
-    async def _give(self, knock: Knock) -> Path:
+    @asynccontextmanager
+    async def _give(self, knock: Knock) -> AsyncIterator[Path]:
+        """One at a time, until it was sent: however many nodes lack images, this disk bears one archive."""
         wanted = decoded(knock.body, ImageWanted, "request for an image", msgspec.msgpack.decode)
-        return Path((await self._core.ask(SaveImage(wanted=wanted), timeout_s=_SAVE_S)).file)
+        async with self._giving:
+            with self._core.module.busy(), uploads.draft(self._core.uploads_folder) as file:
+                await self._core.order(SaveImage(wanted=wanted, file=str(file)), timeout_s=_SAVE_S)
+                yield file
 
     async def _take(self, knock: Knock) -> bytes:
         if knock.peer is None:
             raise Forbidden("members alone hand images on")
         offered = decoded(knock.body, ImageOffered, "offer of an image", msgspec.msgpack.decode)
         node = self._core.config.node.name
-        if await self._has(offered.id):
-            return msgspec.msgpack.encode(Handed(node=node, had=True))
         giver = next((each for each in self._places.members(but=node) if each.node == knock.peer.node), None)
         if giver is None:
             raise Unavailable(f"{node} does not know yet where {knock.peer.node} is", hint="try again in a moment")
         async with self._bringing:
-            await self._from(giver, ImageWanted(name=offered.id, architecture=ARCHITECTURE))
-        return msgspec.msgpack.encode(Handed(node=node))
+            had = offered.id in await self._names()
+            if not had:
+                await self._from(giver, offered.id)
+        return msgspec.msgpack.encode(Handed(node=node, had=had))
 
-    async def _has(self, image_id: str) -> bool:
+    async def _names(self) -> frozenset[str]:
+        """And ids, of what this node has."""
         images = (await self._core.ask(ListImages(), timeout_s=_LIST_S)).images
-        return image_id in [each.id for each in images]
+        return frozenset(name for each in images for name in (each.id, *each.names))
 
     # --- this node lacks one
 
@@ -100,27 +112,37 @@ class Images:
         random.shuffle(places)
         refused: list[tuple[str, PiccoloError]] = []
         async with self._bringing:
+            if clock.now() > caller.deadline_at or request.name in await self._names():
+                return Nothing()  # nobody waits for it, or it came meanwhile: another app needs it, too
             for place in places:
                 try:
-                    await self._from(place, request.wanted)
+                    await self._from(place, request.name)
                 except PiccoloError as error:
                     refused.append((place.node, error))
                 else:
                     return Nothing()
-        raise _none_gave(request.wanted, refused)
+        raise _none_gave(request.name, refused)
 
-    async def _from(self, place: Place, wanted: ImageWanted) -> None:
-        core, body = self._core, msgspec.msgpack.encode(wanted)
-        with core.module.busy():
-            async with self._client.fetch(place, PATH, body, MEDIA_TYPE) as answer:
-                async with uploads.received(answer.parts, answer.size_bytes, core.uploads_folder) as file:
-                    await core.ask(AddImage(kind="load", file=str(file)), timeout_s=_LOAD_S)
-        core.log.info("took an image from another node", image=wanted.name, node=place.node, bytes=answer.size_bytes)
+    async def _from(self, place: Place, name: str) -> None:
+        """Raises what that node refused it with, Failed when it sent another one."""
+        core = self._core
+        known = tuple(sorted(each for each in await self._names() if not each.startswith(_ID)))
+        room_bytes = await asyncio.to_thread(uploads.room_bytes, core.uploads_folder)
+        wanted = ImageWanted(name=name, architecture=ARCHITECTURE, room_bytes=room_bytes, known=known)
+        body = msgspec.msgpack.encode(wanted)
+        async with self._client.fetch(place, PATH, body, MEDIA_TYPE, begins_s=_BEGINS_S) as answer:
+            async with uploads.received(answer.parts, answer.size_bytes, core.uploads_folder) as file:
+                with core.module.busy():
+                    added = await core.order(AddImage(kind="load", file=str(file)), timeout_s=_LOAD_S)
+        if name.startswith(_ID) and name not in {each.id for each in added.images}:
+            raise Failed(f"{place.node} sent another image for {name}", hint="ask it with `piccoloctl images list` there")
+        core.log.info("took an image from another node", image=name, node=place.node, bytes=answer.size_bytes)
 
 
-def _none_gave(wanted: ImageWanted, refused: list[tuple[str, PiccoloError]]) -> PiccoloError:
-    lacking = all(isinstance(error, NotFound) for _, error in refused)
-    if lacking:
-        return NotFound(f"no other node has image {wanted.name}", hint="`piccoloctl images load` on any node brings it")
+def _none_gave(name: str, refused: list[tuple[str, PiccoloError]]) -> PiccoloError:
+    if not refused:
+        return Unavailable("no other node is known", hint="see `piccoloctl cluster list`")
+    if all(isinstance(error, NotFound) for _, error in refused):
+        return NotFound(f"no other node has image {name}", hint="`piccoloctl images load` on any node brings it")
     told = "; ".join(f"{node}: {error.detail}" for node, error in refused if not isinstance(error, NotFound))
-    return Unavailable(f"no other node gave image {wanted.name}: {told}", hint="it is tried again")
+    return Unavailable(f"no other node gave image {name}: {told}", hint="it is tried again")

@@ -22,6 +22,7 @@ import httpx
 import msgspec
 
 from piccolod import clock, config
+from piccolod.bus.caller import Caller
 from piccolod.errors import Conflict, Locked, NotFound, PiccoloError, TooMany, WrongPassword
 from piccolod.leadership import page
 from piccolod.protocol import persistence as store
@@ -260,7 +261,8 @@ class Node:
     def command(self, request: Any, timeout_s: float = 10.0) -> Any:
         """What the service answers another module. Raises what it refuses it with."""
         handler = self.module.handlers[type(request)]
-        return asyncio.run_coroutine_threadsafe(handler(request, None), self.loop).result(timeout_s)
+        caller = Caller("test", 1, "", "", clock.now() + timeout_s)
+        return asyncio.run_coroutine_threadsafe(handler(request, caller), self.loop).result(timeout_s)
 
     def make_ready(self) -> None:
         for name in list(self.service._core.seen.modules):

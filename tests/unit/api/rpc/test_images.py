@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import pytest
 from piccolod.errors import Conflict, NotFound, PiccoloError, Unavailable
 from piccolod.pki.identity import Role
 from piccolod.protocol.apps import AddImage, ImageDocument, ImageDocuments, ListImages
-from piccolod.protocol.images import BringImage, ImageWanted, SavedImage, SaveImage
+from piccolod.protocol.base import Nothing
+from piccolod.protocol.images import BringImage, SaveImage
 from services.api.rpc import app
 from tests.unit.api.node import Node
 from tests.unit.api.rpc.cluster import Cluster, formed
 from tests.unit.api.rpc.test_standings import known
 from tests.unit.api.rpc.test_unlocking import Caller
 
-ID = f"sha256:{'1' * 64}"
+ID, OTHER = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
 ARCHIVE = bytes(range(256)) * 20_000  # more than one part
-WANTED = BringImage(wanted=ImageWanted(name=ID, architecture="amd64"))
+WANTED = BringImage(name=ID)
 
 
 class Store:
@@ -30,25 +32,29 @@ class Store:
         self.node = node
         self.images = [ID] if has else []
         self.loaded: list[bytes] = []
-        self.saved = 0
+        self.saved = self.busy = 0
+        self.sent = ID  # what an archive turns out to be
         node.modules.replies |= {SaveImage: self.save, AddImage: self.add, ListImages: self.list}
 
     @property
     def folder(self) -> Path:
         return self.node.module.paths.uploads
 
-    def save(self, request: SaveImage) -> SavedImage:
+    def save(self, request: SaveImage) -> Nothing:
         if request.wanted.name not in self.images:
             raise NotFound("it is not on this node")
         self.saved += 1
-        file = self.folder / f"{self.saved}.saved"
+        self.busy = self.node.module.busy_with
+        self.wanted = request.wanted
+        file = Path(request.file)
+        assert (file.parent, file.read_bytes()) == (self.folder, b""), "the api has made it"
         file.write_bytes(ARCHIVE)
-        return SavedImage(file=str(file))
+        return Nothing()
 
     def add(self, request: AddImage) -> ImageDocuments:
         assert request.kind == "load"
         self.loaded.append(Path(request.file).read_bytes())
-        self.images.append(ID)
+        self.images.append(self.sent)
         return self.list(None)
 
     def list(self, _: Any) -> ImageDocuments:
@@ -80,10 +86,33 @@ def refused(node: Node, kind: type[PiccoloError]) -> str:
 
 def test_who_lacks_an_image_gets_the_very_archive_from_whoever_has_it(three: Cluster) -> None:
     have = stores(three, "n3")
+    have["n1"].images.append(OTHER)
     three["n1"].command(WANTED)
     assert have["n1"].loaded == [ARCHIVE]
-    assert have["n3"].saved == 1
+    assert (have["n3"].saved, have["n3"].busy) == (1, 1)
+    assert have["n3"].wanted.known == ("x:1",), "what its names mean there stays so"
+    assert 0 < have["n3"].wanted.room_bytes <= 8 * 2**30
     nothing_is_left(*have.values())
+
+
+def test_what_several_apps_need_is_sent_once(three: Cluster) -> None:
+    have, n1 = stores(three, "n2", "n3"), three["n1"]
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(n1.command, [WANTED] * 3))
+    assert have["n1"].loaded == [ARCHIVE]
+    nothing_is_left(*have.values())
+
+
+def test_another_image_than_the_one_that_was_asked_for_is_no_success(three: Cluster) -> None:
+    have = stores(three, "n2", "n3")
+    have["n1"].sent = OTHER
+    detail = refused(three["n1"], Unavailable)
+    assert "n2 sent another image" in detail and "n3 sent another image" in detail
+
+
+def test_a_node_without_others_says_so(three: Cluster) -> None:
+    known(three, "n1")
+    assert "no other node is known" in refused(three["n1"], Unavailable)
 
 
 def test_an_image_that_nobody_has_is_not_found(three: Cluster) -> None:
@@ -102,17 +131,25 @@ def test_whoever_could_not_be_asked_is_named_with_the_reason(three: Cluster) -> 
 def test_an_archive_that_ends_early_is_not_loaded_and_another_node_is_asked(
     three: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    have, begin = stores(three, "n2"), app._begin
-    monkeypatch.setattr(app, "_begin", lambda send, status, size, more: begin(send, status, size + (size > 10**6), more))
-    assert "n2" in refused(three["n1"], Unavailable)
-    assert have["n1"].loaded == []
+    have, begin, cut = stores(three, "n2", "n3"), app._begin, []
+
+    async def announce(send: Any, status: int, size_bytes: int, headers: dict[str, str]) -> None:
+        if size_bytes == len(ARCHIVE) and not cut:
+            cut.append(True)
+            size_bytes += 1
+        await begin(send, status, size_bytes, headers)
+
+    monkeypatch.setattr(app, "_begin", announce)
+    three["n1"].command(WANTED)
+    assert (cut, have["n1"].loaded) == ([True], [ARCHIVE])
+    assert (have["n2"].saved, have["n3"].saved) == (1, 1)
     nothing_is_left(*have.values())
 
 
 def test_a_refusal_of_the_other_node_is_told(three: Cluster) -> None:
     have = stores(three, "n2")
 
-    def other(request: SaveImage) -> SavedImage:
+    def other(request: SaveImage) -> Nothing:
         raise Conflict(f"image {request.wanted.name} is for arm64")
 
     three["n2"].modules.replies[SaveImage] = other
