@@ -24,6 +24,7 @@ LATER_KEYS: Final[dict[str, str]] = {
 LATER_VALUES: Final[dict[tuple[str, str], str]] = {
     ("listeners.flow", "udp"): "udp listeners",
     ("cluster.policy", "follower_ok_ro"): "followers that run with read-only volumes",
+    ("cluster.on_store_loss", "keep"): "running on without a quorum; an app stops with its term",
 }
 
 # What people write who know compose files or the first piccolod.

@@ -97,11 +97,6 @@ class Policy(StrEnum):
     ALWAYS_ON = "always_on"
 
 
-class OnStoreLoss(StrEnum):
-    STOP = "stop"
-    KEEP = "keep"
-
-
 class Flow(StrEnum):
     TCP = "tcp"
     TLS = "tls"
@@ -149,7 +144,7 @@ class Cluster(_Part, frozen=True, kw_only=True):
     prefer: Annotated[tuple[NodeName, ...], Meta(max_length=16)] = ()
     never: Annotated[tuple[NodeName, ...], Meta(max_length=16)] = ()
     failback: Literal["start_only"] = "start_only"
-    on_store_loss: OnStoreLoss = OnStoreLoss.STOP
+    on_store_loss: Literal["stop"] = "stop"
 
 
 class Listener(_Part, frozen=True, kw_only=True):

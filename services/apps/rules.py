@@ -16,7 +16,6 @@ from services.apps.manifest import (
     ClientIp,
     Flow,
     Manifest,
-    OnStoreLoss,
     Policy,
     Probe,
     Protocol,
@@ -154,8 +153,6 @@ def _cluster(manifest: Manifest) -> Iterator[tuple[str, str]]:
     policy = manifest.cluster.policy
     if policy is Policy.ALWAYS_ON and manifest.is_stateful:
         yield "cluster.policy", "`always_on` runs on every node and so cannot have a persistent volume"
-    if manifest.cluster.on_store_loss is OnStoreLoss.KEEP and manifest.is_stateful:
-        yield "cluster.on_store_loss", "`keep` may run the app twice and so cannot have a persistent volume"
     if policy is Policy.ALWAYS_ON and manifest.cluster.prefer:
         yield "cluster.prefer", "`always_on` runs on every node"
     if policy is Policy.ALWAYS_ON and manifest.cluster.never:
@@ -235,8 +232,6 @@ def _warnings(manifest: Manifest, around: Surroundings) -> Iterator[str]:
     for index, secret in enumerate(manifest.secrets):
         if secret.env is not None:
             yield f"secrets[{index}]: every process of the app sees an environment variable; a `file` can be kept from some"
-    if manifest.cluster.on_store_loss is OnStoreLoss.KEEP:
-        yield "cluster.on_store_loss: `keep` waives the promise that at most one node runs the app"
     for key in ("prefer", "never") if around.nodes else ():
         for index, name in enumerate(getattr(manifest.cluster, key)):
             if name not in around.nodes:

@@ -183,7 +183,6 @@ GOLDEN = [
     (SMALL + "storage: {temporary: {d: {container: /piccolo/config}}}\n", "storage.temporary.d.container", 4, 38, "piccolod's"),
     (SMALL + "storage: {persistent: {a: {container: /d}}, temporary: {b: {container: /d}}}\n", "storage.temporary.b.container", 4, 72, "already used"),
     (SMALL + "cluster: {policy: always_on}\nstorage: {persistent: {a: {container: /d}}}\n", "cluster.policy", 4, 19, "cannot have a persistent volume"),
-    (SMALL + "cluster: {on_store_loss: keep}\nstorage: {persistent: {a: {container: /d}}}\n", "cluster.on_store_loss", 4, 26, "cannot have"),
     (SMALL + "healthcheck: {interval: 5s}\n", "healthcheck", 4, 14, "exactly one of"),
     (SMALL + "healthcheck: {tcp: {port: wob}}\n", "healthcheck.tcp.port", 4, 27, "no listener is called 'wob'; there is web"),
     (SMALL + "healthcheck: {http: {port: web, path: health}}\n", "healthcheck.http.path", 4, 39, "must begin with /"),
