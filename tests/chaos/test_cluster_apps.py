@@ -107,6 +107,7 @@ def stop_machine_for_a_while(apps: Apps, chance: random.Random) -> str:
     machine, seconds = apps.on(chance), chance.uniform(0.3, 6.0)
     faults.freeze(machine)
     time.sleep(seconds)
+    apps.trial.oracle.wakes(machine)
     faults.thaw(machine)
     return f"{machine.name} stood still for {seconds:.1f} s"
 
