@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.bed import faults, forming, image
+from tests.bed import faults, forming
 from tests.bed.machine import Machine
 from tests.bed.oracle import Interval, intervals
 from tests.bed.trial import Trial
@@ -25,12 +25,12 @@ _SHORT_S = 0.6
 
 @pytest.fixture(scope="module")
 def home(trial: Trial) -> Machine:
-    """The machine that an app runs on, which says every 10 ms that it acts. Apps stay where they are."""
+    """The machine that an app runs on, which says every 10 ms that it acts. No other may run it."""
     machine = trial.leader()
-    archive = trial.cluster.folder / "demo.tar"
-    image.write_demo(archive)
-    machine.load_image(archive)
-    machine.install(machine.demo_manifest(APP, trial.oracle.app_command(RESOURCE)))
+    trial.cluster.load_demo_image(machine)
+    others = ", ".join(each.name for each in trial.followers())
+    stays = f"cluster: {{never: [{others}]}}\n"
+    machine.install(machine.demo_manifest(APP, trial.oracle.app_command(RESOURCE) + stays))
     return machine
 
 
