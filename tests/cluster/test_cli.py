@@ -28,7 +28,7 @@ CODES = {
     "health": {0, 1}, "doctor": {0, 1}, "status": {0, 1}, "setup": {1}, "apps install": {1}, "leaders switchover": {3},
     "leaders release": {1}, "volumes show": {3}, "apps update": {3}, "apps revert": {1}, "apps move": {3}, "tokens revoke": {3},
     "keys recovery use": {8},
-    "images load": {8}, "images import": {8},
+    "images load": {8}, "images import": {8}, "images push-peers": {3},
     # a node alone, on loopback
     "cluster init": {8}, "cluster join": {8}, "cluster leave": {1}, "cluster pause": {1}, "cluster resume": {1},
     "cluster recover": {1},

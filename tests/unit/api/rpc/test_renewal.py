@@ -76,7 +76,7 @@ def test_it_is_taken_up_without_a_restart_and_what_is_connected_goes_on() -> Non
                 renew(cluster["n1"])
                 assert days_left(cluster, "n1") == pytest.approx(90, abs=0.1)
                 before.sendall(b"POST /nothing HTTP/1.1\r\nHost: n1\r\nContent-Length: 0\r\n\r\n")
-                assert before.recv(12) == b"HTTP/1.1 404"
+                assert before.recv(12) == b"HTTP/1.1 400"
         renew(cluster["n1"])
         assert asked(cluster["n1"]) == 1, "a fresh one is left alone"
 
