@@ -18,6 +18,7 @@ _LOOK_S: Final = 0.1
 _OLD_NEWS_S: Final = 0.5
 # `pending` and a port that is taken are stages on the way, or the end: when they last, somebody has to do something.
 _PENDING_S: Final = 2.0
+_UNTOLD_S: Final = 3.0
 _UP: Final = frozenset({"running", "standby"})
 _RESTING: Final = frozenset({"running", "standby", "stopped", "failed"})
 
@@ -87,20 +88,24 @@ def until_gone(session: Session, name: str) -> None:
         time.sleep(_LOOK_S)
 
 
-def until_reached(session: Session, name: str, moved: dict[str, Any]) -> float:
-    """Milliseconds in which nobody was served, once clients reach the app in the term that `moved` shows, or in a later one.
+def until_reached(session: Session, name: str, moved: dict[str, Any]) -> tuple[str, float]:
+    """The node where clients reach the app in the term that `moved` shows, or in a later one, and how long nobody was served.
 
+    Milliseconds; 0 where that is not known: the tale is told as well as it goes, and an app that runs is what was asked for.
     DeadlineExceeded before that.
     """
-    client, end_at = session.client(), clock.now() + session.patience_s
+    client, end_at, first = session.client(), clock.now() + session.patience_s, int(moved["epoch"])
     progress = Progress(session, {"name": name})
     while True:
         history = (answer(client, path_of("leadership", f"app:{name}", "why")) or {}).get("history") or ()
-        phases = history[0]["phases"] if history and int(history[0]["epoch"]) >= int(moved["epoch"]) else {}
-        if "routed" in phases:
-            return float(sum(phases.values()))
+        last = history[0] if history and int(history[0]["epoch"]) >= first else {"phases": {}}
+        if "routed" in last["phases"]:
+            return str(last["to_node"]), float(sum(last["phases"].values())) if int(last["epoch"]) == first else 0.0
         app = _look(client, name) or {"name": name}
         progress.see(str(app.get("state")), str(app.get("reason") or ""))
+        leader = app.get("leader") or {}
+        if app.get("state") == "running" and int(leader.get("epoch") or 0) >= first and progress.lasts(_UNTOLD_S):
+            return str(leader.get("node")), 0.0
         if clock.now() + _LOOK_S > end_at:
             raise _too_late(app, session.patience_s)
         time.sleep(_LOOK_S)

@@ -39,11 +39,12 @@ async def admit(connection: Connection, handler: BaseRouteHandler) -> None:
     call.actor = actor = await _identify(core, connection, call, handler.opt.get("scope", Scope.ADMIN))
     _check_scope(actor, handler)
     if method not in SAFE:
-        call.held.enter_context(core.module.busy())
         _check_page(core, connection, call, actor)
         _check_media_type(connection, handler)
         _check_idempotency_key(connection)
     _check_query(connection, handler)
+    if method not in SAFE and actor is not NOBODY:
+        call.held.enter_context(core.module.busy())
     if handler.opt.get("leads"):
         core.check_leads()
     if handler.opt.get("moves") and call.via is None and actor.kind is Kind.SOCKET and core.mode is not None:

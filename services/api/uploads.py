@@ -48,7 +48,10 @@ async def received(
     """The body as a file, while the block runs. Raises TooLarge, StoreFull, Unavailable, Invalid when it is empty."""
     _check_room(folder, announced_bytes or 0, most_bytes)
     with draft(folder) as file:
-        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise Unavailable(f"the upload cannot be kept: {error.strerror}", hint="see `piccoloctl health`") from error
         try:
             await _write(fd, body, folder, most_bytes)
         finally:

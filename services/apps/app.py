@@ -222,7 +222,9 @@ class App:
         return max(min(wait_s, self._image_wait_s(made)), min(_POLL_S * 1.2**self._polls, _POLL_MOST_S))
 
     def _tell_phases(self, seen: Situation) -> None:
-        at = self._timeline.served(seen.health.ready_at if seen.health is not None else 0.0)
+        if seen.health is None or not seen.health.ready_at:
+            return  # it is reached, and has answered nobody yet
+        at = self._timeline.served(seen.health.ready_at)
         if at is not None and seen.term is not None and self._node.clustered:
             name = self.stored.desired.name
             self._node.module.spawn(self._node.tell_phases(name, seen.term.token, at), name=f"phases {name}")

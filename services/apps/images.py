@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from piccolod import clock, podman_conf
-from piccolod.errors import Conflict, Failed, Invalid, NotFound, PiccoloError, StoreFull
+from piccolod.errors import Conflict, Failed, Invalid, NotFound, PiccoloError, StoreFull, Unavailable
 from piccolod.protocol.images import ImageWanted
 from piccolod.units import format_size
 from services.apps.desired import Version
@@ -31,6 +31,7 @@ _AGAIN_S: Final = (5.0, 15.0, 60.0, 300.0)
 # The other nodes at least as often: somebody loads it on one of them, and it costs each a look into its podman.
 _NEARBY_AGAIN_S: Final = 15.0
 _ANOTHER: Final = "its name means another image here than where it runs; `piccoloctl images load` brings that one"
+_LOAD_HINT: Final = "`piccoloctl images load` brings it"
 _NO_ROOM: Final = "no space left"  # strerror(ENOSPC), in podman's words: not the fault of the file
 
 
@@ -68,6 +69,7 @@ class Images:
         self._builds = 0
         self._fetches: dict[str, asyncio.Task[str]] = {}
         self._refused: dict[str, tuple[float, int, str]] = {}  # key -> (again at, tries, why)
+        self._soon: set[str] = set()  # refused by what may be otherwise in a moment
         self._elsewhere: dict[str, tuple[float, int, str]] = {}  # the same, of what is not another node
 
     async def find(self, manifest: Manifest) -> str:
@@ -119,11 +121,15 @@ class Images:
         # An archive does not say which digest a registry calls an image by.
         nearby = bool(version.image_id) or (self._may_be_local(version, _key(version)) and "@" not in name)
         if self._bring is None or not nearby:
+            if manifest.pull is Pull.NEVER and manifest.build is None:
+                raise Failed(f"{name} is not on this node, and `pull` is never", hint=_LOAD_HINT)
             got = await self._got(manifest)
         else:
             try:
                 got = await self._brought(self._bring, name)
             except PiccoloError as error:
+                if isinstance(error, (NotFound, Unavailable)):  # an ask is cheap, an archive that was in vain is not
+                    self._soon.add(_key(version))
                 got = await self._got_elsewhere(version, error)
         await self._sync()
         return got
@@ -174,12 +180,13 @@ class Images:
 
     def _ended(self, key: str, version: Version, done: asyncio.Task[str]) -> None:
         why = _why_not(version, done)
+        self._soon, soon = self._soon - {key}, key in self._soon
         if not why:
             self._refused.pop(key, None)
             self._elsewhere.pop(key, None)
         else:
             tries = self._refused.get(key, (0.0, 0, ""))[1]
-            wait_s = _wait_s(tries) if self._bring is None else min(_wait_s(tries), _NEARBY_AGAIN_S)
+            wait_s = min(_wait_s(tries), _NEARBY_AGAIN_S) if soon else _wait_s(tries)
             why = discreet(why, version.manifest)
             self._refused[key] = (clock.now() + wait_s, tries + 1, f"image {reference(version.manifest)}: {why}")
         self._changed(version.manifest.name)

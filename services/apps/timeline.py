@@ -38,7 +38,9 @@ class Timeline:
 
     def served(self, ready_at: float) -> Mapping[str, float] | None:
         """Clients reach it from now on. The moments, once in a term; None: they were told, or its start was not seen."""
-        if self._told or not self._token or "started" not in self._at:
+        if self._told or not self._token:
             return None
         self._told = True
+        if "started" not in self._at:
+            return None
         return {**self._at, "ready": ready_at, "routed": clock.now()}

@@ -135,7 +135,7 @@ class Oracle:
         return f'command: [/bin/sh, -c, "{script}"]\npermissions: {{network: {{internet: allow}}}}\n'
 
     def _is_excused(self, stamp: Stamp) -> bool:
-        return any(node == stamp.node and at <= stamp.at <= at + WAKE_S for node, at in self._woken)
+        return any(node == stamp.node and at - RESOLUTION_S <= stamp.at <= at + WAKE_S for node, at in self._woken)
 
     def _listen(self) -> None:
         begun: dict[socket.socket, bytes] = {}

@@ -214,8 +214,8 @@ def move(session: Session, name: str, to: str) -> int:
     if not session.wait:
         session.say(f"{moved['node']} leads {name}, and starts it: `piccoloctl apps show {name}`")
         return 0
-    waited_ms = until_reached(session, name, moved)
-    session.say(f"{name} runs on {moved['node']}; its clients waited {waited_ms / 1000:.2f} s")
+    node, waited_ms = until_reached(session, name, moved)
+    session.say(f"{name} runs on {node}" + (f"; its clients waited {waited_ms / 1000:.2f} s" if waited_ms else ""))
     return 0
 
 

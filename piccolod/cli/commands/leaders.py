@@ -124,6 +124,7 @@ def _step(change: dict[str, Any]) -> str:
     way = " -> ".join(str(change[key]) for key in ("from_node", "to_node") if change.get(key))
     phases = ", ".join(f"{name} {float(took):.0f} ms" for name, took in (change.get("phases") or {}).items())
     told = f"{moment(int(change.get('at_ms') or 0))}  epoch {change.get('epoch')}  {way}: {change.get('reason')}"
-    if len(change.get("phases") or ()) > 1:
+    served = change.get("resource") == "kernel" or "routed" in (change.get("phases") or ())
+    if served and len(change["phases"]) > 1:
         phases += f": {sum(map(float, change['phases'].values())):.0f} ms in all"
     return printable(told + (f" ({phases})" if phases else ""))

@@ -41,6 +41,14 @@ _LOAD_S: Final = 900.0
 _TAKE_S: Final = 1800.0
 
 
+class _NotLoaded(Exception):
+    """This node could not load what came."""
+
+    def __init__(self, error: PiccoloError) -> None:
+        super().__init__(error.detail)
+        self.error = error
+
+
 class Images:
     def __init__(self, core: Core, client: Client, places: Places) -> None:
         self._core = core
@@ -61,9 +69,9 @@ class Images:
         return Route(self._take, MEDIA_TYPE, _BODY_BYTES, _TAKE_S, roles=(Role.MEMBER,))
 
     async def push(self, image_id: str) -> tuple[Handed, ...]:
-        """What became of telling every other member to take it from here, all at the same time."""
+        """What became of telling every other member to take it from here, one after the other: this disk bears one archive."""
         places = self._places.members(but=self._core.config.node.name)
-        return tuple(await asyncio.gather(*(self._offer(place, image_id) for place in places)))
+        return tuple([await self._offer(place, image_id) for place in places])
 
     async def _offer(self, place: Place, image_id: str) -> Handed:
         body = msgspec.msgpack.encode(ImageOffered(id=image_id))
@@ -97,7 +105,11 @@ class Images:
         async with self._bringing:
             had = offered.id in await self._names()
             if not had:
-                await self._from(giver, offered.id)
+                with self._core.module.busy():
+                    try:
+                        await self._from(giver, offered.id)
+                    except _NotLoaded as failed:
+                        raise failed.error from failed
         return msgspec.msgpack.encode(Handed(node=node, had=had))
 
     async def _names(self) -> frozenset[str]:
@@ -117,6 +129,8 @@ class Images:
             for place in places:
                 try:
                     await self._from(place, request.name)
+                except _NotLoaded as failed:
+                    raise failed.error from failed  # the archive of another one would be the same
                 except PiccoloError as error:
                     refused.append((place.node, error))
                 else:
@@ -127,13 +141,16 @@ class Images:
         """Raises what that node refused it with, Failed when it sent another one."""
         core = self._core
         known = tuple(sorted(each for each in await self._names() if not each.startswith(_ID)))
-        room_bytes = await asyncio.to_thread(uploads.room_bytes, core.uploads_folder)
+        # It lies there while podman unpacks it, by default on the same disk.
+        room_bytes = await asyncio.to_thread(uploads.room_bytes, core.uploads_folder) // 2
         wanted = ImageWanted(name=name, architecture=ARCHITECTURE, room_bytes=room_bytes, known=known)
         body = msgspec.msgpack.encode(wanted)
         async with self._client.fetch(place, PATH, body, MEDIA_TYPE, begins_s=_BEGINS_S) as answer:
             async with uploads.received(answer.parts, answer.size_bytes, core.uploads_folder) as file:
-                with core.module.busy():
+                try:
                     added = await core.order(AddImage(kind="load", file=str(file)), timeout_s=_LOAD_S)
+                except PiccoloError as error:
+                    raise _NotLoaded(error) from error
         if name.startswith(_ID) and name not in {each.id for each in added.images}:
             raise Failed(f"{place.node} sent another image for {name}", hint="ask it with `piccoloctl images list` there")
         core.log.info("took an image from another node", image=name, node=place.node, bytes=answer.size_bytes)

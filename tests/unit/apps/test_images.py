@@ -111,6 +111,37 @@ def test_pull_always_asks_the_registry_for_a_name_and_another_node_for_an_id(tmp
     assert store.asked == ["registry", "nearby"]
 
 
+def test_pull_never_of_a_digest_asks_no_registry_either(tmp_path: Path) -> None:
+    store = Store()
+    name = f"b@sha256:{'3' * 64}"
+    store.registry = {name: ID}
+    never = Version(manifest=validate(TEXT.replace("image: b", f"image: {name}\npull: never")).manifest)
+    status, _, why = fetched(store, tmp_path, never, bring=store.bring)
+    assert (status, store.asked) == (ImageIs.REFUSED, [])
+    assert "not on this node, and `pull` is never" in why
+
+
+def test_an_archive_that_came_in_vain_is_not_fetched_again_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [1000.0], []
+    monkeypatch.setattr("services.apps.images.clock.now", lambda: now[0])
+
+    async def full(name: str) -> None:
+        asked.append(name)
+        raise StoreFull("there is no room for it")
+
+    async def main() -> None:
+        ended, version = asyncio.Event(), Version(manifest=manifest(NEVER))
+        images = Images(Store(), tmp_path, tmp_path, list, lambda app: ended.set(), full)  # type: ignore[arg-type]
+        while now[0] < 1400.0:
+            ended.clear()
+            images.fetch(version)
+            await asyncio.wait_for(ended.wait(), 5)
+            now[0] = images.again_at(version)
+
+    asyncio.run(main())
+    assert len(asked) == 5, "at once, and after 5, 15, 60 and 300 s"
+
+
 def test_what_nobody_has_is_refused_with_what_each_said(tmp_path: Path) -> None:
     store = Store()
     status, _, why = fetched(store, tmp_path, Version(manifest=manifest()), bring=store.bring)

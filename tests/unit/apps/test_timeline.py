@@ -35,7 +35,10 @@ def test_another_term_is_told_anew() -> None:
 
 
 def test_what_was_found_running_is_not_told() -> None:
-    assert started().served(1.0) is None
+    found = started()
+    assert found.served(1.0) is None
+    found.did(Do.START)
+    assert found.served(1.0) is None, "a restart days later is no start of the term"
     line = started(Do.START)
     line.of(0)
     assert line.served(1.0) is None, "without a term nothing is led"

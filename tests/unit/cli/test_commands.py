@@ -306,7 +306,7 @@ def test_votes_are_shown_where_the_nodes_have_them(ctl: Ctl, double: ApiDouble) 
 
 def test_a_move_waits_for_the_new_term_and_says_how_long_clients_waited(ctl: Ctl, double: ApiDouble) -> None:
     def why(epoch: int, **phases: float) -> dict[str, Any]:
-        return {"history": [{"epoch": epoch, "phases": phases}]}
+        return {"history": [{"epoch": epoch, "to_node": "n2" if epoch < 5 else "n3", "phases": phases}]}
 
     double.on("POST", "/leadership/app:hello/switchover", {"node": "n2", "epoch": 4})
     restarting = Reply(503, {"code": "unavailable", "detail": "starting"})
@@ -317,6 +317,18 @@ def test_a_move_waits_for_the_new_term_and_says_how_long_clients_waited(ctl: Ctl
     double.on("GET", "/apps/hello", {"name": "hello", "state": "starting", "reason": "", "generation": 1})
     done = ctl("apps", "move", "hello", "--to", "n2")
     assert (done.code, done.err.splitlines()[-1]) == (0, "hello runs on n2; its clients waited 0.75 s")
+    double.on("GET", "/leadership/app:hello/why", why(5, claimed=20.0, routed=230.0))
+    done = ctl("apps", "move", "hello", "--to", "n2")
+    assert (done.code, done.err.splitlines()[-1]) == (0, "hello runs on n3"), "another one took it over meanwhile"
+
+
+def test_a_move_whose_tale_is_lost_ends_when_the_app_runs_there(ctl: Ctl, double: ApiDouble) -> None:
+    double.on("POST", "/leadership/app:hello/switchover", {"node": "n2", "epoch": 4})
+    double.on("GET", "/leadership/app:hello/why", {"history": [{"epoch": 4, "to_node": "n2", "phases": {"claimed": 5.0}}]})
+    app = {"name": "hello", "state": "running", "reason": "", "generation": 1, "leader": {"node": "n2", "epoch": 4}}
+    double.on("GET", "/apps/hello", app)
+    done = ctl("apps", "move", "hello", "--to", "n2")
+    assert (done.code, done.err.splitlines()[-1]) == (0, "hello runs on n2")
 
 
 def drained(*left: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from piccolod.errors import Conflict, NotFound, PiccoloError, Unavailable
+from piccolod.errors import Conflict, NotFound, PiccoloError, StoreFull, Unavailable
 from piccolod.pki.identity import Role
 from piccolod.protocol.apps import AddImage, ImageDocument, ImageDocuments, ListImages
 from piccolod.protocol.base import Nothing
@@ -100,6 +100,18 @@ def test_what_several_apps_need_is_sent_once(three: Cluster) -> None:
     with ThreadPoolExecutor(3) as threads:
         list(threads.map(n1.command, [WANTED] * 3))
     assert have["n1"].loaded == [ARCHIVE]
+    nothing_is_left(*have.values())
+
+
+def test_what_cannot_be_loaded_here_is_not_fetched_from_the_next_node(three: Cluster) -> None:
+    have = stores(three, "n2", "n3")
+
+    def full(request: AddImage) -> ImageDocuments:
+        raise StoreFull("no space left on device")
+
+    three["n1"].modules.replies[AddImage] = full
+    assert "no space left" in refused(three["n1"], StoreFull)
+    assert have["n2"].saved + have["n3"].saved == 1
     nothing_is_left(*have.values())
 
 
