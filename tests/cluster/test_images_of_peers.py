@@ -13,7 +13,7 @@ import pytest
 from tests.bed import faults
 from tests.bed.apps import answers, could_lead, home
 from tests.bed.cluster import Cluster
-from tests.bed.forming import asking, said, wait_leader
+from tests.bed.forming import asked, asking, said, wait_leader
 from tests.bed.machine import Machine
 from tests.node import DEMO_IMAGE, until
 
@@ -101,7 +101,9 @@ def test_an_app_whose_image_one_node_has_runs_and_fails_over(bed: Cluster) -> No
     having = follower(bed)
     bed.load_demo_image(having)
     (known,) = ids(having, DEMO_IMAGE)
-    port = having.install(having.demo_manifest("hello"), running=False)["listeners"][0]["public_port"]
+    assert having.api("POST", "/apps", having.demo_manifest("hello"), kind="application/yaml").status == 201
+    until(lambda: asked(having, "GET", "/apps/hello").status == 200, "the leader's word comes back", 10)
+    port = having.public_port("hello")
     for machine in bed.machines:
         until(lambda machine=machine: answers(machine, port), f"{machine.name} answers", 30)  # type: ignore[misc]
     for machine in bed.machines:
