@@ -126,7 +126,7 @@ class Images:
             got = await self._got(manifest)
         else:
             try:
-                got = await self._brought(self._bring, name)
+                return await self._brought(self._bring, name)  # which is on the disk: it came by `add`
             except PiccoloError as error:
                 if isinstance(error, (NotFound, Unavailable)):  # an ask is cheap, an archive that was in vain is not
                     self._soon.add(_key(version))
